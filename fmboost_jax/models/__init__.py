@@ -1,0 +1,1 @@
+"""The networks: the velocity UNet and the first stages (autoencoders)."""

@@ -1,0 +1,112 @@
+"""The frozen autoencoder beside the flow: one interface over identity, AutoencoderKL and AutoencoderTiny.
+
+Stored latents are *unscaled*, as the encoder gives them; the flow works on scaled ones. `FirstStage.scale` and
+`FirstStage.unscale` are the two sides of that border.
+"""
+
+import dataclasses
+import functools
+import os
+from typing import Protocol
+
+import jax
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fmboost_jax.errors import InputError
+
+KINDS = ("identity", "kl", "tiny")
+
+
+class Autoencoder(Protocol):
+    """What every first stage's network offers. Images are NHWC in [-1, 1]; latents are unscaled."""
+
+    def encode(self, image: Float[Array, "b h w 3"]) -> tuple[Array, Array | None]:
+        """Mean and log-variance of the latent's distribution; log-variance None where there is no distribution."""
+        ...
+
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
+        """The image of a latent."""
+        ...
+
+
+class Identity(nnx.Module):
+    """Pixels as latents: three channels, no downsampling."""
+
+    def encode(self, image: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h w 3"], None]:
+        """The image itself; no log-variance."""
+        return image, None
+
+    def decode(self, latent: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
+        """The latent itself."""
+        return latent
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStage:
+    """A frozen autoencoder with the numbers that belong to its latents.
+
+    Attributes:
+        kind: "identity", "kl" or "tiny".
+        path: where its weights came from (folder, file or hub id); "" for identity.
+        model: the network.
+        channels: latent channels.
+        downsampling: image pixels per latent position and axis.
+        scaling_factor: scaled = (unscaled − shift_factor) · scaling_factor.
+        shift_factor: see above; 0 for most autoencoders.
+    """
+
+    kind: str
+    path: str
+    model: nnx.Module
+    channels: int
+    downsampling: int
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+
+    def scale(self, latent: Array) -> Array:
+        """Unscaled latent (as stored) → scaled latent (as the flow sees it)."""
+        return (latent - self.shift_factor) * self.scaling_factor
+
+    def unscale(self, latent: Array) -> Array:
+        """Scaled latent → unscaled latent."""
+        return latent / self.scaling_factor + self.shift_factor
+
+    @functools.cached_property
+    def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
+        return nnx.split(self.model)
+
+    def encode(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f c"]:
+        """Image in [-1, 1] → unscaled latent (the distribution's mean), jitted once a shape."""
+        return _encode(*self._split, image)
+
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b h*f w*f 3"]:
+        """Scaled latent → image in [-1, 1], jitted once a shape."""
+        return _decode(*self._split, self.unscale(latent))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _encode(graphdef, state, image):
+    return nnx.merge(graphdef, state).encode(image)[0]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _decode(graphdef, state, latent):
+    return nnx.merge(graphdef, state).decode(latent)
+
+
+def load_first_stage(kind: str, path: str = "") -> FirstStage:
+    """Load a first stage by kind ("identity", "kl", "tiny") and, but for identity, the folder or hub id of its weights.
+
+    Raises:
+        InputError: unknown kind, a missing path, or weights that do not fit.
+    """
+    if kind == "identity":
+        return FirstStage(kind, "", Identity(), channels=3, downsampling=1)
+    if kind not in KINDS:
+        raise InputError(f"first stage kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
+    if not path:
+        raise InputError(f"first stage {kind!r} needs the folder or hub id of its weights: set first_stage.path")
+    from fmboost_jax.interop import autoencoders
+
+    return autoencoders.load_first_stage(kind, os.fspath(path))

@@ -1,0 +1,1 @@
+"""Devices: the mesh, the sharding rules, the start of many processes."""

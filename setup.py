@@ -1,0 +1,48 @@
+"""Packaging of fmboost_jax: `pip install -e .`, extras in brackets (`pip install -e ".[diffusers]"`)."""
+
+from setuptools import find_packages, setup
+
+# torch is pinned exactly: an open range would pull a CUDA build of several gigabytes on any machine.
+EXTRAS = {
+    "diffusers": ["torch==2.13.0", "diffusers>=0.40", "transformers"],
+    "tfds": ["tensorflow-datasets>=4.9.8"],
+    "demo": ["scikit-image", "scikit-learn", "matplotlib"],
+    "tpu": ["jax[tpu]"],
+    "cuda": ["jax[cuda13]"],
+}
+EXTRAS["dev"] = [
+    *EXTRAS["diffusers"],
+    *EXTRAS["tfds"],
+    *EXTRAS["demo"],
+    "beartype",
+    "hypothesis",
+    "pytest",
+    "pytest-xdist",
+    "ruff",
+    "scipy",
+    "torchdiffeq",
+]
+
+setup(
+    name="fmboost_jax",
+    version="0.1.0",
+    description="Flow-matching latent upsampling (FMBoost) in JAX: small latents to 1024² and 2048² images",
+    license="MIT",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fmboost_jax", "fmboost_jax.*"]),
+    install_requires=[
+        "jax>=0.10,<0.13",
+        "flax>=0.12",
+        "optax>=0.2.5",
+        "orbax-checkpoint>=0.11",
+        "grain>=0.2.12",
+        "ml_collections>=1.0",
+        "array_record>=0.8",
+        "safetensors>=0.5",
+        "jaxtyping>=0.3",
+        "pillow>=11",
+        "tqdm>=4.66",
+        "tensorboardX>=2.6",
+    ],
+    extras_require=EXTRAS,
+)
