@@ -1,0 +1,64 @@
+"""Self-attention over the positions of a feature map, in the ordinary layout and in the reference's.
+
+The reference computes queries, keys and values as one (batch, 3·heads·dim_head, positions) array and re-reads that
+memory, row-major and without a transpose, as (batch, heads, positions, 3·dim_head): positions and channels are
+interleaved. Its checkpoints only work with exactly that, so it is kept here as `attention_layout="interleaved"`.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fmboost_jax.models.blocks import group_norm, linear
+
+
+class SpatialAttention(nnx.Module):
+    """Norm, multi-head self-attention, projection, added to the input."""
+
+    def __init__(self, channels: int, config, *, linear_attention: bool, rngs: nnx.Rngs):
+        self.num_heads, self.dim_head = config.num_heads, config.dim_head
+        self.interleaved = config.attention_layout == "interleaved"
+        self.linear_attention = linear_attention
+        self.dtype = config.dtype
+        inner = self.num_heads * self.dim_head
+        self.norm = group_norm(channels, rngs=rngs)
+        self.qkv = linear(channels, 3 * inner, dtype=config.dtype, rngs=rngs)
+        self.proj_out = linear(inner, channels, zero=True, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Features → features of the same shape."""
+        b, h, w, c = x.shape
+        qkv = self.qkv(self.norm(x).astype(self.dtype)).reshape(b, h * w, -1)
+        q, k, v = self._split(qkv)
+        attend = attend_linear if self.linear_attention else jax.nn.dot_product_attention
+        out = self._join(attend(q, k, v))
+        return x + self.proj_out(out).reshape(b, h, w, c)
+
+    def _split(self, qkv: Float[Array, "b n k"]) -> tuple[Array, Array, Array]:
+        """Queries, keys and values, each (batch, positions, heads, dim_head)."""
+        b, n, _ = qkv.shape
+        if self.interleaved:
+            qkv = qkv.swapaxes(1, 2).reshape(b, self.num_heads, n, 3 * self.dim_head).swapaxes(1, 2)
+            return tuple(jnp.split(qkv, 3, axis=-1))
+        return tuple(jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, self.dim_head), 2, 0))
+
+    def _join(self, out: Float[Array, "b n heads dim"]) -> Float[Array, "b n inner"]:
+        b, n, heads, dim = out.shape
+        if self.interleaved:
+            return out.swapaxes(1, 2).reshape(b, heads * dim, n).swapaxes(1, 2)
+        return out.reshape(b, n, heads * dim)
+
+
+def attend_linear(
+    q: Float[Array, "b n heads dim"], k: Float[Array, "b n heads dim"], v: Float[Array, "b n heads dim"]
+) -> Float[Array, "b n heads dim"]:
+    """Attention whose cost is linear in the positions: q's softmax over channels, k's over positions.
+
+    Source: Shen et al. 2018, arXiv 1812.01243, equation 5; q divided by √dim afterwards.
+    """
+    dtype = v.dtype
+    q = jax.nn.softmax(q.astype(jnp.float32), axis=-1) / jnp.sqrt(q.shape[-1])
+    k = jax.nn.softmax(k.astype(jnp.float32), axis=1)
+    summary = jnp.einsum("bnhd,bnhe->bhde", k.astype(dtype), v)
+    return jnp.einsum("bnhd,bhde->bnhe", q.astype(dtype), summary)

@@ -1,0 +1,320 @@
+"""The velocity network: a time-conditioned UNet on latents, as the FMBoost paper trains it (arXiv 2312.07360).
+
+The architecture is that of guided diffusion (Dhariwal and Nichol 2021, arXiv 2105.05233, appendix). Weights of the
+PyTorch reference need `attention_layout="interleaved"`, see `fmboost_jax.models.attention`.
+"""
+
+import dataclasses
+import math
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.attention import SpatialAttention
+from fmboost_jax.models.blocks import conv, group_norm, linear, uniform_fan_in, upsample_nearest
+
+
+@dataclasses.dataclass(frozen=True)
+class UNetConfig:
+    """Shape of a `UNet`; the defaults are the paper's base network of 305,806,340 parameters.
+
+    Attributes:
+        in_channels: channels of the state plus those of the context.
+        model_channels: width of the first level; a multiple of 32.
+        out_channels: channels of the velocity, those of the state.
+        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        channel_mult: width of each level as a multiple of `model_channels`.
+        attention_resolutions: downsampling factors of the levels that attend (the middle always does).
+        dropout: probability of dropping an activation before a residual block's last convolution.
+        conv_resample: learned convolutions at the change of levels; False: average pooling and bare nearest upsampling.
+        dim_head: channels of one attention head, whatever the level's width.
+        num_heads: attention heads.
+        use_linear_attn: linear attention in the levels; the middle keeps softmax attention.
+        use_scale_shift_norm: the time embedding scales and shifts the second norm; False: it is added before it.
+        pool_factor: a stride-p convolution before and a transposed one behind the network; 1 or less for none.
+        attention_layout: "heads", the ordinary one, or "interleaved", that of the reference's checkpoints.
+        dtype: "float32" or "bfloat16", what convolutions and matrix products compute in; parameters are float32.
+        remat: recompute the blocks' activations in the backward pass, for less memory.
+    """
+
+    in_channels: int = 8
+    model_channels: int = 128
+    out_channels: int = 4
+    num_res_blocks: int = 3
+    channel_mult: tuple[int, ...] = (1, 2, 4, 8)
+    attention_resolutions: tuple[int, ...] = (8, 16)
+    dropout: float = 0.0
+    conv_resample: bool = True
+    dim_head: int = 64
+    num_heads: int = 4
+    use_linear_attn: bool = False
+    use_scale_shift_norm: bool = True
+    pool_factor: int = 1
+    attention_layout: str = "heads"
+    dtype: str = "float32"
+    remat: bool = False
+
+    def __post_init__(self):
+        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
+        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
+        if self.model_channels % 32:
+            raise InputError(f"unet.model_channels must be a multiple of 32 (group norm), found {self.model_channels}")
+        if self.attention_layout not in ("heads", "interleaved"):
+            raise InputError(f'unet.attention_layout must be "heads" or "interleaved", found {self.attention_layout!r}')
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f'unet.dtype must be "float32" or "bfloat16", found {self.dtype!r}')
+
+    @property
+    def size_multiple(self) -> int:
+        """Height and width of the state must be multiples of this: every level halves them."""
+        return max(self.pool_factor, 1) * 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def context_channels(self) -> int:
+        """Channels of the context; 0 for a network without one."""
+        return self.in_channels - self.out_channels
+
+
+class ResBlock(nnx.Module):
+    """Two 3×3 convolutions, the time embedding between them, a skip around them."""
+
+    def __init__(self, in_channels: int, out_channels: int, embedding: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.scale_shift = config.use_scale_shift_norm
+        self.dtype = config.dtype
+        self.norm1 = group_norm(in_channels, rngs=rngs)
+        self.conv1 = conv(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
+        width = 2 * out_channels if self.scale_shift else out_channels
+        self.embed = linear(embedding, width, dtype=jnp.float32, rngs=rngs)
+        self.norm2 = group_norm(out_channels, rngs=rngs)
+        self.dropout = nnx.Dropout(config.dropout)
+        self.conv2 = conv(out_channels, out_channels, zero=True, dtype=config.dtype, rngs=rngs)
+        self.skip = (
+            conv(in_channels, out_channels, 1, dtype=config.dtype, rngs=rngs) if in_channels != out_channels else None
+        )
+
+    def __call__(
+        self, x: Float[Array, "b h w i"], embedding: Float[Array, "b e"], rngs: nnx.Rngs | None = None
+    ) -> Float[Array, "b h w o"]:
+        """Features and time embedding → features; `rngs` draws the dropout, None switches it off."""
+        h = self.conv1(nnx.silu(self.norm1(x).astype(self.dtype)))
+        bias = self.embed(nnx.silu(embedding))[:, None, None, :]
+        if self.scale_shift:
+            scale, shift = jnp.split(bias, 2, axis=-1)
+            h = self.norm2(h) * (1 + scale) + shift
+        else:
+            h = self.norm2(h + bias)
+        h = self.dropout(nnx.silu(h.astype(self.dtype)), deterministic=rngs is None, rngs=rngs)
+        return self.conv2(h) + (x if self.skip is None else self.skip(x)).astype(self.dtype)
+
+
+class Downsample(nnx.Module):
+    """Half the height and width: a stride-2 convolution, or 2×2 average pooling."""
+
+    def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, stride=2, dtype=config.dtype, rngs=rngs) if config.conv_resample else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Features at half the resolution."""
+        if self.conv is not None:
+            return self.conv(x)
+        return nnx.avg_pool(x, (2, 2), strides=(2, 2))
+
+
+class Upsample(nnx.Module):
+    """Twice the height and width: nearest neighbours, then a convolution where resampling is learned."""
+
+    def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.conv = conv(channels, channels, dtype=config.dtype, rngs=rngs) if config.conv_resample else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+        """Features at twice the resolution."""
+        x = upsample_nearest(x)
+        return x if self.conv is None else self.conv(x)
+
+
+class Level(nnx.Module):
+    """The blocks of one resolution, each with its attention where the level attends, and the change to the next."""
+
+    def __init__(
+        self, widths: list[tuple[int, int]], embedding: int, attends: bool, config: UNetConfig, *, resample, rngs
+    ):
+        self.remat = config.remat
+        self.blocks = nnx.List([ResBlock(i, o, embedding, config, rngs=rngs) for i, o in widths])
+        self.attentions = nnx.List(
+            [SpatialAttention(o, config, linear_attention=config.use_linear_attn, rngs=rngs) for _, o in widths]
+            if attends
+            else []
+        )
+        self.resample = resample(widths[-1][1], config, rngs=rngs) if resample else None
+
+    def block(self, index: int, x, embedding, rngs):
+        """Residual block and attention number `index`; under `remat` only its input is kept for the backward pass."""
+
+        def apply(level, x, embedding):
+            x = level.blocks[index](x, embedding, rngs)
+            return level.attentions[index](x) if level.attentions else x
+
+        return (nnx.remat(apply) if self.remat else apply)(self, x, embedding)
+
+
+class Middle(nnx.Module):
+    """Block, softmax attention, block at the lowest resolution."""
+
+    def __init__(self, channels: int, embedding: int, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.block1 = ResBlock(channels, channels, embedding, config, rngs=rngs)
+        self.attention = SpatialAttention(channels, config, linear_attention=False, rngs=rngs)
+        self.block2 = ResBlock(channels, channels, embedding, config, rngs=rngs)
+
+    def __call__(self, x, embedding, rngs=None):
+        """Features → features of the same shape."""
+        return self.block2(self.attention(self.block1(x, embedding, rngs)), embedding, rngs)
+
+
+class UNet(nnx.Module):
+    """Velocity of a latent at time t, given the context. `UNet(config, rngs=nnx.Rngs(0))`."""
+
+    def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        width, dtype = config.model_channels, config.dtype
+        embedding = 4 * width
+        self.time1 = linear(width, embedding, dtype=jnp.float32, rngs=rngs)
+        self.time2 = linear(embedding, embedding, dtype=jnp.float32, rngs=rngs)
+
+        pool = config.pool_factor
+        channels = config.in_channels
+        self.pool = self.unpool = None
+        if pool > 1:
+            self.pool = conv(channels, width, pool, stride=pool, padding=0, dtype=dtype, rngs=rngs)
+            self.unpool = _transposed_conv(width, config.out_channels, pool, dtype=dtype, rngs=rngs)
+            channels = width
+        self.conv_in = conv(channels, width, dtype=dtype, rngs=rngs)
+
+        skips = [width]
+        levels = []
+        last = len(config.channel_mult) - 1
+        channels = width
+        for depth, mult in enumerate(config.channel_mult):
+            widths = [(channels if j == 0 else mult * width, mult * width) for j in range(config.num_res_blocks)]
+            channels = mult * width
+            skips += [channels] * config.num_res_blocks + ([channels] if depth < last else [])
+            attends = 2**depth in config.attention_resolutions
+            resample = Downsample if depth < last else None
+            levels.append(Level(widths, embedding, attends, config, resample=resample, rngs=rngs))
+        self.down = nnx.List(levels)
+
+        self.middle = Middle(channels, embedding, config, rngs=rngs)
+
+        levels = []
+        for depth, mult in reversed(list(enumerate(config.channel_mult))):
+            widths = []
+            for _ in range(config.num_res_blocks + 1):
+                widths.append((channels + skips.pop(), mult * width))
+                channels = mult * width
+            attends = 2**depth in config.attention_resolutions
+            levels.append(Level(widths, embedding, attends, config, resample=Upsample if depth else None, rngs=rngs))
+        self.up = nnx.List(levels)
+
+        self.norm_out = group_norm(width, rngs=rngs)
+        out = width if pool > 1 else config.out_channels
+        self.conv_out = conv(width, out, zero=pool <= 1, dtype=dtype, rngs=rngs)
+
+    def __call__(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        context: Float[Array, "b h w k"] | None = None,
+        *,
+        rngs: nnx.Rngs | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """Velocity d x / d t.
+
+        Args:
+            x: state at time t, float32.
+            t: time in [0, 1], one an example; not multiplied by 1000.
+            context: upsampled low-res latent without noise, of x's height and width; None for a network without one.
+            rngs: draws the dropout; None (the default) switches it off.
+
+        Returns:
+            float32 of x's shape.
+
+        Raises:
+            InputError: channels other than the config's, or a size that the levels cannot halve.
+        """
+        config = self.config
+        self._check(x, context)
+        h = x if context is None else jnp.concatenate([x, context], axis=-1)
+        h = h.astype(config.dtype)
+        embedding = self.time2(nnx.silu(self.time1(time_features(t, config.model_channels))))
+
+        if self.pool is not None:
+            h = self.pool(h)
+        h = self.conv_in(h)
+        skips = [h]
+        for level in self.down:
+            for j in range(len(level.blocks)):
+                h = level.block(j, h, embedding, rngs)
+                skips.append(h)
+            if level.resample is not None:
+                h = level.resample(h)
+                skips.append(h)
+        h = self.middle(h, embedding, rngs)
+        for level in self.up:
+            for j in range(len(level.blocks)):
+                h = level.block(j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs)
+            if level.resample is not None:
+                h = level.resample(h)
+        h = self.conv_out(nnx.silu(self.norm_out(h).astype(config.dtype)))
+        if self.unpool is not None:
+            h = self.unpool(h)
+        return h.astype(jnp.float32)
+
+    def _check(self, x: Array, context: Array | None) -> None:
+        config = self.config
+        found = 0 if context is None else context.shape[-1]
+        if x.shape[-1] != config.out_channels or found != config.context_channels:
+            raise InputError(
+                f"the UNet expects a state of {config.out_channels} channels and a context of "
+                f"{config.context_channels}, found {x.shape[-1]} and {found}"
+            )
+        multiple = config.size_multiple
+        if x.shape[1] % multiple or x.shape[2] % multiple:
+            raise InputError(
+                f"the UNet halves its input {len(config.channel_mult) - 1} times, so height and width must be "
+                f"multiples of {multiple}, found {x.shape[1]}×{x.shape[2]}; pad the latent and crop the result"
+            )
+
+
+def time_features(t: Float[Array, "b"], width: int) -> Float[Array, "b f"]:
+    """Sinusoids of the time: cosines, then sines, at frequencies 10000^(−i / half).
+
+    Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.5; t stays in [0, 1] as it is.
+    """
+    half = width // 2
+    frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = t.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def _transposed_conv(in_channels: int, out_channels: int, stride: int, *, dtype, rngs: nnx.Rngs) -> nnx.ConvTranspose:
+    init = uniform_fan_in(out_channels * stride * stride)
+    return nnx.ConvTranspose(
+        in_channels,
+        out_channels,
+        (stride, stride),
+        strides=(stride, stride),
+        padding="VALID",
+        transpose_kernel=True,
+        kernel_init=init,
+        bias_init=init,
+        dtype=dtype,
+        param_dtype=jnp.float32,
+        rngs=rngs,
+    )
+
+
+def parameter_count(model: nnx.Module) -> int:
+    """Number of parameters of a module, or of its abstract twin from `jax.eval_shape`."""
+    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
