@@ -1,0 +1,307 @@
+"""The KL autoencoder of Stable Diffusion and its kin, as a first stage: image ↔ Gaussian over latents.
+
+Source: "High-Resolution Image Synthesis with Latent Diffusion Models", Rombach et al., CVPR 2022, arXiv 2112.10752,
+appendix G. Encoding and decoding are exact at any size in bounded memory: convolutions over large maps run in strips
+(`models/strips.py`), the middle's attention in blocks of queries.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Float
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.blocks import upsample_nearest
+from fmboost_jax.models.strips import Strip, in_strips
+
+# Queries attended at once; with 65,536 keys (a 2048² image) their float32 logits take 128 MiB.
+QUERY_BLOCK = 512
+NORM_EPS = 1e-6
+LOGVAR_RANGE = (-30.0, 20.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderKLConfig:
+    """Architecture and latent scale; the defaults are SD 1.x (83,653,863 parameters).
+
+    Attributes:
+        image_channels: of the image, in and out.
+        latent_channels: of the latent (4 in SD 1.x/2.x/SDXL, 16 in SD 3 and FLUX.1).
+        channels: feature channels a level, finest level first; each level but the last halves the size.
+        blocks: residual blocks a level in the encoder; the decoder has one more.
+        norm_groups: groups of every group norm.
+        quant_convs: a 1×1 convolution behind the encoder and one in front of the decoder.
+        mid_attention: self-attention between the middle's two residual blocks.
+        scaling_factor, shift_factor: scaled latent = (latent − shift_factor) · scaling_factor.
+        dtype: "float32" or "bfloat16", of convolutions and matmuls; parameters, norms and softmax stay float32.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    channels: tuple[int, ...] = (128, 256, 512, 512)
+    blocks: int = 2
+    norm_groups: int = 32
+    quant_convs: bool = True
+    mid_attention: bool = True
+    scaling_factor: float = 0.18215
+    shift_factor: float = 0.0
+    dtype: str = "float32"
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent position and axis."""
+        return 2 ** (len(self.channels) - 1)
+
+
+class Conv(nnx.Module):
+    """A 3×3 convolution that pads the width by one and leaves the height to the strip that calls it."""
+
+    def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs)))
+        self.bias = nnx.Param(jnp.zeros(outputs))
+        self.dtype = config.dtype
+
+    def __call__(
+        self, x: Float[Array, "b h w c"], stride: int = 1, padding: tuple = ((0, 0), (1, 1))
+    ) -> Float[Array, "b H W d"]:
+        kernel = self.kernel[...].astype(self.dtype)
+        dimensions = ("NHWC", "HWIO", "NHWC")
+        y = lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
+        return y + self.bias[...].astype(self.dtype)
+
+
+class GroupNorm(nnx.Module):
+    """Group normalisation in float32 whose statistics may come from a larger map than it is applied to."""
+
+    def __init__(self, channels: int, config: AutoencoderKLConfig):
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.groups = config.norm_groups
+
+    def fitted(self, x: Float[Array, "b h w c"]):
+        """The normalisation with the statistics of `x`, as a function of any rows of it."""
+        grouped = x.reshape(*x.shape[:3], self.groups, -1).astype(jnp.float32)
+        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
+        variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
+        per_channel = (x.shape[0], 1, 1, self.groups, x.shape[-1] // self.groups)
+        mean, factor = (
+            jnp.broadcast_to(value, per_channel).reshape(x.shape[0], 1, 1, -1)
+            for value in (mean, lax.rsqrt(variance + NORM_EPS))
+        )
+        scale, bias = self.scale[...], self.bias[...]
+        return lambda rows: (rows.astype(jnp.float32) - mean) * (factor * scale) + bias
+
+
+class ResBlock(nnx.Module):
+    """Norm → SiLU → 3×3 convolution, twice, plus the input (through a 1×1 convolution where channels change)."""
+
+    def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        self.norm1 = GroupNorm(inputs, config)
+        self.conv1 = Conv(inputs, outputs, config, rngs)
+        self.norm2 = GroupNorm(outputs, config)
+        self.conv2 = Conv(outputs, outputs, config, rngs)
+        self.shortcut = nnx.Linear(inputs, outputs, dtype=config.dtype, rngs=rngs) if inputs != outputs else None
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+        h = _norm_silu_conv(self.norm1, self.conv1, x)
+        activation = _norm_silu(self.norm2, h)
+
+        def finish(strip: Strip) -> Array:
+            rows = strip.of(x)
+            return self.conv2(strip.window(h, activation)) + (self.shortcut(rows) if self.shortcut else rows)
+
+        return in_strips(finish, x)
+
+
+def _norm_silu(norm: GroupNorm, x: Array):
+    normalise, dtype = norm.fitted(x), x.dtype
+    return lambda rows: jax.nn.silu(normalise(rows)).astype(dtype)
+
+
+def _norm_silu_conv(norm: GroupNorm, conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
+    activation = _norm_silu(norm, x)
+    return in_strips(lambda strip: conv(strip.window(x, activation)), x)
+
+
+class Attention(nnx.Module):
+    """Self-attention over all positions, one head of full width, exact in blocks of queries."""
+
+    def __init__(self, channels: int, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        def linear() -> nnx.Linear:
+            return nnx.Linear(channels, channels, dtype=config.dtype, rngs=rngs)
+
+        self.norm = GroupNorm(channels, config)
+        self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        batch, height, width, channels = x.shape
+        positions = self.norm.fitted(x)(x).astype(x.dtype).reshape(batch, height * width, channels)
+        attended = attend(self.query(positions), self.key(positions), self.value(positions))
+        return x + self.out(attended).reshape(x.shape)
+
+
+def attend(
+    query: Float[Array, "b n c"], key: Float[Array, "b m c"], value: Float[Array, "b m c"]
+) -> Float[Array, "b n c"]:
+    """softmax(q kᵀ / √c) v; logits and softmax in float32, at most `QUERY_BLOCK` queries at once."""
+    batch, queries, channels = query.shape
+
+    def block(query: Array) -> Array:
+        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
+        weights = jax.nn.softmax(logits * channels**-0.5).astype(value.dtype)
+        return jnp.einsum("bqk,bkc->bqc", weights, value)
+
+    if queries <= QUERY_BLOCK:
+        return block(query)
+    blocks = -(-queries // QUERY_BLOCK)
+    padded = jnp.pad(query, ((0, 0), (0, blocks * QUERY_BLOCK - queries), (0, 0)))
+    padded = padded.reshape(batch, blocks, QUERY_BLOCK, channels).swapaxes(0, 1)
+    return lax.map(block, padded).swapaxes(0, 1).reshape(batch, -1, channels)[:, :queries]
+
+
+class Middle(nnx.Module):
+    """Residual block, self-attention (where the config has it), residual block at the smallest size."""
+
+    def __init__(self, channels: int, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        self.block1 = ResBlock(channels, channels, config, rngs)
+        self.attention = Attention(channels, config, rngs) if config.mid_attention else None
+        self.block2 = ResBlock(channels, channels, config, rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        x = self.block1(x)
+        if self.attention:
+            x = self.attention(x)
+        return self.block2(x)
+
+
+class DownLevel(nnx.Module):
+    """Residual blocks, then a convolution of stride 2 padded by one row and column at the far end only."""
+
+    def __init__(self, inputs: int, outputs: int, last: bool, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        widths = [inputs] + [outputs] * (config.blocks - 1)
+        self.blocks = nnx.List([ResBlock(width, outputs, config, rngs) for width in widths])
+        self.downsample = None if last else Conv(outputs, outputs, config, rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        for block in self.blocks:
+            x = block(x)
+        return self.downsample(x, stride=2, padding=((0, 1), (0, 1))) if self.downsample else x
+
+
+class UpLevel(nnx.Module):
+    """Residual blocks, then nearest ×2 and a convolution."""
+
+    def __init__(self, inputs: int, outputs: int, last: bool, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        widths = [inputs] + [outputs] * config.blocks
+        self.blocks = nnx.List([ResBlock(width, outputs, config, rngs) for width in widths])
+        self.upsample = None if last else Conv(outputs, outputs, config, rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        for block in self.blocks:
+            x = block(x)
+        return self._enlarge(x) if self.upsample else x
+
+    def _enlarge(self, x: Array) -> Array:
+        def enlarge(strip: Strip) -> Array:
+            # r + 2 rows give 2r + 4; the outermost are neighbours of neighbours.
+            return self.upsample(upsample_nearest(strip.window(x))[:, 1:-1])
+
+        return in_strips(enlarge, x, scale=2)
+
+
+class Encoder(nnx.Module):
+    """Image → moments (mean and log-variance) of the latent."""
+
+    def __init__(self, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        channels = config.channels
+        self.conv_in = Conv(config.image_channels, channels[0], config, rngs)
+        widths = zip((channels[0], *channels), channels, strict=False)
+        last = len(channels) - 1
+        self.levels = nnx.List(
+            [DownLevel(inputs, outputs, i == last, config, rngs) for i, (inputs, outputs) in enumerate(widths)]
+        )
+        self.middle = Middle(channels[-1], config, rngs)
+        self.norm_out = GroupNorm(channels[-1], config)
+        self.conv_out = Conv(channels[-1], 2 * config.latent_channels, config, rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W m"]:
+        x = in_strips(lambda strip: self.conv_in(strip.window(x)), x)
+        for level in self.levels:
+            x = level(x)
+        return _norm_silu_conv(self.norm_out, self.conv_out, self.middle(x))
+
+
+class Decoder(nnx.Module):
+    """Latent → image; its levels stand in the order of their use, coarsest first."""
+
+    def __init__(self, config: AutoencoderKLConfig, rngs: nnx.Rngs):
+        channels = config.channels[::-1]
+        self.conv_in = Conv(config.latent_channels, channels[0], config, rngs)
+        self.middle = Middle(channels[0], config, rngs)
+        widths = zip((channels[0], *channels), channels, strict=False)
+        last = len(channels) - 1
+        self.levels = nnx.List(
+            [UpLevel(inputs, outputs, i == last, config, rngs) for i, (inputs, outputs) in enumerate(widths)]
+        )
+        self.norm_out = GroupNorm(channels[-1], config)
+        self.conv_out = Conv(channels[-1], config.image_channels, config, rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        x = in_strips(lambda strip: self.conv_in(strip.window(x)), x)
+        x = self.middle(x)
+        for level in self.levels:
+            x = level(x)
+        return _norm_silu_conv(self.norm_out, self.conv_out, x)
+
+
+class AutoencoderKL(nnx.Module):
+    """The whole autoencoder. Latents are unscaled; the caller applies `config.scaling_factor` and `shift_factor`.
+
+    Args:
+        config: architecture.
+        rngs: initial weights (to be replaced by loaded ones).
+    """
+
+    def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs)
+        self.decoder = Decoder(config, rngs)
+        # The format whose weight names `fmboost_jax.interop.state_dict` gives; loading sets it.
+        self.weight_names = "diffusers"
+        moments, latent = 2 * config.latent_channels, config.latent_channels
+        self.quant = nnx.Linear(moments, moments, dtype=config.dtype, rngs=rngs) if config.quant_convs else None
+        self.post_quant = nnx.Linear(latent, latent, dtype=config.dtype, rngs=rngs) if config.quant_convs else None
+
+    def encode(self, image: Float[Array, "b h w i"]) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
+        """Mean and log-variance of the latent's Gaussian.
+
+        Args:
+            image: in [-1, 1]; height and width multiples of `config.downsampling`.
+
+        Returns:
+            mean and log-variance, float32, unscaled; the log-variance clipped to [-30, 20].
+
+        Raises:
+            InputError: a size that the levels cannot halve.
+        """
+        factor = self.config.downsampling
+        height, width = image.shape[1:3]
+        if height % factor or width % factor:
+            raise InputError(
+                f"image of {height}×{width} pixels: this autoencoder needs multiples of {factor}; crop or resize it"
+            )
+        moments = self.encoder(image.astype(self.config.dtype))
+        if self.quant:
+            moments = self.quant(moments)
+        mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
+        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        """Image of an unscaled latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
+        latent = latent.astype(self.config.dtype)
+        if self.post_quant:
+            latent = self.post_quant(latent)
+        return self.decoder(latent).astype(jnp.float32)

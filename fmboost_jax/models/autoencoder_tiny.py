@@ -1,0 +1,189 @@
+"""The TAESD family as a first stage: tiny autoencoders that share the latent space of a large one.
+
+Source: madebyollin/taesd ("Tiny AutoEncoder for Stable Diffusion"), which distils SD's, SDXL's, SD 3's, FLUX.1's and
+FLUX.2's autoencoders. They have no distribution, work on images in [0, 1] inside (here [-1, 1] at the edge, as every
+first stage), and their latents are those that the large one gives *after* its scaling factor.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jaxtyping import Array, Float
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.blocks import conv, upsample_nearest
+
+# The decoder squeezes latents into ±3 smoothly: outliers of a sampler do not blow up the image.
+LATENT_BOUND = 3.0
+# The pool branch is this much wider than its block, and normalised in as many groups.
+POOL_EXPANSION = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderTinyConfig:
+    """Architecture and latent scale; the defaults are TAESD for SD 1.x.
+
+    Attributes:
+        image_channels: of the image, in and out.
+        latent_channels: 4 (SD 1.x/2.x, SDXL), 16 (SD 3, FLUX.1) or 32 (FLUX.2).
+        width: feature channels at every size.
+        encoder_blocks: residual blocks a level, finest first; every level but the first halves the size.
+        decoder_blocks: residual blocks a level, coarsest first; every level but the last doubles the size.
+        pool: group-norm branch in the blocks of the coarsest level (the FLUX.2 variant).
+        scaling_factor, shift_factor: scaled latent = (latent − shift_factor) · scaling_factor.
+        dtype: "float32" or "bfloat16", of convolutions; parameters and norms stay float32.
+    """
+
+    image_channels: int = 3
+    latent_channels: int = 4
+    width: int = 64
+    encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
+    decoder_blocks: tuple[int, ...] = (3, 3, 3, 1)
+    pool: bool = False
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    dtype: str = "float32"
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent position and axis."""
+        return 2 ** (len(self.encoder_blocks) - 1)
+
+
+class PoolBranch(nnx.Module):
+    """1×1 convolution to four times the width, group norm over the whole map, ReLU, 1×1 convolution back."""
+
+    def __init__(self, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
+        wide = POOL_EXPANSION * config.width
+        self.conv1 = conv(config.width, wide, 1, bias=False, dtype=config.dtype, rngs=rngs)
+        self.norm = nnx.GroupNorm(wide, num_groups=POOL_EXPANSION, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.conv2 = conv(wide, config.width, 1, bias=False, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        return self.conv2(jax.nn.relu(self.norm(self.conv1(x))))
+
+
+class Block(nnx.Module):
+    """Three 3×3 convolutions with ReLUs around the input; the pool branch, if any, is added to the input first."""
+
+    def __init__(self, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
+        width, dtype = config.width, config.dtype
+        self.pool = PoolBranch(config, rngs) if pool else None
+        self.conv1 = conv(width, width, dtype=dtype, rngs=rngs)
+        self.conv2 = conv(width, width, dtype=dtype, rngs=rngs)
+        self.conv3 = conv(width, width, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        if self.pool:
+            x = x + self.pool(x)
+        h = jax.nn.relu(self.conv1(x))
+        h = jax.nn.relu(self.conv2(h))
+        return jax.nn.relu(self.conv3(h) + x)
+
+
+class DownLevel(nnx.Module):
+    """A convolution (to the width at the finest level, of stride 2 at the others), then blocks."""
+
+    def __init__(self, first: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
+        inputs = config.image_channels if first else config.width
+        self.conv = conv(inputs, config.width, stride=1 if first else 2, bias=first, dtype=config.dtype, rngs=rngs)
+        self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        x = self.conv(x)
+        for block in self.blocks:
+            x = block(x)
+        return x
+
+
+class UpLevel(nnx.Module):
+    """Blocks, then nearest ×2 and a convolution; at the finest level the convolution to the image alone."""
+
+    def __init__(self, last: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
+        self.enlarge = not last
+        self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
+        outputs = config.image_channels if last else config.width
+        self.conv = conv(config.width, outputs, bias=last, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+        for block in self.blocks:
+            x = block(x)
+        return self.conv(upsample_nearest(x) if self.enlarge else x)
+
+
+class Encoder(nnx.Module):
+    """Image in [0, 1] → latent."""
+
+    def __init__(self, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
+        last = len(config.encoder_blocks) - 1
+        self.levels = nnx.List(
+            [
+                DownLevel(i == 0, blocks, config.pool and i == last, config, rngs)
+                for i, blocks in enumerate(config.encoder_blocks)
+            ]
+        )
+        self.conv_out = conv(config.width, config.latent_channels, dtype=config.dtype, rngs=rngs)
+
+    def __call__(self, x: Float[Array, "b h w i"]) -> Float[Array, "b H W c"]:
+        for level in self.levels:
+            x = level(x)
+        return self.conv_out(x)
+
+
+class Decoder(nnx.Module):
+    """Latent → image in [0, 1]."""
+
+    def __init__(self, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
+        last = len(config.decoder_blocks) - 1
+        self.conv_in = conv(config.latent_channels, config.width, dtype=config.dtype, rngs=rngs)
+        self.levels = nnx.List(
+            [
+                UpLevel(i == last, blocks, config.pool and i == 0, config, rngs)
+                for i, blocks in enumerate(config.decoder_blocks)
+            ]
+        )
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        x = jax.nn.relu(self.conv_in(jnp.tanh(x / LATENT_BOUND) * LATENT_BOUND))
+        for level in self.levels:
+            x = level(x)
+        return x
+
+
+class AutoencoderTiny(nnx.Module):
+    """The whole autoencoder, with the methods of every first stage.
+
+    Args:
+        config: architecture.
+        rngs: initial weights (to be replaced by loaded ones).
+    """
+
+    def __init__(self, config: AutoencoderTinyConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        self.encoder = Encoder(config, rngs)
+        self.decoder = Decoder(config, rngs)
+        # The format whose weight names `fmboost_jax.interop.state_dict` gives; loading sets it.
+        self.weight_names = "diffusers"
+
+    def encode(self, image: Float[Array, "b h w i"]) -> tuple[Float[Array, "b H W c"], None]:
+        """Latent of an image, and None: there is no distribution.
+
+        Args:
+            image: in [-1, 1]; height and width multiples of `config.downsampling`.
+
+        Raises:
+            InputError: a size that the levels cannot halve.
+        """
+        factor = self.config.downsampling
+        height, width = image.shape[1:3]
+        if height % factor or width % factor:
+            raise InputError(
+                f"image of {height}×{width} pixels: this autoencoder needs multiples of {factor}; crop or resize it"
+            )
+        return self.encoder(((image + 1) / 2).astype(self.config.dtype)).astype(jnp.float32), None
+
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+        """Image of a latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
+        return self.decoder(latent.astype(self.config.dtype)).astype(jnp.float32) * 2 - 1
