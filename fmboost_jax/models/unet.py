@@ -5,6 +5,7 @@ PyTorch reference need `attention_layout="interleaved"`, see `fmboost_jax.models
 """
 
 import dataclasses
+import itertools
 import math
 
 import jax
@@ -96,9 +97,9 @@ class ResBlock(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b h w i"], embedding: Float[Array, "b e"], rngs: nnx.Rngs | None = None
+        self, x: Float[Array, "b h w i"], embedding: Float[Array, "b e"], key: Array | None = None
     ) -> Float[Array, "b h w o"]:
-        """Features and time embedding → features; `rngs` draws the dropout, None switches it off."""
+        """Features and time embedding → features; `key` draws the dropout, None switches it off."""
         h = self.conv1(nnx.silu(self.norm1(x).astype(self.dtype)))
         bias = self.embed(nnx.silu(embedding))[:, None, None, :]
         if self.scale_shift:
@@ -106,7 +107,7 @@ class ResBlock(nnx.Module):
             h = self.norm2(h) * (1 + scale) + shift
         else:
             h = self.norm2(h + bias)
-        h = self.dropout(nnx.silu(h.astype(self.dtype)), deterministic=rngs is None, rngs=rngs)
+        h = self.dropout(nnx.silu(h.astype(self.dtype)), deterministic=key is None, rngs=key)
         return self.conv2(h) + (x if self.skip is None else self.skip(x)).astype(self.dtype)
 
 
@@ -150,14 +151,14 @@ class Level(nnx.Module):
         )
         self.resample = resample(widths[-1][1], config, rngs=rngs) if resample else None
 
-    def block(self, index: int, x, embedding, rngs):
+    def block(self, index: int, x, embedding, key):
         """Residual block and attention number `index`; under `remat` only its input is kept for the backward pass."""
 
-        def apply(level, x, embedding):
-            x = level.blocks[index](x, embedding, rngs)
+        def apply(level, x, embedding, key):
+            x = level.blocks[index](x, embedding, key)
             return level.attentions[index](x) if level.attentions else x
 
-        return (nnx.remat(apply) if self.remat else apply)(self, x, embedding)
+        return (nnx.remat(apply) if self.remat else apply)(self, x, embedding, key)
 
 
 class Middle(nnx.Module):
@@ -168,9 +169,9 @@ class Middle(nnx.Module):
         self.attention = SpatialAttention(channels, config, linear_attention=False, rngs=rngs)
         self.block2 = ResBlock(channels, channels, embedding, config, rngs=rngs)
 
-    def __call__(self, x, embedding, rngs=None):
-        """Features → features of the same shape."""
-        return self.block2(self.attention(self.block1(x, embedding, rngs)), embedding, rngs)
+    def __call__(self, x, embedding, key1=None, key2=None):
+        """Features → features of the same shape; the keys draw the blocks' dropout."""
+        return self.block2(self.attention(self.block1(x, embedding, key1)), embedding, key2)
 
 
 class UNet(nnx.Module):
@@ -185,11 +186,10 @@ class UNet(nnx.Module):
 
         pool = config.pool_factor
         channels = config.in_channels
-        self.pool = self.unpool = None
-        if pool > 1:
-            self.pool = conv(channels, width, pool, stride=pool, padding=0, dtype=dtype, rngs=rngs)
-            self.unpool = _transposed_conv(width, config.out_channels, pool, dtype=dtype, rngs=rngs)
-            channels = width
+        pools = pool > 1
+        self.pool = conv(channels, width, pool, stride=pool, padding=0, dtype=dtype, rngs=rngs) if pools else None
+        self.unpool = _transposed_conv(width, config.out_channels, pool, dtype=dtype, rngs=rngs) if pools else None
+        channels = width if pools else channels
         self.conv_in = conv(channels, width, dtype=dtype, rngs=rngs)
 
         skips = [width]
@@ -218,8 +218,7 @@ class UNet(nnx.Module):
         self.up = nnx.List(levels)
 
         self.norm_out = group_norm(width, rngs=rngs)
-        out = width if pool > 1 else config.out_channels
-        self.conv_out = conv(width, out, zero=pool <= 1, dtype=dtype, rngs=rngs)
+        self.conv_out = conv(width, width if pools else config.out_channels, zero=not pools, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,
@@ -227,7 +226,7 @@ class UNet(nnx.Module):
         t: Float[Array, "b"],
         context: Float[Array, "b h w k"] | None = None,
         *,
-        rngs: nnx.Rngs | None = None,
+        dropout_key: Array | None = None,
     ) -> Float[Array, "b h w c"]:
         """Velocity d x / d t.
 
@@ -235,7 +234,7 @@ class UNet(nnx.Module):
             x: state at time t, float32.
             t: time in [0, 1], one an example; not multiplied by 1000.
             context: upsampled low-res latent without noise, of x's height and width; None for a network without one.
-            rngs: draws the dropout; None (the default) switches it off.
+            dropout_key: draws the dropout; None (the default) switches it off.
 
         Returns:
             float32 of x's shape.
@@ -249,21 +248,23 @@ class UNet(nnx.Module):
         h = h.astype(config.dtype)
         embedding = self.time2(nnx.silu(self.time1(time_features(t, config.model_channels))))
 
+        keys = (None if dropout_key is None else jax.random.fold_in(dropout_key, i) for i in itertools.count())
+
         if self.pool is not None:
             h = self.pool(h)
         h = self.conv_in(h)
         skips = [h]
         for level in self.down:
             for j in range(len(level.blocks)):
-                h = level.block(j, h, embedding, rngs)
+                h = level.block(j, h, embedding, next(keys))
                 skips.append(h)
             if level.resample is not None:
                 h = level.resample(h)
                 skips.append(h)
-        h = self.middle(h, embedding, rngs)
+        h = self.middle(h, embedding, next(keys), next(keys))
         for level in self.up:
             for j in range(len(level.blocks)):
-                h = level.block(j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, rngs)
+                h = level.block(j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, next(keys))
             if level.resample is not None:
                 h = level.resample(h)
         h = self.conv_out(nnx.silu(self.norm_out(h).astype(config.dtype)))
