@@ -1,0 +1,40 @@
+"""Models by their id on the Hugging Face hub, where the network and the package `huggingface_hub` are there."""
+
+import glob
+import os
+import re
+
+from fmboost_jax.errors import InputError
+
+_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
+_PATTERNS = ("config.json", "*.safetensors")
+
+
+def local_folder(path: str) -> str:
+    """`path` itself where it exists or is the prefix of files; else the downloaded folder of a hub id.
+
+    Args:
+        path: a folder, a file, the prefix of files, or `owner/name[/subfolder]`.
+
+    Raises:
+        InputError: neither here nor on the hub, or the hub cannot be reached.
+    """
+    if os.path.exists(path) or glob.glob(f"{glob.escape(path)}_*"):
+        return path
+    if not _ID.fullmatch(path):
+        raise InputError(f"autoencoder {path}: no such folder or file")
+    try:
+        import huggingface_hub
+    except ImportError as error:
+        raise InputError(
+            f"autoencoder {path}: no such folder; to fetch it from the hub: pip install huggingface_hub"
+        ) from error
+    owner, name, *inner = path.split("/", 2)
+    patterns = [f"{inner[0]}/{pattern}" if inner else pattern for pattern in _PATTERNS]
+    try:
+        root = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
+    # The hub's client fails in as many ways as the network does; all mean the same to the person who waits.
+    except Exception as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(f"autoencoder {path}: no such folder, and the hub did not give it ({reason})") from error
+    return os.path.join(root, *inner)

@@ -1,0 +1,154 @@
+"""Weight names as tables: for each parameter of ours, its name and its layout in another format.
+
+A table is read from our side: every parameter of a model is spelled in the other format, looked up there (loading)
+or written there (export). Whatever a state dict holds beyond that is surplus.
+"""
+
+import functools
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from flax.traverse_util import flatten_dict, unflatten_dict
+
+from fmboost_jax.errors import InputError
+
+
+class Layout(NamedTuple):
+    """How a layer's weight lies here and there.
+
+    Attributes:
+        leaf: our name of what the other format calls `weight`; a `bias` is a vector on both sides.
+        inward: their array → ours.
+        outward: our array → theirs.
+    """
+
+    leaf: str
+    inward: Callable[[np.ndarray], np.ndarray]
+    outward: Callable[[np.ndarray], np.ndarray]
+
+
+def _as_is(array: np.ndarray) -> np.ndarray:
+    return array
+
+
+CONV = Layout("kernel", lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
+# A transposed convolution counts inputs first in PyTorch, and last here: the same permutation.
+TRANSPOSED_CONV = CONV
+LINEAR = Layout("kernel", np.transpose, np.transpose)
+# Linear layers that the other format writes as convolutions over one and over two axes of extent 1.
+POINTWISE_1D = Layout("kernel", lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])
+POINTWISE_2D = Layout("kernel", lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
+NORM = Layout("scale", _as_is, _as_is)
+_BIAS = Layout("bias", _as_is, _as_is)
+
+
+class Row(NamedTuple):
+    """One line of a table. `{i}` and `{j}` in `ours` match numbers; `theirs` may use them and the table's numbers."""
+
+    ours: str
+    theirs: str
+    layout: Layout
+
+
+class Table(NamedTuple):
+    """The names of one format.
+
+    Attributes:
+        name: what the format is called.
+        rows: see `Row`.
+        numbers: from the model's config and the matched i and j to whatever else `theirs` counts.
+    """
+
+    name: str
+    rows: tuple[Row, ...]
+    numbers: Callable[..., dict[str, int]] = lambda config, i=0, j=0: {}
+
+
+def within(ours: str, theirs: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    """A block's rows, placed where the block stands in the model."""
+    return tuple(Row(f"{ours}.{row.ours}", f"{theirs}.{row.theirs}", row.layout) for row in rows)
+
+
+def spell(table: Table, config: Any, path: str) -> tuple[str, Layout]:
+    """Their name and the layout of our parameter `path` (dots between its parts).
+
+    Raises:
+        KeyError: the table has no such parameter.
+    """
+    module, _, leaf = path.rpartition(".")
+    for row in table.rows:
+        match = _pattern(row.ours).fullmatch(module)
+        if match and leaf in (row.layout.leaf, "bias"):
+            indices = {key: int(value) for key, value in match.groupdict().items()}
+            theirs = row.theirs.format(**indices, **table.numbers(config, **indices))
+            return (f"{theirs}.bias", _BIAS) if leaf == "bias" else (f"{theirs}.weight", row.layout)
+    raise KeyError(f"{table.name} names have no row for our parameter {path}")
+
+
+@functools.cache
+def _pattern(ours: str) -> re.Pattern:
+    return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>[0-9]+)", re.escape(ours)))
+
+
+def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[str, Any]) -> nnx.Module:
+    """A model with the weights of a state dict.
+
+    Args:
+        model: its class, called as `model(config, rngs=...)`.
+        config: its architecture.
+        table: the format of the names.
+        tensors: the state dict, numpy arrays or PyTorch tensors; any float type, kept as float32 here.
+
+    Raises:
+        InputError: tensors that are missing, surplus, of another shape or not of floats: all of them in one message.
+    """
+    graph, state = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
+    arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
+    loaded, missing, unfit, known = {}, [], [], set()
+    for path, ours in flatten_dict(nnx.to_pure_dict(state)).items():
+        theirs, layout = spell(table, config, ".".join(map(str, path)))
+        known.add(theirs)
+        if theirs not in arrays:
+            missing.append(theirs)
+            continue
+        array, shape = arrays[theirs], layout.outward(np.broadcast_to(np.float32(0), ours.shape)).shape
+        if array.shape != shape:
+            unfit.append(f"{theirs} expected {shape} found {array.shape}")
+        elif not jnp.issubdtype(array.dtype, jnp.floating):
+            unfit.append(f"{theirs} expected floats found {array.dtype}")
+        else:
+            loaded[path] = jnp.asarray(layout.inward(array.astype(np.float32)))
+    surplus = sorted(arrays.keys() - known)
+    problems = [
+        f"{len(names)} {kind}: {', '.join(names)}"
+        for kind, names in (("missing", missing), ("surplus", surplus), ("misshapen", unfit))
+        if names
+    ]
+    if problems:
+        raise InputError(
+            f"weights with {table.name} names do not fit this {model.__name__}; {'; '.join(problems)}; "
+            "compare the config with the one that the weights were made with"
+        )
+    nnx.replace_by_pure_dict(state, unflatten_dict(loaded))
+    return nnx.merge(graph, state)
+
+
+def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
+    """The model's parameters as a state dict of float32 arrays; what `build` reads, bit for bit."""
+    result = {}
+    for path, value in flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items():
+        theirs, layout = spell(table, model.config, ".".join(map(str, path)))
+        result[theirs] = np.ascontiguousarray(layout.outward(np.asarray(value)))
+    return result
+
+
+def as_array(tensor: Any) -> np.ndarray:
+    """A numpy array of an array or of a PyTorch tensor (bfloat16 ones included)."""
+    if hasattr(tensor, "detach"):
+        tensor = tensor.detach().cpu()
+        return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()
+    return np.asarray(tensor)
