@@ -1,0 +1,216 @@
+"""From a low-res latent to the two things that the flow sees of it: where it starts, and what it is told.
+
+Both have the high-res latent's size, and they are not the same thing. With SD latents and 512² → 1024²:
+
+    low-res latent   (b,  64,  64, 4)    from the base model, or (b, 128, 128, 4) where it was upsampled in pixels (PSU)
+    context          (b, 128, 128, 4)    the low-res latent upsampled; clean
+    x0               (b, 128, 128, 4)    the context, noise-augmented: 0.809 · context + 0.588 · ε
+    UNet's input     (b, 128, 128, 8)    x_t and context side by side on the channels; only x_t changes with t
+    x1               (b, 128, 128, 4)    the high-res latent, where the flow ends
+
+Noise augmentation is variance-preserving Gaussian noise on x0 alone, at one fixed diffusion step of 1000. "Step 400"
+means ᾱ(400) = 0.6539, so x0 = √0.6539 z + √(1 − 0.6539) ε = 0.809 z + 0.588 ε. It has nothing to do with the flow's
+time t. All latents here are scaled ones (variance about 1).
+
+Sources: arXiv 2312.07360 (coupling and noise augmentation); Hoogeboom et al., "simple diffusion", arXiv 2301.11093 (the
+cosine schedule, shifted for the image's size).
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key
+
+from fmboost_jax.errors import InputError
+
+DIFFUSION_STEPS = 1000
+MODES = ("nearest", "bilinear", "bicubic", "identity", "noise")
+STARTS = ("low_res", "noise")
+
+
+def cosine_alpha_bar(steps: int = DIFFUSION_STEPS, image_size: int = 64) -> Float[Array, "steps"]:
+    """ᾱ of the cosine schedule: the share of the variance that is signal, 1 at step 0 and (almost) 0 at the last.
+
+    log ᾱ/(1 − ᾱ) = −2 ln(tan(πs/2) + 1e-5) + 2 ln(64 / image_size) for s = linspace(0, 1, steps). The method keeps
+    `image_size` at 64 whatever the latent's size.
+    """
+    s = np.linspace(0, 1, steps)
+    log_snr = -2 * np.log(np.tan(np.pi * s / 2) + 1e-5) + 2 * np.log(64 / image_size)
+    return jnp.asarray(1 / (1 + np.exp(-log_snr)), jnp.float32)
+
+
+def noise_augment(
+    latent: Float[Array, "b h w c"], step: int | Int[Array, ""], noise: Float[Array, "b h w c"]
+) -> Float[Array, "b h w c"]:
+    """√ᾱ(step) · latent + √(1 − ᾱ(step)) · noise, float32.
+
+    Args:
+        latent: scaled latent.
+        step: diffusion step, 0 (no noise) to 999 (nothing but noise); may be traced, and is then clamped to the range.
+        noise: standard normal.
+
+    Raises:
+        InputError: a step (not traced) outside 0 to 999.
+    """
+    if not isinstance(step, jax.Array) and not 0 <= step < DIFFUSION_STEPS:
+        raise InputError(f"noise augmentation step {step} is outside 0 to {DIFFUSION_STEPS - 1}; the paper takes 400")
+    alpha_bar = cosine_alpha_bar()[step]
+    return jnp.sqrt(alpha_bar) * latent + jnp.sqrt(1 - alpha_bar) * noise
+
+
+def sample_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
+    """Standard normal noise of `shape` for each example from its own key; the keys may serve no other draw."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+
+
+def upsample(
+    latent: Float[Array, "b h w c"],
+    size: int | tuple[int, int],
+    mode: str,
+    noise: Float[Array, "b H W c"] | None = None,
+) -> Float[Array, "b H W c"]:
+    """Resize a latent (or an image) to `size`, float32.
+
+    Modes:
+        nearest, bilinear, bicubic: as PyTorch's `interpolate` does: half-pixel centres, cubic a = −0.75, edges clamped,
+            no antialiasing when the size shrinks.
+        identity: the latent has the size already, as PSU latents do.
+        noise: each position becomes a block; its first (top left) pixel carries the latent and the rest is `noise`, so
+            unit variance stays unit variance. The size must be a whole multiple.
+
+    Args:
+        latent: NHWC.
+        size: (height, width), or one number for a square.
+        mode: one of the above.
+        noise: standard normal, of the resulting shape; for mode "noise" only.
+
+    Raises:
+        InputError: unknown mode, a size that the mode cannot reach, or noise that is missing or of another shape.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    before = latent.shape[1:3]
+    latent = latent.astype(jnp.float32)
+    match mode:
+        case "nearest":
+            return latent[:, _nearest(before[0], height)][:, :, _nearest(before[1], width)]
+        case "bilinear" | "bicubic":
+            rows, columns = _resize_matrix(before[0], height, mode), _resize_matrix(before[1], width, mode)
+            tall = jnp.einsum("Hh,bhwc->bHwc", rows, latent, precision="highest")
+            return jnp.einsum("Ww,bHwc->bHWc", columns, tall, precision="highest")
+        case "identity":
+            if before != (height, width):
+                raise InputError(
+                    f"upsampling mode 'identity' keeps a latent's size: expected {height}×{width}, found "
+                    f"{before[0]}×{before[1]}; choose another mode or upsample in pixels (PSU)"
+                )
+            return latent
+        case "noise":
+            return _noise_upsample(latent, (height, width), noise)
+    raise InputError(f"upsampling mode {mode!r} is unknown; expected one of {', '.join(MODES)}")
+
+
+def pixel_space_upsample(
+    latent: Float[Array, "b h w c"],
+    size: int | tuple[int, int],
+    encode: Callable[[Array], Array],
+    decode: Callable[[Array], Array],
+) -> Float[Array, "b H W c"]:
+    """PSU: decode, resize the image bilinearly by as much as the latent must grow, encode.
+
+    The paper's choice (arXiv 2312.07360): images interpolate well, an autoencoder's latents less so.
+
+    Args:
+        latent: as `decode` takes it.
+        size: the result's (height, width), or one number for a square.
+        encode: image (b, f·H, f·W, 3) → latent (b, H, W, c).
+        decode: latent (b, h, w, c) → image (b, f·h, f·w, 3).
+    """
+    height, width = (size, size) if isinstance(size, int) else size
+    image = decode(latent)
+    pixels = image.shape[1] * height // latent.shape[1], image.shape[2] * width // latent.shape[2]
+    return encode(upsample(image, pixels, "bilinear"))
+
+
+def couple(
+    low_res: Float[Array, "b h w c"],
+    *,
+    size: int | tuple[int, int],
+    start: str,
+    noise_step: int | Int[Array, ""],
+    mode: str,
+    noise: Float[Array, "b H W c"],
+    upsampling_noise: Float[Array, "b H W c"] | None = None,
+) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
+    """x0 and context of a low-res latent; the module's table shows them side by side.
+
+    Args:
+        low_res: scaled low-res latent; PSU latents already have `size` (mode "identity").
+        size: the high-res latent's (height, width), or one number for a square.
+        start: "low_res": x0 is the context, noise-augmented; "noise": x0 is the noise itself, as in ordinary
+            conditional generation.
+        noise_step: diffusion step of the augmentation, 400 in the paper, 0 for none; of no effect on start "noise".
+        mode: how to upsample, see `upsample`.
+        noise: standard normal, of the high-res latent's shape.
+        upsampling_noise: standard normal, of the high-res latent's shape and independent of `noise`; mode "noise" only.
+
+    Returns:
+        x0, context.
+
+    Raises:
+        InputError: an unknown start, noise of another shape, or what `upsample` and `noise_augment` refuse.
+    """
+    context = upsample(low_res, size, mode, upsampling_noise)
+    if noise.shape != context.shape:
+        raise InputError(f"noise has shape {noise.shape}, expected the high-res latent's {context.shape}")
+    match start:
+        case "low_res":
+            return noise_augment(context, noise_step, noise), context
+        case "noise":
+            return noise.astype(jnp.float32), context
+    raise InputError(f"start {start!r} is unknown; expected one of {', '.join(STARTS)}")
+
+
+def _noise_upsample(latent, size, noise):
+    (height, width), (h, w) = size, latent.shape[1:3]
+    shape = (latent.shape[0], height, width, latent.shape[3])
+    if height % h or width % w:
+        raise InputError(f"upsampling mode 'noise' wants a whole multiple of {h}×{w}, found {height}×{width}")
+    if noise is None or noise.shape != shape:
+        found = "none" if noise is None else noise.shape
+        raise InputError(f"upsampling mode 'noise' needs standard normal noise of shape {shape}, found {found}")
+    return noise.astype(jnp.float32).at[:, :: height // h, :: width // w].set(latent)
+
+
+def _nearest(before: int, after: int) -> Int[np.ndarray, "after"]:
+    """Source index of each target position. In float32, as PyTorch reckons it: its rounding shows at some sizes."""
+    index = np.floor(np.arange(after, dtype=np.float32) * np.float32(before / after)).astype(np.int32)
+    return np.minimum(index, before - 1)
+
+
+def _linear(distance):
+    return np.maximum(1 - np.abs(distance), 0)
+
+
+def _cubic(distance, a=-0.75):
+    """Keys, "Cubic convolution interpolation for digital image processing", 1981, with PyTorch's a."""
+    d = np.abs(distance)
+    near = ((a + 2) * d - (a + 3)) * d**2 + 1
+    far = a * (((d - 5) * d + 8) * d - 4)
+    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+
+
+_KERNELS = {"bilinear": (_linear, range(2)), "bicubic": (_cubic, range(-1, 3))}
+
+
+def _resize_matrix(before: int, after: int, mode: str) -> Float[np.ndarray, "after before"]:
+    """The weights of every source position in every target position along one axis."""
+    kernel, taps = _KERNELS[mode]
+    position = (np.arange(after) + 0.5) * before / after - 0.5
+    left = np.floor(position).astype(int)
+    matrix = np.zeros((after, before))
+    for tap in taps:
+        source = np.clip(left + tap, 0, before - 1)
+        np.add.at(matrix, (np.arange(after), source), kernel(position - (left + tap)))
+    return matrix.astype(np.float32)

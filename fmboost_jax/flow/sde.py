@@ -1,0 +1,114 @@
+"""Stochastic sampling: dx = (v + w s) dt + √(2w) dW, whose marginals are the path's for any diffusion w(t) ≥ 0.
+
+v is the network's velocity, s the score that follows from it (`Path.score`). It needs x0 ~ N(0, I): a model that starts
+from noise. On one that starts at a low-res latent it still runs, and is no longer exact.
+
+The score is infinite at t = 1, so the grid stops at 1 − last_step_size and a last step without noise goes the rest.
+
+Source: Ma et al., "SiT", arXiv 2401.08740, section 2.
+"""
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.paths import Path
+from fmboost_jax.flow.solvers import FIXED_GRID, Velocity, runge_kutta_step, velocity_at
+
+METHODS = ("euler", "heun")
+LAST_STEPS = ("Mean", "Tweedie", "Euler", None)
+SBDM_START = 1e-3
+
+
+def integrate_sde(
+    velocity_fn: Velocity,
+    x: Float[Array, "b *d"],
+    noise: Float[Array, "steps b *d"],
+    *,
+    path: Path,
+    method: str,
+    steps: int,
+    diffusion: str = "sigma",
+    norm: float = 1.0,
+    last_step: str | None = "Mean",
+    last_step_size: float = 0.04,
+) -> Float[Array, "b *d"]:
+    """Carry x from t = 0 to t = 1: `steps` noisy steps on linspace(0, 1 − last_step_size, steps + 1), then a last one.
+
+    Methods, with drift f = v + w s:
+        "euler": Euler–Maruyama, x + f h + √(2wh) ε; 1 evaluation a step.
+        "heun": the noise first, x̂ = x + √(2wh) ε, then a Heun step along f from x̂; 2 evaluations a step.
+
+    Last steps, from t = 1 − last_step_size, without noise and with 1 evaluation:
+        "Mean": along the drift, x + f · last_step_size.
+        "Euler": along the velocity, x + v · last_step_size.
+        "Tweedie": E[x1 | x], the expected target (Tweedie's formula).
+        None: no such step; the noisy state at 1 − last_step_size. A size of 0 goes to t = 1 with Euler–Maruyama.
+
+    Args:
+        velocity_fn: (x, t) → dx/dt, where t has shape (b,).
+        x: standard normal state at t = 0.
+        noise: standard normal noise, one slice a step.
+        path: the path on which the velocity was trained.
+        method: "euler" or "heun".
+        steps: noisy steps.
+        diffusion: form of w, see `Path.diffusion`. For "SBDM", infinite at t = 0, the grid starts at 0.001.
+        norm: scale of w; 0 makes it an ODE.
+        last_step: see above.
+        last_step_size: in [0, 1); above 0 but for Euler–Maruyama without a last step.
+
+    Returns:
+        The state at t = 1 (or where None leaves it), float32.
+
+    Raises:
+        InputError: unknown method, form or last step, fewer than 1 step, noise of another shape, or a
+            last_step_size out of its range.
+    """
+    _check(x.shape, noise.shape, method, steps, last_step, last_step_size)
+    start = SBDM_START if diffusion == "SBDM" else 0.0
+    times = jnp.asarray(np.linspace(start, 1 - last_step_size, steps + 1, dtype=np.float32))
+
+    def over_batch(t):
+        return jnp.full(x.shape[:1], t, jnp.float32)
+
+    def drift(x, t):
+        velocity, t = velocity_at(velocity_fn, x, t), over_batch(t)
+        return velocity + path.diffusion(x, t, diffusion, norm) * path.score(velocity, x, t)
+
+    def step(n, x):
+        t, h = times[n], times[n + 1] - times[n]
+        kick = jnp.sqrt(2 * path.diffusion(x, over_batch(t), diffusion, norm) * h) * noise[n]
+        if method == "heun":
+            return runge_kutta_step(drift, x + kick, t, h, FIXED_GRID["heun"])
+        return runge_kutta_step(drift, x, t, h, FIXED_GRID["euler"]) + kick
+
+    x = lax.fori_loop(0, steps, step, x.astype(jnp.float32))
+    end = times[-1]
+    match last_step:
+        case "Mean":
+            return x + last_step_size * drift(x, end)
+        case "Euler":
+            return x + last_step_size * velocity_at(velocity_fn, x, end)
+        case "Tweedie":
+            score = path.score(velocity_at(velocity_fn, x, end), x, over_batch(end))
+            return (x + (path.sigma(end) ** 2 + path.sigma_min**2) * score) / path.alpha(end)
+    return x
+
+
+def _check(state, noise, method, steps, last_step, last_step_size):
+    if method not in METHODS:
+        raise InputError(f"stochastic method {method!r} is unknown; expected one of {', '.join(METHODS)}")
+    if last_step not in LAST_STEPS:
+        raise InputError(f"last step {last_step!r} is unknown; expected one of {', '.join(map(str, LAST_STEPS))}")
+    if steps < 1:
+        raise InputError(f"steps must be at least 1, found {steps}")
+    if noise != (steps, *state):
+        raise InputError(f"noise has shape {noise}, expected {(steps, *state)}: one slice of the state's shape a step")
+    zero_will_do = method == "euler" and last_step is None
+    if not 0 <= last_step_size < 1 or (last_step_size == 0 and not zero_will_do):
+        raise InputError(
+            f"last_step_size must be above 0 and below 1, found {last_step_size}; "
+            "0 needs method 'euler' and last step None, for the score is infinite at t = 1"
+        )
