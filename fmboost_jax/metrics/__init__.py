@@ -1,0 +1,1 @@
+"""How close one image is to another."""

@@ -1,0 +1,27 @@
+"""A module as a static graph and one flat dict of arrays: what is jitted, sharded, averaged and saved.
+
+Keys are the attribute path, dots between: `down.0.blocks.1.conv1.kernel`. A flat dict keeps the dispatch of a jitted
+step short and reads well in a checkpoint.
+"""
+
+from flax import nnx
+from jaxtyping import Array
+
+Parameters = dict[str, Array]
+
+
+def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
+    """A module (or its abstract twin) → its static graph and its parameters."""
+    graphdef, state = nnx.split(model)
+    return graphdef, {".".join(map(str, path)): leaf[...] for path, leaf in state.flat_state()}
+
+
+def merge(graphdef: nnx.GraphDef, parameters: Parameters) -> nnx.Module:
+    """The way back: a module that holds these arrays; cheap, meant for the inside of a jitted function."""
+    paths = {tuple(int(part) if part.isdigit() else part for part in name.split(".")): name for name in parameters}
+    return nnx.merge(graphdef, nnx.traversals.unflatten_mapping({path: parameters[paths[path]] for path in paths}))
+
+
+def count(parameters: Parameters) -> int:
+    """Number of scalars in the parameters."""
+    return sum(array.size for array in parameters.values())

@@ -1,0 +1,137 @@
+"""Orbax checkpoints of a run: state, data iterator and config as one, written in the background, committed by a rename.
+
+    WORKDIR/checkpoints/<step>/state    step, parameters, ema, optimizer
+                               data     where the data iterator stood
+                               config   the config as JSON, with what the latents are
+
+A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
+"""
+
+import os
+
+import jax
+import orbax.checkpoint as ocp
+from grain.checkpoint import CheckpointRestore, CheckpointSave
+from orbax.checkpoint.checkpoint_managers import preservation_policy
+
+from fmboost_jax.errors import InputError
+
+
+class Checkpoints:
+    """The checkpoints of one working directory.
+
+    Args:
+        workdir: folder of the run; `checkpoints/` lies in it.
+        keep: how many of the last ones stay.
+        keep_every: those whose step is a multiple of this stay as well; 0 for none.
+    """
+
+    def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0):
+        self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        policies = [preservation_policy.LatestN(keep)]
+        if keep_every:
+            policies.append(preservation_policy.EveryNSteps(keep_every))
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=preservation_policy.AnyPreservationPolicy(policies),
+                enable_async_checkpointing=True,
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    @property
+    def latest(self) -> int | None:
+        """Step of the last whole checkpoint; None where there is none."""
+        return self._manager.latest_step()
+
+    def save(self, step: int, state, iterator, config: dict) -> None:
+        """Start to save; returns while the arrays are still being written.
+
+        Raises:
+            InputError: this or the previous save failed (a full disk, say); the last whole checkpoint is named.
+        """
+        arguments = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), data=CheckpointSave(iterator), config=ocp.args.JsonSave(config)
+        )
+        self._guard(lambda: self._manager.save(step, args=arguments))
+
+    def wait(self) -> None:
+        """Wait until what was started is on disk. Raises as `save` does."""
+        self._guard(self._manager.wait_until_finished)
+
+    def config(self, step: int) -> dict:
+        """The config that was saved with a checkpoint."""
+        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+
+    def restore(self, step: int, abstract_state, iterator):
+        """State in the shapes and shardings of `abstract_state`, and the iterator set to where it stood."""
+        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=CheckpointRestore(iterator))
+        return self._manager.restore(step, args=arguments)["state"]
+
+    def close(self) -> None:
+        """Wait for the last save and let the threads go."""
+        self._guard(self._manager.close)
+
+    def _guard(self, action) -> None:
+        try:
+            action()
+        except InputError:
+            raise
+        except Exception as error:  # Orbax and TensorStore raise their own kinds for a disk that refuses.
+            whole = sorted(step for step in os.listdir(self.directory) if step.isdigit())
+            last = (
+                f"the last whole checkpoint is step {max(map(int, whole))}" if whole else "there is no whole checkpoint"
+            )
+            reason = " ".join(str(error).split())[:300]
+            raise InputError(
+                f"saving a checkpoint to {self.directory} failed ({reason}); {last}; is the disk full?"
+            ) from error
+
+
+def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -> tuple[dict, dict, int]:
+    """Weights and config of a run's checkpoint, without its optimiser.
+
+    Args:
+        directory: the run's working directory, its `checkpoints` folder, or one step's folder.
+        step: which; the latest unless told.
+        ema: the averaged parameters (the ones to sample with) or the online ones.
+
+    Returns:
+        Parameters (flat dict, see `fmboost_jax.models.parameters`), the config, and the step.
+
+    Raises:
+        InputError: no checkpoint there.
+    """
+    directory = os.path.abspath(directory)
+    if os.path.isdir(os.path.join(directory, "checkpoints")):
+        directory = os.path.join(directory, "checkpoints")
+    elif os.path.basename(directory).isdigit() and os.path.isdir(os.path.join(directory, "state")):
+        directory, step = os.path.dirname(directory), int(os.path.basename(directory))
+    steps = sorted(int(name) for name in os.listdir(directory) if name.isdigit()) if os.path.isdir(directory) else []
+    if not steps or (step is not None and step not in steps):
+        wanted = "a checkpoint" if step is None else f"step {step}"
+        raise InputError(f"no checkpoint in {directory}: expected {wanted}, found {steps or 'none'}")
+    step = steps[-1] if step is None else step
+    name = "ema" if ema else "parameters"
+    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
+    handlers.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
+    handlers.add("config", ocp.args.JsonRestore, ocp.JsonCheckpointHandler())
+    with ocp.CheckpointManager(directory, handler_registry=handlers) as manager:
+        metadata = manager.item_metadata(step)["state"][name]
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+        abstract = {
+            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for key, leaf in metadata.items()
+        }
+        restored = manager.restore(
+            step,
+            args=ocp.args.Composite(
+                state=ocp.args.PyTreeRestore(
+                    item={name: abstract},
+                    restore_args=ocp.checkpoint_utils.construct_restore_args({name: abstract}),
+                    partial_restore=True,
+                ),
+                config=ocp.args.JsonRestore(),
+            ),
+        )
+    return restored["state"][name], restored["config"], step

@@ -1,0 +1,23 @@
+"""The exponential moving average of the parameters, with the reference's warm-up."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+POWER = 3 / 4
+
+
+def ema_decay(update: Int[Array, ""] | int, *, decay: float = 0.999, copy_until: int = 1000) -> Float[Array, ""]:
+    """Share of the old average that stays at update number `update` (the first is 1).
+
+    0 (the average is a copy) until update copy_until + 2, then 1 − (update − copy_until)^(−3/4), at most `decay`.
+    """
+    n = jnp.asarray(update, jnp.float32) - copy_until
+    warm = jnp.minimum(decay, 1 - jnp.maximum(n, 1.0) ** -POWER)
+    return jnp.where(n > 2, warm, 0.0)
+
+
+def update_ema(average, parameters, update: Int[Array, ""] | int, *, decay: float, copy_until: int):
+    """The average after one more update, `average` and `parameters` being trees of the same shape."""
+    keep = ema_decay(update, decay=decay, copy_until=copy_until)
+    return jax.tree.map(lambda old, new: jnp.where(keep > 0, old + (1 - keep) * (new - old), new), average, parameters)
