@@ -6,6 +6,7 @@ document; what it may hold is what `configs/demo.py` holds, with the same types.
 
 import argparse
 import os
+import sys
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -49,8 +50,11 @@ def load_config(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Con
     for word in overrides:
         if word.startswith("-") and not word.startswith("--config."):
             raise InputError(f"unknown argument {word!r}; --help lists what there is")
+    # Configs build on each other: `from configs import demo`.
+    root = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    if root not in sys.path:
+        sys.path.insert(0, root)
     values = flags.FlagValues()
-    # Placeholders may stay empty in the file; each command checks what it needs.
     words = ["", f"--config={config}", *overrides]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=words)
     try:
@@ -59,6 +63,8 @@ def load_config(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Con
         raise InputError(_one_line(str(error).strip().splitlines()[-1])) from error
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise InputError(f"config {config}, unknown or unfit field: {_one_line(error)}") from error
+    except ImportError as error:
+        raise InputError(f"config {config} cannot be imported: {_one_line(error)}") from error
     if len(positional) > 1:
         raise InputError(f"unknown argument {positional[1]!r}; overrides are written --config.field=value")
     return values["config"].value

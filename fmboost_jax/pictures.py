@@ -38,7 +38,7 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w c"], settings: dict | Non
 
 
 def grid(rows: list[list[UInt8[np.ndarray, "_ _ 3"]]], labels: list[str]) -> UInt8[np.ndarray, "H W 3"]:
-    """Pictures in rows, one label over each column. Smaller ones are enlarged pixel by pixel, so blocks stay visible."""
+    """Pictures in rows, a label over each column; smaller ones are enlarged pixel by pixel, so blocks stay visible."""
     height = max(picture.shape[0] for row in rows for picture in row)
     font = ImageFont.load_default(max(12, min(24, height // 16)))
     head = int(font.size * 1.6)

@@ -9,7 +9,8 @@ import re
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-# (pattern of the leaf's path, axis that splits its largest divisible dimension or None to replicate it); first match wins.
+# (pattern of the leaf's path, axis that splits its largest divisible dimension or None to replicate it); the first
+# match wins.
 RULES = (
     (r"(norm\w*|time\d)\.(scale|bias|kernel)$", None),
     (r"\bbias$", None),

@@ -1,0 +1,26 @@
+"""Last stage of a cascade: 1024² → 2048², latents at 256².
+
+    python -m fmboost_jax.precompute --config configs/cfm2048.py --config.first_stage.path=SD_VAE \
+        --images PHOTOS --out DATA
+    python -m fmboost_jax.train --config configs/cfm2048.py --config.first_stage.path=SD_VAE \
+        --config.data.dir=DATA --workdir RUN
+
+Variants: `configs/cfm2048.py:x4` for 512² → 2048². Activations are recomputed in the backward pass: a 256² latent holds
+four times what a 128² one holds.
+"""
+
+from ml_collections import ConfigDict
+
+from configs.cfm1024 import paper_config
+
+LOW_RES = {"": 1024, "x4": 512}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The config of a variant: "" (×2) or "x4"."""
+    if variant not in LOW_RES:
+        raise ValueError(f"configs/cfm2048.py knows the variants '' (×2) and 'x4', found {variant!r}")
+    config = paper_config(LOW_RES[variant], 2048)
+    config.train.batch_size = 64
+    config.unet.remat = True
+    return config
