@@ -76,11 +76,11 @@ class FirstStage:
     def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(self.model)
 
-    def encode(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h/f w/f c"]:
+    def encode(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         """Image in [-1, 1] → unscaled latent (the distribution's mean), jitted once a shape."""
         return _encode(*self._split, image)
 
-    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b h*f w*f 3"]:
+    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
         """Scaled latent → image in [-1, 1], jitted once a shape."""
         return _decode(*self._split, self.unscale(latent))
 

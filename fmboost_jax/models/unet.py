@@ -316,6 +316,6 @@ def _transposed_conv(in_channels: int, out_channels: int, stride: int, *, dtype,
     )
 
 
-def parameter_count(model: nnx.Module) -> int:
-    """Number of parameters of a module, or of its abstract twin from `jax.eval_shape`."""
-    return sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+def abstract_unet(config: UNetConfig) -> UNet:
+    """A UNet of shapes without arrays: for its graph, its parameters' names and their number."""
+    return nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))

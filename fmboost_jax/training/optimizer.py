@@ -10,6 +10,6 @@ def learning_rate(optim: ConfigDict) -> optax.Schedule:
 
 
 def make_optimizer(optim: ConfigDict) -> optax.GradientTransformation:
-    """Adam (Kingma and Ba 2014, arXiv 1412.6980); gradients clipped to the norm `optim.clip_norm` where that is not 0."""
+    """Adam (Kingma and Ba 2014, arXiv 1412.6980); gradients clipped to the norm `optim.clip_norm`, 0 for none."""
     adam = optax.adam(learning_rate(optim), b1=optim.b1, b2=optim.b2, eps=optim.eps)
     return optax.chain(optax.clip_by_global_norm(optim.clip_norm), adam) if optim.clip_norm else adam

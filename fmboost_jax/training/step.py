@@ -11,7 +11,7 @@ from fmboost_jax.flow.coupling import couple, sample_noise
 from fmboost_jax.flow.loss import flow_matching_loss, sample_time
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
 from fmboost_jax.training.ema import update_ema
 from fmboost_jax.training.optimizer import learning_rate, make_optimizer
 
@@ -30,11 +30,6 @@ def init_state(config: ConfigDict) -> State:
     }
 
 
-def unet_graph(config: ConfigDict) -> nnx.GraphDef:
-    """The static graph that `merge` joins with the state's parameters."""
-    return split(nnx.eval_shape(lambda: UNet(UNetConfig(**config.unet), rngs=nnx.Rngs(0))))[0]
-
-
 def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: float):
     """The function (state, batch) → (state, metrics) of a config, to be jitted with the state donated.
 
@@ -44,7 +39,11 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
-    graph, path, optimizer = unet_graph(config), make_path(config.path), make_optimizer(config.optim)
+    graph, path, optimizer = (
+        split(abstract_unet(UNetConfig(**config.unet)))[0],
+        make_path(config.path),
+        make_optimizer(config.optim),
+    )
     rate = learning_rate(config.optim)
     mode = "identity" if config.data.upsampling == "psu" else config.source.mode
 

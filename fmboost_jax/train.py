@@ -1,0 +1,244 @@
+"""Train an upsampler on latent pairs.
+
+    python -m fmboost_jax.train --config configs/cfm1024.py --config.data.dir=DATA --workdir RUN
+
+Started again with the same words it goes on from its last checkpoint, and ends with the very bits it would have ended
+with; SIGTERM saves and stops.
+"""
+
+import argparse
+import json
+import os
+import signal
+import sys
+import threading
+import time
+
+import grain
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from fmboost_jax.configuration import changes, parse_arguments
+from fmboost_jax.data.dataset import DTYPES, DatasetInfo, read_dataset
+from fmboost_jax.data.pipeline import batches
+from fmboost_jax.data.records import PairSource
+from fmboost_jax.errors import InputError, run
+from fmboost_jax.models.first_stage import load_first_stage
+from fmboost_jax.models.parameters import count
+from fmboost_jax.parallel.mesh import make_mesh
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.training.checkpoints import Checkpoints, load_weights
+from fmboost_jax.training.evaluation import make_evaluate
+from fmboost_jax.training.logs import Logs, size, table
+from fmboost_jax.training.monitor import FiniteWatch, Window
+from fmboost_jax.training.step import init_state, make_train_step
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "fmboost_jax.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
+    parser.add_argument("--allow_config_change", action="store_true", help="go on although the config has changed")
+    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
+
+
+def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> None:
+    """Train to `config.train.steps`, from the last checkpoint in `workdir` where there is one.
+
+    Raises:
+        InputError: data, checkpoint or config that do not fit, a loss that is not finite, a disk that is full.
+    """
+    terminated = _listen_for_sigterm()
+    first_process = jax.process_index() == 0
+
+    # ---------------------------------------------------------------------------------------------------- data
+    mesh = make_mesh(config.mesh)
+    if not config.data.dir:
+        raise InputError(
+            "data.dir is empty: expected the folder that fmboost_jax.precompute wrote; --config.data.dir=…"
+        )
+    info = read_dataset(config.data.dir)
+    first_stage = load_first_stage(**config.first_stage)
+    info.check_against(config, first_stage)
+    held_out = info
+    if config.evaluate.dir:
+        held_out = read_dataset(config.evaluate.dir)
+        held_out.check_against(config, first_stage)
+    shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
+    iterator = _device_iterator(config, info, shardings)
+
+    # --------------------------------------------------------------------------------------------------- state
+    abstract = jax.eval_shape(lambda: init_state(config))
+    placed = state_shardings(mesh, abstract)
+    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+    saved_config = json.loads(config.to_json())
+    start = checkpoints.latest or 0
+    if start:
+        _check_config(checkpoints.config(start), saved_config, f"{workdir} step {start}", allow_config_change)
+        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
+        state = checkpoints.restore(start, abstract, iterator)
+    else:
+        state = jax.jit(lambda: init_state(config), out_shardings=placed)()
+        if config.train.init_from:
+            state |= _initial_weights(config, placed)
+
+    # ------------------------------------------------------------------------------------------------ programs
+    started = time.perf_counter()
+    step_fn = make_train_step(config, scaling_factor=info.recipe.scaling_factor, shift_factor=info.recipe.shift_factor)
+    train_step = (
+        jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, None))
+        .lower(state, _abstract_batch(config, info, shardings))
+        .compile()
+    )
+    if config.evaluate.every:
+        evaluate, pairs = make_evaluate(config, first_stage, mesh), _first_pairs(held_out, config.evaluate.images)
+    if first_process:
+        print(_describe(config, workdir, info, mesh, state, start, train_step, time.perf_counter() - started))
+
+    # ---------------------------------------------------------------------------------------------------- loop
+    logs = Logs(workdir, start) if first_process else None
+    watch, window = FiniteWatch(workdir, config.train.nan_patience), Window(config.train.batch_size)
+    bar = tqdm(total=config.train.steps, initial=start, unit="step", disable=not first_process, dynamic_ncols=True)
+    step = start
+    try:
+        # Evaluate, save, and only then take the next batch: a checkpoint holds the iterator as it stands at its step.
+        while True:
+            last = step >= config.train.steps
+            stop = last or terminated()
+            if config.evaluate.every and step > start and (last or step % config.evaluate.every == 0):
+                window.add(0.0, watch.settle())
+                scores, picture = evaluate(state["ema"], pairs)
+                if logs:
+                    logs.scalars(step, {f"evaluate/{name}": value for name, value in scores.items()})
+                    path = logs.picture(step, "samples", picture)
+                    bar.write(f"step {step}: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.4f}, {path}")
+                window.restart()
+            if step > start and (stop or step % config.checkpoint.every == 0):
+                window.add(0.0, watch.settle())
+                if watch.healthy:
+                    checkpoints.save(step, state, iterator, saved_config)
+                window.restart()
+            if stop:
+                break
+            waiting = time.perf_counter()
+            batch, names = next(iterator)
+            waited = time.perf_counter() - waiting
+            state, metrics = train_step(state, batch)
+            step += 1
+            window.add(waited, watch.add(step, metrics, names))
+            bar.update()
+            if step % config.train.log_every == 0:
+                values = window.report(watch.settle())
+                bar.set_postfix_str(
+                    f"loss {values.get('loss', float('nan')):.4f}, {values['samples_per_second']:.1f} samples/s, "
+                    f"data wait {values['data_wait_share']:.0%}"
+                )
+                if logs:
+                    logs.scalars(step, values)
+        checkpoints.wait()
+    finally:
+        bar.close()
+        if logs:
+            logs.close()
+        iterator.close()
+    checkpoints.close()
+    if first_process:
+        reason = "finished" if last else "SIGTERM: stopped, the same command goes on"
+        print(f"{reason}; step {step} of {config.train.steps}, checkpoints in {checkpoints.directory}")
+
+
+def _listen_for_sigterm():
+    """A function that tells whether SIGTERM has come."""
+    came = threading.Event()
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, lambda *_: came.set())
+    return came.is_set
+
+
+def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
+    """Batches on the devices, one ahead, each with the host's `record` and `position` of its examples beside it."""
+    if config.train.batch_size % (jax.process_count() * config.optim.accumulate):
+        raise InputError(
+            f"train.batch_size {config.train.batch_size} must be a multiple of {jax.process_count()} processes times "
+            f"optim.accumulate {config.optim.accumulate}"
+        )
+
+    def to_devices(batch):
+        arrays = {name: jax.make_array_from_process_local_data(s, batch[name]) for name, s in shardings.items()}
+        return arrays, {name: batch[name] for name in ("record", "position")}
+
+    dataset = batches(
+        info,
+        batch_size=config.train.batch_size // jax.process_count(),
+        seed=config.seed,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        num_threads=config.data.num_threads,
+        prefetch=config.data.prefetch,
+    )
+    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset.map(to_devices), prefetch_buffer_size=1))
+
+
+def _abstract_batch(config: ConfigDict, info: DatasetInfo, shardings):
+    recipe, dtype = info.recipe, DTYPES[info.recipe.dtype]
+    shapes = {"low": (recipe.low_shape, dtype), "high": (recipe.high_shape, dtype), "position": ((), np.uint32)}
+    return {
+        name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=shardings[name])
+        for name, (shape, dtype) in shapes.items()
+    }
+
+
+def _first_pairs(info: DatasetInfo, images: int) -> dict[str, np.ndarray]:
+    source = PairSource(info)
+    pairs = [source[index] for index in range(min(images, len(source)))]
+    return {name: np.stack([pair[name] for pair in pairs]) for name in ("low", "high")}
+
+
+def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
+    """Refuse to go on with another network, or with another config unless that is allowed."""
+    network = changes(saved["unet"], present["unet"], "unet.")
+    if network:
+        raise InputError(
+            f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
+            "set the config back or choose another --workdir"
+        )
+    others = changes(saved, present)
+    if others and not allow_change:
+        raise InputError(
+            f"the config has changed since checkpoint {where}: {', '.join(others)}; set it back, choose another "
+            "--workdir, or go on with --allow_config_change"
+        )
+
+
+def _initial_weights(config: ConfigDict, placed) -> dict:
+    """Parameters and average of another run's averaged weights."""
+    parameters, saved, step = load_weights(config.train.init_from)
+    _check_config(saved, json.loads(config.to_json()), f"{config.train.init_from} step {step}", allow_change=True)
+    place = {name: jax.device_put(parameters, placed[name]) for name in ("parameters", "ema")}
+    return {name: jax.tree.map(lambda array: array.copy(), tree) for name, tree in place.items()}
+
+
+def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start: int, program, seconds: float) -> str:
+    memory, cost = program.memory_analysis(), program.cost_analysis()
+    rows = {
+        "workdir": f"{os.path.abspath(workdir)}, {f'going on from step {start}' if start else 'from the beginning'}",
+        "data": f"{info.folder}: {info.records:,} pairs, latents {info.recipe.low_shape} → {info.recipe.high_shape}",
+        "flow": f"{config.path} path from {config.source.start}, noise step {config.source.noise_step}",
+        "UNet": f"{count(state['parameters']):,} parameters, computes in {config.unet.dtype}",
+        "global batch": f"{config.train.batch_size}, in {config.optim.accumulate} part(s), {config.train.steps:,} steps",
+        "devices": f"{len(mesh.devices.flat)} × {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
+        "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),
+        "compiled": f"in {seconds:.1f} s: {size(memory.argument_size_in_bytes)} arguments and "
+        f"{size(memory.temp_size_in_bytes)} temporaries a device, {size(cost.get('flops', 0), 'FLOP')} a step and device",
+    }
+    return table(rows)
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,76 @@
+"""Evaluation during training: the averaged weights boost held-out latents, decoded beside their originals."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from fmboost_jax.booster import Source, boost_latents
+from fmboost_jax.flow.coupling import upsample
+from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
+from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.unet import UNetConfig, abstract_unet
+from fmboost_jax.parallel.sharding import batch_sharding
+from fmboost_jax.pictures import grid, to_uint8
+
+GRID_ROWS = 4
+
+
+def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
+    """The function (averaged parameters, pairs) → (scores, picture).
+
+    Pairs are host arrays `low`, `high` of unscaled latents. Scores are means over them: `psnr`, `ssim` and
+    `sharpness` (gradient energy over the original's) of the boosted images against the decoded high-res latents, and
+    the same of the low-res ones under `low_res/`. The picture has rows low-res | boosted | original. The noise depends
+    on `config.seed` alone, so evaluations compare.
+    """
+    graph = split(abstract_unet(UNetConfig(**config.unet)))[0]
+    source = Source(**config.source, upsampling=config.data.upsampling)
+    replicated = NamedSharding(mesh, PartitionSpec())
+
+    @functools.partial(jax.jit, out_shardings=replicated)
+    def boost(parameters, low, high, key):
+        noise_key, mode_key = jax.random.split(key)
+        noise = jax.random.normal(noise_key, high.shape)
+        low, high = (first_stage.scale(latent.astype(jnp.float32)) for latent in (low, high))
+        boosted = boost_latents(
+            merge(graph, parameters),
+            low,
+            noise,
+            source=source,
+            method=config.evaluate.method,
+            steps=config.evaluate.steps,
+            upsampling_noise=jax.random.normal(mode_key, high.shape),
+        )
+        images = [first_stage.decode(latent) for latent in (low, boosted, high)]
+        grown = upsample(images[0], images[2].shape[1:3], "bilinear")
+        scores = {}
+        for prefix, image in (("", images[1]), ("low_res/", grown)):
+            scores[prefix + "psnr"] = psnr(image, images[2])
+            scores[prefix + "ssim"] = ssim(image, images[2])
+            scores[prefix + "sharpness"] = gradient_energy(image) / gradient_energy(images[2])
+        return images, scores
+
+    def evaluate(parameters, pairs: dict[str, np.ndarray]):
+        count = pairs["low"].shape[0]
+        part = min(count, config.train.batch_size)
+        shards = mesh.shape["data"] * mesh.shape["fsdp"]
+        sharding = batch_sharding(mesh) if part % shards == 0 else replicated
+        scores, rows = [], []
+        for first in range(0, count - part + 1, part):
+            low, high = (
+                jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
+                for array in (pairs["low"][first : first + part], pairs["high"][first : first + part])
+            )
+            key = jax.random.fold_in(jax.random.key(config.seed), first)
+            images, values = jax.device_get(boost(parameters, low, high, key))
+            scores.append(values)
+            rows += zip(*map(to_uint8, images), strict=True)
+        means = {name: float(np.mean([values[name] for values in scores])) for name in scores[0]}
+        return means, grid([list(row) for row in rows[:GRID_ROWS]], ["low-res", "boosted", "original"])
+
+    return evaluate

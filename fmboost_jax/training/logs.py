@@ -1,0 +1,76 @@
+"""What a run tells: a table at the start, a progress bar, `metrics.jsonl`, TensorBoard scalars and pictures."""
+
+import json
+import os
+
+import numpy as np
+from jaxtyping import UInt8
+from tensorboardX import SummaryWriter
+
+from fmboost_jax.pictures import write_png
+
+
+class Logs:
+    """Writer of one run's records; only the first process of a pod has one.
+
+    Args:
+        workdir: folder of the run: `metrics.jsonl`, `tensorboard/`, `pictures/`.
+        step: where the run goes on; records of later steps, from before an interruption, are dropped.
+    """
+
+    def __init__(self, workdir: str, step: int):
+        self._workdir = workdir
+        self._path = os.path.join(workdir, "metrics.jsonl")
+        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
+        partial = self._path + ".tmp"
+        with open(partial, "w", encoding="utf-8") as file:
+            file.writelines(line + "\n" for line in kept)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, self._path)
+        self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
+        self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=step)
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        """One line of `metrics.jsonl` and as many TensorBoard scalars."""
+        values = {name: float(value) for name, value in values.items()}
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
+        self._file.flush()
+        for name, value in values.items():
+            self._board.add_scalar(name, value, step)
+
+    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> str:
+        """`pictures/<name>_<step>.png` and the same in TensorBoard; returns its path."""
+        path = os.path.join(self._workdir, "pictures", f"{name}_{step:08d}.png")
+        write_png(path, image, {"step": step})
+        self._board.add_image(name, image, step, dataformats="HWC")
+        return path
+
+    def close(self) -> None:
+        """Flush and close all."""
+        self._file.close()
+        self._board.close()
+
+
+def _lines(path: str) -> list[str]:
+    """Whole lines of a file that a crash may have cut short; none where there is no file."""
+    if not os.path.exists(path):
+        return []
+    with open(path, encoding="utf-8") as file:
+        return [line.rstrip("\n") for line in file if line.endswith("\n")]
+
+
+def table(rows: dict[str, object]) -> str:
+    """Two columns, aligned."""
+    width = max(map(len, rows))
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
+
+
+def size(count: float, unit: str = "B") -> str:
+    """1.5 GiB, 12.3 MiB for bytes; 1.5 G, 12.3 M of any other unit."""
+    base, letters = (1024, ("", "Ki", "Mi", "Gi", "Ti")) if unit == "B" else (1000, ("", "k", "M", "G", "T", "P"))
+    for letter in letters:
+        if count < base or letter == letters[-1]:
+            return f"{count:.4g} {letter}{unit}"
+        count /= base
+    raise AssertionError
