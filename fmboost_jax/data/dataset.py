@@ -1,0 +1,255 @@
+"""What a folder of latent pairs holds: `dataset.json`, and how it is held against a config.
+
+dataset.json               recipe, number of photos and records, size and SHA-256 of each shard
+shards/00000.array_record  the pairs (`fmboost_jax.data.records`)
+shards/00000.json          the shard's photos by name, and those skipped with the reason
+preview.png                a few pairs, decoded: low-res left, high-res right
+plan.json                  recipe and photos that the folder was begun with; a continued run must agree
+"""
+
+import dataclasses
+import json
+import os
+import pathlib
+import re
+
+import ml_dtypes
+import numpy as np
+from ml_collections import ConfigDict
+
+from fmboost_jax.data.files import from_json, read_json
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.first_stage import FirstStage
+
+FORMAT = 1
+UPSAMPLINGS = ("psu", "lsu")
+DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
+REDO = "run the dataset's precompute command again, it redoes damaged shards"
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """How photographs became latent pairs. Whatever differs here makes other records.
+
+    Attributes:
+        first_stage: kind of the autoencoder: "identity", "kl" or "tiny".
+        first_stage_path: where its weights came from; "" for identity.
+        channels: latent channels.
+        downsampling: image pixels per latent position and axis.
+        scaling_factor: scaled = (stored − shift_factor) · scaling_factor.
+        shift_factor: see above.
+        high_res: side of the square high-res images in pixels.
+        low_res: side of the square low-res images in pixels.
+        upsampling: "psu": low-res images are resized to `high_res` before they are encoded, both latents are of one
+            size; "lsu": they are encoded as they are.
+        dtype: of the stored latents, "float16" or "bfloat16".
+        crops: random crops a photo; 0 means one centre crop.
+        crop_scale: largest side of a random crop in units of `high_res`.
+        seed: of the random crops.
+    """
+
+    first_stage: str
+    first_stage_path: str
+    channels: int
+    downsampling: int
+    scaling_factor: float
+    shift_factor: float
+    high_res: int
+    low_res: int
+    upsampling: str
+    dtype: str
+    crops: int
+    crop_scale: float
+    seed: int
+
+    @classmethod
+    def of(cls, config: ConfigDict, first_stage: FirstStage) -> "Recipe":
+        """The recipe that a config and its first stage ask for.
+
+        Raises:
+            InputError: a value that no dataset can have.
+        """
+        data = config.data
+        recipe = cls(
+            first_stage=first_stage.kind,
+            first_stage_path=first_stage.path,
+            channels=first_stage.channels,
+            downsampling=first_stage.downsampling,
+            scaling_factor=float(first_stage.scaling_factor),
+            shift_factor=float(first_stage.shift_factor),
+            high_res=data.high_res,
+            low_res=data.low_res,
+            upsampling=data.upsampling,
+            dtype=data.dtype,
+            crops=data.crops,
+            crop_scale=float(data.get("crop_scale", 1.0)),
+            seed=config.seed,
+        )
+        recipe.validate("config.data")
+        return recipe
+
+    def validate(self, where: str) -> None:
+        """Raise InputError for a value that no dataset can have; `where` names the place it was read from."""
+        if self.upsampling not in UPSAMPLINGS:
+            raise InputError(f"{where}: upsampling is {self.upsampling!r}, expected one of {', '.join(UPSAMPLINGS)}")
+        if self.dtype not in DTYPES:
+            raise InputError(f"{where}: dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        if not 0 < self.low_res < self.high_res:
+            raise InputError(f"{where}: low_res {self.low_res} must lie between 0 and high_res {self.high_res}")
+        if self.channels < 1 or self.downsampling < 1:
+            raise InputError(f"{where}: channels {self.channels} and downsampling {self.downsampling} must be positive")
+        encoded = {"high_res": self.high_res} | ({"low_res": self.low_res} if self.upsampling == "lsu" else {})
+        for name, pixels in encoded.items():
+            if pixels % self.downsampling:
+                raise InputError(
+                    f"{where}: {name} {pixels} is no multiple of the first stage's downsampling {self.downsampling}"
+                )
+        if self.crops < 0:
+            raise InputError(
+                f"{where}: crops is {self.crops}, expected 0 (one centre crop) or a number of random crops"
+            )
+        if not 1 <= self.crop_scale < float("inf"):
+            raise InputError(f"{where}: crop_scale is {self.crop_scale}, expected 1 (native resolution) or more")
+
+    @property
+    def high_size(self) -> int:
+        """Side of the square high-res latent."""
+        return self.high_res // self.downsampling
+
+    @property
+    def low_size(self) -> int:
+        """Side of the square low-res latent: with PSU the high-res latent's."""
+        return (self.high_res if self.upsampling == "psu" else self.low_res) // self.downsampling
+
+    @property
+    def high_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the high-res latent."""
+        return self.high_size, self.high_size, self.channels
+
+    @property
+    def low_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels) of the low-res latent."""
+        return self.low_size, self.low_size, self.channels
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """One file of records: its name in the dataset's folder, number of records, size and SHA-256 (hexadecimal)."""
+
+    name: str
+    records: int
+    bytes: int
+    sha256: str
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetInfo(Recipe):
+    """A finished dataset: its recipe and what came of it.
+
+    Attributes:
+        folder: where it lies; not part of dataset.json, so that a dataset may be moved.
+        photos: photographs that it was made of, the skipped ones left out.
+        skipped: photographs left out; the shards' own JSON files name them.
+        shards: in the records' order.
+    """
+
+    folder: pathlib.Path
+    photos: int
+    skipped: int
+    shards: tuple[Shard, ...]
+
+    @property
+    def records(self) -> int:
+        """Number of latent pairs."""
+        return sum(shard.records for shard in self.shards)
+
+    def to_json(self) -> str:
+        """The text of dataset.json; the same dataset always gives the same bytes."""
+        fields = dataclasses.asdict(self)
+        del fields["folder"]
+        shards = fields.pop("shards")
+        latents = {"high_latent": self.high_shape, "low_latent": self.low_shape}
+        return json.dumps({"format": FORMAT} | fields | latents | {"records": self.records, "shards": shards}, indent=2)
+
+    @classmethod
+    def read(cls, folder: str | os.PathLike | None) -> "DatasetInfo":
+        """Read and check dataset.json; shards must be there with the sizes that it tells.
+
+        Raises:
+            InputError: no dataset, an unfinished one, a damaged dataset.json, a shard missing or cut short.
+        """
+        if not folder:
+            raise InputError("no dataset is named: set --config.data.dir to the folder that precompute wrote")
+        folder = pathlib.Path(folder)
+        path = folder / "dataset.json"
+        if not folder.is_dir():
+            raise InputError(f"data folder {folder} does not exist; make it with python -m fmboost_jax.precompute")
+        if not path.exists():
+            mend = "python -m fmboost_jax.precompute makes one"
+            if (folder / "plan.json").exists():
+                mend = "precompute has not finished, run its command again"
+            raise InputError(f"data folder {folder} holds no dataset.json; {mend}")
+        fields = read_json(path)
+        if fields.get("format") != FORMAT:
+            raise InputError(f"{path}: expected format {FORMAT}, found {fields.get('format')!r}; precompute again")
+        shards = fields.get("shards")
+        if not isinstance(shards, list) or not shards:
+            raise InputError(f"{path}: expected a list of shards, found {shards!r}; precompute again")
+        fields["shards"] = tuple(from_json(Shard, shard, path) for shard in shards)
+        info = from_json(cls, fields | {"folder": folder}, path)
+        info.validate(str(path))
+        _check_shards(info, path, fields.get("records"))
+        return info
+
+    def check(self, config: ConfigDict, first_stage: FirstStage | None = None) -> None:
+        """Refuse a config that this dataset cannot serve.
+
+        Seed and crops are not compared: a config's seed may change after the pairs were made. Nor is the first stage's
+        path, since weights may lie elsewhere on another machine.
+
+        Args:
+            config: experiment with `first_stage.kind`, `data` and, where it has a network, `unet.out_channels`.
+            first_stage: where it is loaded already, its own numbers are compared too.
+
+        Raises:
+            InputError: names every field that differs, with both values.
+        """
+        wanted = {
+            "first_stage": ("first_stage.kind", config.first_stage.kind),
+            **{name: (f"data.{name}", config.data[name]) for name in ("high_res", "low_res", "upsampling", "dtype")},
+        }
+        if "unet" in config:
+            wanted["channels"] = ("unet.out_channels", config.unet.out_channels)
+        if first_stage is not None:
+            for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):
+                wanted[name] = (f"the first stage's {name}", getattr(first_stage, name))
+        differences = [
+            f"{label} is {value!r} in the config and {getattr(self, name)!r} in the dataset"
+            for name, (label, value) in wanted.items()
+            if value != getattr(self, name)
+        ]
+        if differences:
+            raise InputError(
+                f"dataset {self.folder} does not fit the config: {'; '.join(differences)}; "
+                "choose another data.dir or precompute again"
+            )
+
+
+def _check_shards(info: DatasetInfo, path: pathlib.Path, records: object) -> None:
+    first = 0
+    for number, shard in enumerate(info.shards):
+        last = first + shard.records - 1
+        file = info.folder / shard.name
+        if shard.records < 1 or not SHARD_NAME.fullmatch(shard.name):
+            raise InputError(f"{path}: shard {number} has the name {shard.name!r} and {shard.records} records; {REDO}")
+        if not file.exists():
+            raise InputError(f"shard {file} (records {first} to {last}) is missing; {REDO}")
+        found = file.stat().st_size
+        if found != shard.bytes:
+            raise InputError(
+                f"shard {file} (records {first} to {last}): expected {shard.bytes} bytes, found {found}; {REDO}"
+            )
+        first = last + 1
+    if records != first:
+        raise InputError(f"{path}: expected {first} records, as many as its shards hold, found {records!r}; {REDO}")

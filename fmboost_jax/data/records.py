@@ -1,0 +1,164 @@
+"""The record format: one latent pair as raw little-endian bytes in an ArrayRecord shard.
+
+    bytes 0 to 15     four uint32: shard, place in the shard, photo, crop
+    then              low-res latent  (h, w, c), float16 or bfloat16, unscaled
+    then              high-res latent (H, W, C), the same type
+
+Shards are written one record a group and uncompressed: float latents hardly compress, and random access then costs one
+read. A record carries no checksum of its own: ArrayRecord lies on Riegeli, which hashes the header and the data of
+every group (HighwayHash, 64 bits) and verifies both on every read. Flipping single bits all over a file never gave a
+wrong record, only an error (`tests/data/test_records.py` repeats it). What Riegeli cannot know is whether a file lies
+under another's name; the record's own shard and place tell.
+"""
+
+import hashlib
+import operator
+import os
+import pathlib
+import threading
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+from jaxtyping import Float, UInt32
+
+from fmboost_jax.data.dataset import DTYPES, REDO, SHARD_NAME, DatasetInfo, Recipe, Shard
+from fmboost_jax.data.files import publish
+from fmboost_jax.errors import InputError
+
+Header = UInt32[np.ndarray, "4"]
+Latent = Float[np.ndarray, "h w c"]
+
+_HEADER = np.dtype("<u4")
+_HEADER_BYTES = 4 * _HEADER.itemsize
+_WRITER = "group_size:1,uncompressed"
+_READER = "readahead_buffer_size:0,max_parallelism:0"  # for random access
+_READ_BUFFER = 32768  # bytes
+
+
+def record_bytes(recipe: Recipe) -> int:
+    """Size of one record in bytes."""
+    values = np.prod(recipe.low_shape) + np.prod(recipe.high_shape)
+    return _HEADER_BYTES + int(values) * DTYPES[recipe.dtype].itemsize
+
+
+def encode(recipe: Recipe, header: tuple[int, int, int, int], low: Latent, high: Latent) -> bytes:
+    """A pair's bytes; the latents are rounded to the recipe's dtype.
+
+    Args:
+        recipe: gives shapes and dtype.
+        header: shard, place in the shard, photo, crop.
+        low: unscaled low-res latent.
+        high: unscaled high-res latent.
+    """
+    if (low.shape, high.shape) != (recipe.low_shape, recipe.high_shape):
+        raise ValueError(f"latents {low.shape}, {high.shape}; the recipe has {recipe.low_shape}, {recipe.high_shape}")
+    dtype = DTYPES[recipe.dtype]
+    return np.array(header, _HEADER).tobytes() + low.astype(dtype).tobytes() + high.astype(dtype).tobytes()
+
+
+def decode(recipe: Recipe, record: bytes) -> tuple[Header, Latent, Latent]:
+    """Header (shard, place in the shard, photo, crop), low-res and high-res latent: read-only views of the record."""
+    dtype, split = DTYPES[recipe.dtype], int(np.prod(recipe.low_shape))
+    latents = np.frombuffer(record, dtype, offset=_HEADER_BYTES)
+    header = np.frombuffer(record, _HEADER, count=4)
+    return header, latents[:split].reshape(recipe.low_shape), latents[split:].reshape(recipe.high_shape)
+
+
+class ShardWriter:
+    """Writes one shard under a temporary name; only `finish` gives it its own.
+
+    A process that dies leaves a `.partial` file and never half a shard.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str):
+        self._path, self._name, self._records = folder / name, name, 0
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        self._writer = ArrayRecordWriter(str(self._temporary), _WRITER)
+
+    def write(self, record: bytes) -> None:
+        """Append one record."""
+        self._writer.write(record)
+        self._records += 1
+
+    def finish(self) -> Shard:
+        """Close, sync and name the shard; returns its entry for dataset.json.
+
+        Raises:
+            InputError: the disk is full.
+        """
+        try:
+            self._writer.close()
+        except RuntimeError as error:
+            self._temporary.unlink()
+            reason = str(error).split(";")[0]
+            raise InputError(
+                f"cannot write {self._path}: {reason}; make room and run the same command again"
+            ) from error
+        with open(self._temporary, "rb+") as file:
+            os.fsync(file.fileno())
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+        publish(self._temporary, self._path)
+        return Shard(self._name, self._records, size, digest)
+
+    def discard(self) -> None:
+        """Close and delete an unfinished shard."""
+        self._writer.close()
+        self._temporary.unlink()
+
+
+class PairSource:
+    """A dataset's records by number: the random access that grain reads from. Safe to read from several threads."""
+
+    def __init__(self, info: DatasetInfo):
+        self._info = info
+        self._starts = np.cumsum([0] + [shard.records for shard in info.shards])
+        self._readers: list[ArrayRecordReader | None] = [None] * len(info.shards)
+        self._lock = threading.Lock()
+
+    def __repr__(self) -> str:
+        return f"PairSource({str(self._info.folder)!r})"
+
+    def __len__(self) -> int:
+        return int(self._starts[-1])
+
+    def __getitem__(self, index) -> dict[str, np.ndarray | np.uint32]:
+        """Pair number `index`: {"record": uint32, "low": (h, w, c), "high": (H, W, C)}, unscaled, in the stored dtype.
+
+        Raises:
+            InputError: the record is damaged, or its shard is; names file and record.
+            IndexError: no such record.
+        """
+        index = operator.index(index)
+        if not 0 <= index < len(self):
+            raise IndexError(f"record {index} of {len(self)}")
+        number = int(np.searchsorted(self._starts, index, side="right")) - 1
+        place = index - int(self._starts[number])
+        try:
+            data = self._reader(number).read([place])[0]
+        except RuntimeError as error:
+            raise self._damaged(number, index, f"cannot be read ({str(error).split(';')[0]})") from error
+        if len(data) != record_bytes(self._info):
+            raise self._damaged(number, index, f"has {len(data)} bytes, expected {record_bytes(self._info)}")
+        header, low, high = decode(self._info, data)
+        shard = int(SHARD_NAME.fullmatch(self._info.shards[number].name)[1])
+        if header[:2].tolist() != [shard, place]:
+            raise self._damaged(number, index, f"says that it is record {header[1]} of shard {header[0]:05d}")
+        return {"record": np.uint32(index), "low": low, "high": high}
+
+    def _reader(self, number: int) -> ArrayRecordReader:
+        with self._lock:
+            if self._readers[number] is None:
+                path = str(self._info.folder / self._info.shards[number].name)
+                reader = ArrayRecordReader(path, options=_READER, file_reader_buffer_size=_READ_BUFFER)
+                found, expected = reader.num_records(), self._info.shards[number].records
+                if found != expected:
+                    raise RuntimeError(f"its file's index gives {found} records, expected {expected}")
+                self._readers[number] = reader
+            return self._readers[number]
+
+    def _damaged(self, number: int, index: int, what: str) -> InputError:
+        shard = self._info.folder / self._info.shards[number].name
+        place = index - int(self._starts[number])
+        return InputError(f"shard {shard}: record {place} (record {index} of the dataset) {what}; {REDO}")
