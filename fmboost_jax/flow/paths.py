@@ -171,6 +171,18 @@ class GVPPath(Path):
         return -jnp.pi / 2 * jnp.sin(jnp.pi / 2 * t)
 
 
+def make_path(name: str) -> Path:
+    """The path of a config: "linear" or "gvp".
+
+    Raises:
+        InputError: any other name.
+    """
+    paths = {"linear": LinearPath, "gvp": GVPPath}
+    if name not in paths:
+        raise InputError(f"path {name!r} is unknown; expected one of {', '.join(paths)}")
+    return paths[name]()
+
+
 def _like(t: Float[Array, "b"], x: Float[Array, "b *d"]) -> Float[Array, "b *ones"]:
     """t with as many axes as x."""
     return t.reshape(t.shape + (1,) * (x.ndim - 1))

@@ -72,7 +72,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 
 
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=15, deadline=None)
 @given(before=SIZES, after=st.tuples(st.integers(1, 30), st.integers(1, 30)))
 def test_upsampling_is_pytorchs(mode, before, after):
     latent = np.random.default_rng(0).standard_normal((2, 3, *before)).astype(np.float32)

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.paths import DIFFUSION_FORMS, GVPPath, LinearPath
+from fmboost_jax.flow.paths import DIFFUSION_FORMS, GVPPath, LinearPath, make_path
 
 PATHS = [LinearPath(), GVPPath()]
 TIMES = jnp.linspace(0.05, 0.95, 7)
@@ -119,6 +119,12 @@ def test_an_unknown_form_is_refused():
         InputError, match=r"'brownian' is unknown; expected one of constant, SBDM.*increasing-decreasing"
     ):
         LinearPath().diffusion(jnp.zeros((1, 2)), jnp.zeros(1), "brownian", 1.0)
+
+
+def test_paths_have_names():
+    assert (make_path("linear"), make_path("gvp")) == (LinearPath(), GVPPath())
+    with pytest.raises(InputError, match="'vp' is unknown; expected one of linear, gvp"):
+        make_path("vp")
 
 
 @pytest.mark.parametrize(("name", "path"), [("linear", LinearPath()), ("gvp", GVPPath())])

@@ -1,0 +1,118 @@
+"""dopri5: accuracy for tolerance, honest counts, and what happens when it cannot go on."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.solvers import integrate, integrate_adaptive
+
+
+def swing(x, t):
+    """dx/dt = 9 x cos 9t, so x(t) = x(0) exp(sin 9t)."""
+    return 9 * x * jnp.cos(9 * t)[:, None]
+
+
+def after_swinging(t):
+    return np.exp(np.sin(9 * np.asarray(t)))
+
+
+def ones(*shape):
+    return jnp.ones(shape or (1, 1))
+
+
+@pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5])
+def test_it_is_as_accurate_as_asked(tolerance):
+    solution = integrate_adaptive(swing, ones(), rtol=tolerance, atol=tolerance)
+    assert solution.reached_end
+    assert not solution.reached_max_steps
+    assert float(solution.x[0, 0]) == pytest.approx(after_swinging(1), rel=10 * tolerance)
+
+
+def test_less_tolerance_costs_more():
+    costs = [int(integrate_adaptive(swing, ones(), rtol=r, atol=r).evaluations) for r in (1e-2, 1e-4, 1e-6)]
+    assert costs == sorted(set(costs))
+
+
+def test_there_and_back_again():
+    there = integrate_adaptive(swing, ones()).x
+    back = integrate_adaptive(swing, there, reverse=True).x
+    np.testing.assert_allclose(back, 1, atol=1e-4)
+
+
+def test_it_lands_on_the_grid():
+    solution = integrate_adaptive(swing, ones(), steps=7)
+    np.testing.assert_allclose(solution.trajectory[:, 0, 0], after_swinging(np.linspace(0, 1, 8)), rtol=1e-4)
+    np.testing.assert_array_equal(solution.trajectory[-1], solution.x)
+
+
+def test_its_count_of_evaluations_is_the_number_of_calls():
+    calls = []
+
+    def counting(x, t):
+        jax.debug.callback(lambda: calls.append(1))
+        return swing(x, t)
+
+    solution = integrate_adaptive(counting, ones())
+    jax.effects_barrier()
+    assert len(calls) == solution.evaluations == 1 + 6 * solution.steps
+    assert solution.steps > 5
+
+
+def test_it_says_that_it_ran_out_of_steps():
+    solution = integrate_adaptive(swing, ones(), max_steps=3)
+    assert solution.reached_max_steps
+    assert not solution.reached_end
+    assert solution.steps == 3
+    assert np.isfinite(solution.x).all()
+
+
+def test_a_half_way_state_does_not_pass_for_a_result():
+    assert np.isnan(integrate(swing, ones(), method="dopri5", steps=1, max_steps=3)).all()
+    trajectory = integrate(swing, ones(), method="dopri5", steps=50, max_steps=6, return_trajectory=True)
+    reached = np.isfinite(trajectory[:, 0, 0])
+    assert reached[0]
+    assert 1 < reached.sum() < 51
+    assert not np.diff(reached.astype(int)).max() > 0, "a gap in the trajectory"
+
+
+def test_enough_steps_are_enough():
+    needed = int(integrate_adaptive(swing, ones()).steps)
+    assert integrate_adaptive(swing, ones(), max_steps=needed).reached_end
+    assert not integrate_adaptive(swing, ones(), max_steps=needed - 1).reached_end
+
+
+def test_the_hardest_example_sets_the_steps():
+    """One example of 1024 swings, the others rest; a mean over the batch would forgive it 32 times the error."""
+
+    def one_swings(x, t):
+        return swing(x, t).at[1:].set(0)
+
+    alone = integrate_adaptive(swing, ones(1, 1), rtol=1e-4, atol=1e-4)
+    crowd = integrate_adaptive(one_swings, ones(1024, 1), rtol=1e-4, atol=1e-4)
+    assert crowd.steps > 0.8 * alone.steps
+
+
+def test_it_recovers_from_a_step_that_went_too_far():
+    """NaN beyond the unit ball, where no solution goes but the stages of a long step do."""
+
+    def brittle(x, t):
+        return jnp.where(jnp.abs(x) > 1.01, jnp.nan, -400 * x)
+
+    solution = integrate_adaptive(brittle, ones())
+    assert solution.reached_end
+    np.testing.assert_allclose(solution.x, 0, atol=1e-5)
+
+
+def test_it_gives_up_soon_where_there_is_no_way_on():
+    solution = integrate_adaptive(lambda x, t: jnp.full_like(x, jnp.nan), ones())
+    assert not solution.reached_end
+    assert not solution.reached_max_steps
+    assert solution.steps < 20
+    np.testing.assert_array_equal(solution.x, 1)
+
+
+def test_it_wants_at_least_one_step():
+    with pytest.raises(InputError, match="max_steps must be at least 1, found 0"):
+        integrate_adaptive(swing, ones(), max_steps=0)
