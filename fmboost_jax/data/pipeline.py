@@ -2,9 +2,9 @@
 
 The order is one endless global stream: every epoch holds each record once, in an order of its own that depends on the
 seed. An element's place in that stream is its `position`; whatever is random about an element is to be drawn from
-`fold_in(seed, position)`, so it does not depend on who reads it. Process p of P takes positions p, p + P, p + 2P, …; global
-batch number k is positions k·B to (k + 1)·B − 1 whatever P is: the same records in 1, 2 or 4 processes, none twice, in
-another order of rows.
+`fold_in(seed, position)`, so it does not depend on who reads it. Process p of P takes positions p, p + P, p + 2P, …;
+global batch number k is positions k·B to (k + 1)·B − 1 whatever P is: the same records in 1, 2 or 4 processes, none
+twice, in another order of rows.
 """
 
 from collections.abc import Callable
@@ -78,7 +78,7 @@ def seek(iterator: grain.DatasetIterator, step: int) -> None:
 
 
 def spread_records(info: DatasetInfo, count: int) -> dict[str, np.ndarray]:
-    """`count` pairs at even distances through the dataset, or all if it holds fewer: `low`, `high`, `record`, stacked."""
+    """`count` pairs evenly spread over the dataset, or all if it holds fewer: `low`, `high` and `record`, stacked."""
     source = PairSource(info)
     numbers = np.linspace(0, len(source) - 1, min(count, len(source))).round().astype(int)
     pairs = [source[number] for number in numbers]

@@ -85,16 +85,18 @@ class ShardWriter:
         """Close, sync and name the shard; returns its entry for dataset.json.
 
         Raises:
-            InputError: the disk is full.
+            InputError: the disk is full, or another process makes the same shard.
         """
         try:
             self._writer.close()
         except RuntimeError as error:
-            self._temporary.unlink()
+            self._temporary.unlink(missing_ok=True)
             reason = str(error).split(";")[0]
             raise InputError(
                 f"cannot write {self._path}: {reason}; make room and run the same command again"
             ) from error
+        if not self._temporary.exists():
+            raise InputError(f"another process makes {self._path} too; give each process its own --process_index")
         with open(self._temporary, "rb+") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
