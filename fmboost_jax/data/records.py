@@ -26,7 +26,8 @@ from fmboost_jax.data.files import publish
 from fmboost_jax.errors import InputError
 
 Header = UInt32[np.ndarray, "4"]
-Latent = Float[np.ndarray, "h w c"]
+LowLatent = Float[np.ndarray, "h w c"]
+HighLatent = Float[np.ndarray, "H W c"]
 
 _HEADER = np.dtype("<u4")
 _HEADER_BYTES = 4 * _HEADER.itemsize
@@ -41,7 +42,7 @@ def record_bytes(recipe: Recipe) -> int:
     return _HEADER_BYTES + int(values) * DTYPES[recipe.dtype].itemsize
 
 
-def encode(recipe: Recipe, header: tuple[int, int, int, int], low: Latent, high: Latent) -> bytes:
+def encode(recipe: Recipe, header: tuple[int, int, int, int], low: LowLatent, high: HighLatent) -> bytes:
     """A pair's bytes; the latents are rounded to the recipe's dtype.
 
     Args:
@@ -56,7 +57,7 @@ def encode(recipe: Recipe, header: tuple[int, int, int, int], low: Latent, high:
     return np.array(header, _HEADER).tobytes() + low.astype(dtype).tobytes() + high.astype(dtype).tobytes()
 
 
-def decode(recipe: Recipe, record: bytes) -> tuple[Header, Latent, Latent]:
+def decode(recipe: Recipe, record: bytes) -> tuple[Header, LowLatent, HighLatent]:
     """Header (shard, place in the shard, photo, crop), low-res and high-res latent: read-only views of the record."""
     dtype, split = DTYPES[recipe.dtype], int(np.prod(recipe.low_shape))
     latents = np.frombuffer(record, dtype, offset=_HEADER_BYTES)

@@ -1,0 +1,153 @@
+"""dataset.json: what is written is read, and what does not fit is refused with both values."""
+
+import hashlib
+import json
+import shutil
+
+import pytest
+from ml_collections import ConfigDict
+
+from fmboost_jax.data.dataset import DatasetInfo, Recipe
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.first_stage import FirstStage, Identity, load_first_stage
+
+
+def make_config(**data) -> ConfigDict:
+    fields = {"high_res": 16, "low_res": 8, "upsampling": "psu", "dtype": "float16", "crops": 0} | data
+    return ConfigDict({"seed": 0, "first_stage": {"kind": "identity", "path": ""}, "data": fields})
+
+
+@pytest.fixture
+def dataset(tmp_path_factory, write_dataset):
+    return write_dataset(tmp_path_factory.mktemp("dataset"), (2, 3))
+
+
+def test_reads_what_was_written(dataset):
+    assert DatasetInfo.read(dataset.folder) == dataset
+    assert (dataset.records, dataset.low_shape, dataset.high_shape) == (5, (16, 16, 3), (16, 16, 3))
+    for shard in dataset.shards:
+        assert shard.sha256 == hashlib.sha256((dataset.folder / shard.name).read_bytes()).hexdigest()
+
+
+def test_may_be_moved(dataset, tmp_path):
+    shutil.move(dataset.folder, tmp_path / "elsewhere")
+    assert DatasetInfo.read(tmp_path / "elsewhere").shards == dataset.shards
+
+
+def change(**fields):
+    def mend(folder):
+        path = folder / "dataset.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+    return mend
+
+
+def change_shard(**fields):
+    def mend(folder):
+        path = folder / "dataset.json"
+        content = json.loads(path.read_text())
+        content["shards"][1] |= fields
+        path.write_text(json.dumps(content))
+
+    return mend
+
+
+def unfinished(folder):
+    (folder / "dataset.json").rename(folder / "plan.json")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (shutil.rmtree, "does not exist; make it with"),
+        (lambda folder: (folder / "dataset.json").unlink(), "holds no dataset.json; python -m fmboost_jax.precompute"),
+        (unfinished, "precompute has not finished, run its command again"),
+        (lambda folder: (folder / "dataset.json").write_bytes(b'{"format": 1'), "is damaged, expected JSON"),
+        (lambda folder: (folder / "dataset.json").write_bytes(b"\xff\x00"), "is damaged, expected JSON"),
+        (lambda folder: (folder / "dataset.json").write_text("[]"), "expected a JSON object, found list"),
+        (change(format=2), "expected format 1, found 2"),
+        (change(shards=[]), r"expected a list of shards, found \[\]"),
+        (change(shards=[3]), "expected name as str, found None"),
+        (change(channels="3"), "expected channels as int, found '3'"),
+        (change(channels=True), "expected channels as int, found True"),
+        (change(dtype="float64"), "dtype is 'float64', expected one of float16, bfloat16"),
+        (change(records=6), "expected 5 records, as many as its shards hold, found 6"),
+        (change_shard(records=0), "shard 1 has the name 'shards/00001.array_record' and 0 records"),
+        (change_shard(name="../../secrets"), "shard 1 has the name '../../secrets'"),
+        (change_shard(bytes=7), r"00001.array_record \(records 2 to 4\): expected 7 bytes, found \d+"),
+        (lambda folder: (folder / "shards/00001.array_record").unlink(), r"\(records 2 to 4\) is missing"),
+    ],
+)
+def test_damage_is_named_in_one_line(damage, message, dataset):
+    damage(dataset.folder)
+    with pytest.raises(InputError, match=message) as caught:
+        DatasetInfo.read(dataset.folder)
+    assert str(dataset.folder) in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("nothing", ["", None])
+def test_no_folder_names_the_field(nothing):
+    with pytest.raises(InputError, match=r"--config\.data\.dir"):
+        DatasetInfo.read(nothing)
+
+
+def test_fitting_config_passes(dataset):
+    dataset.check(make_config(), load_first_stage("identity"))
+    dataset.check(ConfigDict(make_config().to_dict() | {"seed": 5, "unet": {"out_channels": 3}}))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("high_res", 32, "data.high_res is 32 in the config and 16 in the dataset"),
+        ("low_res", 4, "data.low_res is 4 in the config and 8 in the dataset"),
+        ("upsampling", "lsu", "data.upsampling is 'lsu' in the config and 'psu' in the dataset"),
+        ("dtype", "bfloat16", "data.dtype is 'bfloat16' in the config and 'float16' in the dataset"),
+    ],
+)
+def test_contradiction_shows_both_values(field, value, message, dataset):
+    with pytest.raises(InputError, match=message):
+        dataset.check(make_config(**{field: value}))
+
+
+def test_all_contradictions_are_named(dataset):
+    config = ConfigDict(make_config(high_res=32).to_dict() | {"unet": {"out_channels": 4}})
+    config.first_stage.kind = "kl"
+    expected = "first_stage.kind is 'kl' .* 'identity' .*high_res is 32.*; unet.out_channels is 4 .* and 3 in"
+    with pytest.raises(InputError, match=expected):
+        dataset.check(config)
+
+
+def test_first_stage_of_another_scale_is_refused(dataset):
+    other = FirstStage("identity", "", Identity(), channels=3, downsampling=1, scaling_factor=0.5, shift_factor=0.1)
+    expected = r"scaling_factor is 0.5 in the config and 1.0 in the dataset; .*shift_factor is 0.1 .* and 0.0"
+    with pytest.raises(InputError, match=expected):
+        dataset.check(make_config(), other)
+
+
+def test_sizes_of_latents_follow_first_stage_and_upsampling():
+    kl = FirstStage("kl", "weights", Identity(), channels=4, downsampling=8, scaling_factor=0.18215)
+    lsu = Recipe.of(make_config(high_res=64, low_res=32, upsampling="lsu"), kl)
+    psu = Recipe.of(make_config(high_res=64, low_res=20, upsampling="psu"), kl)
+    assert (lsu.low_shape, lsu.high_shape) == ((4, 4, 4), (8, 8, 4))
+    assert (psu.low_shape, psu.high_shape) == ((8, 8, 4), (8, 8, 4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"upsampling": "esu"}, "upsampling is 'esu', expected one of psu, lsu"),
+        ({"dtype": "float32"}, "dtype is 'float32'"),
+        ({"low_res": 64}, "low_res 64 must lie between 0 and high_res 64"),
+        ({"high_res": 60}, "high_res 60 is no multiple of the first stage's downsampling 8"),
+        ({"low_res": 20, "upsampling": "lsu"}, "low_res 20 is no multiple"),
+        ({"crops": -1}, "crops is -1"),
+        ({"crop_scale": 0.5}, "crop_scale is 0.5"),
+        ({"crop_scale": float("nan")}, "crop_scale is nan"),
+    ],
+)
+def test_impossible_recipes_are_refused(fields, message):
+    kl = FirstStage("kl", "weights", Identity(), channels=4, downsampling=8)
+    with pytest.raises(InputError, match=message):
+        Recipe.of(make_config(**({"high_res": 64, "low_res": 32} | fields)), kl)
