@@ -3,6 +3,8 @@
 A method is a Butcher tableau; one loop runs any of them. The network stands in the compiled program once, whatever the
 method and the number of steps: steps and stages are both loops. State and times are float32.
 
+These are pure functions to be called inside `jax.jit`; outside of it each call compiles its loop anew.
+
 A step is one interval of linspace(0, 1, steps + 1). The reference names the number of *points*, which is one more.
 
 Sources: Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I", 2nd edition, sections II.1 (tableaus) and

@@ -47,6 +47,12 @@ def test_it_lands_on_the_grid():
     np.testing.assert_array_equal(solution.trajectory[-1], solution.x)
 
 
+def test_a_step_cut_short_to_land_does_not_shorten_the_next():
+    """A constant velocity takes three tries to the first of nine points, the last one cut short, then one for each."""
+    solution = integrate_adaptive(lambda x, t: jnp.ones_like(x), ones(), steps=9)
+    assert solution.steps == 3 + 8
+
+
 def test_its_count_of_evaluations_is_the_number_of_calls():
     calls = []
 
