@@ -1,7 +1,7 @@
 """Architectures of autoencoders as other projects write them down, or as their tensors show them."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from fmboost_jax.errors import InputError
@@ -161,7 +161,7 @@ def _count(pattern: str, tensors: Mapping[str, Any]) -> int:
     return sum(bool(re.fullmatch(pattern, name)) for name in tensors)
 
 
-def _only_kind(kinds: list[str] | None) -> str | None:
+def _only_kind(kinds: Iterable[str] | None) -> str | None:
     """The one kind of block in a list of them, or all that there are."""
     return ", ".join(sorted(set(kinds))) if kinds else None
 

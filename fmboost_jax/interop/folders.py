@@ -15,6 +15,8 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.interop.names import skeleton
+from fmboost_jax.models import parameters
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.unet import UNet, UNetConfig
@@ -43,7 +45,7 @@ def save_model(folder: str, model: nnx.Module) -> None:
     partial = tempfile.mkdtemp(prefix=f".{os.path.basename(folder)}.", dir=parent)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(os.path.join(partial, _PARAMETERS), nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+            checkpointer.save(os.path.join(partial, _PARAMETERS), parameters.split(model)[1])
         description = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
         if hasattr(model, "weight_names"):
             description["weight_names"] = model.weight_names
@@ -83,19 +85,16 @@ def load_model(folder: str, **changes: Any) -> nnx.Module:
         config = config(**{**fields, **changes})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"model {folder}: its {_CONFIG} does not describe a model of ours ({error})") from error
-    graph, state = nnx.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
+    graph, shapes = skeleton(kind, config)
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    shapes = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), nnx.to_pure_dict(state)
-    )
+    shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     try:
         with ocp.StandardCheckpointer() as checkpointer:
-            parameters = checkpointer.restore(os.path.abspath(os.path.join(folder, _PARAMETERS)), shapes)
+            loaded = checkpointer.restore(os.path.abspath(os.path.join(folder, _PARAMETERS)), shapes)
     except (OSError, ValueError, KeyError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"model {folder}: its parameters cannot be read ({reason}); write it again") from error
-    nnx.replace_by_pure_dict(state, parameters)
-    model = nnx.merge(graph, state)
+    model = parameters.merge(graph, loaded)
     if "weight_names" in description:
         model.weight_names = description["weight_names"]
     return model

@@ -9,12 +9,13 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from flax.traverse_util import flatten_dict, unflatten_dict
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.models import parameters
 
 
 class Layout(NamedTuple):
@@ -106,11 +107,11 @@ def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[s
     Raises:
         InputError: tensors that are missing, surplus, of another shape or not of floats: all of them in one message.
     """
-    graph, state = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
+    graph, shapes = skeleton(model, config)
     arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
     loaded, missing, unfit, known = {}, [], [], set()
-    for path, ours in flatten_dict(nnx.to_pure_dict(state)).items():
-        theirs, layout = spell(table, config, ".".join(map(str, path)))
+    for path, ours in shapes.items():
+        theirs, layout = spell(table, config, path)
         known.add(theirs)
         if theirs not in arrays:
             missing.append(theirs)
@@ -133,15 +134,20 @@ def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[s
             f"weights with {table.name} names do not fit this {model.__name__}; {'; '.join(problems)}; "
             "compare the config with the one that the weights were made with"
         )
-    nnx.replace_by_pure_dict(state, unflatten_dict(loaded))
-    return nnx.merge(graph, state)
+    return parameters.merge(graph, loaded)
+
+
+def skeleton(model: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
+    """A model's graph and its parameters' shapes by path, without making them."""
+    graph, state = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
+    return graph, {".".join(map(str, path)): leaf.get_value() for path, leaf in state.flat_state()}
 
 
 def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
     """The model's parameters as a state dict of float32 arrays; what `build` reads, bit for bit."""
     result = {}
-    for path, value in flatten_dict(nnx.to_pure_dict(nnx.state(model, nnx.Param))).items():
-        theirs, layout = spell(table, model.config, ".".join(map(str, path)))
+    for path, value in parameters.split(model)[1].items():
+        theirs, layout = spell(table, model.config, path)
         result[theirs] = np.ascontiguousarray(layout.outward(np.asarray(value)))
     return result
 

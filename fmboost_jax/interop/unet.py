@@ -30,7 +30,8 @@ def unet_config(arguments: Mapping[str, Any]) -> UNetConfig:
         raise InputError(
             f"network config: unknown arguments {', '.join(unknown)}; known are {', '.join(sorted(known))}"
         )
-    return UNetConfig(**{"attention_layout": "interleaved", **arguments})
+    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
+    return UNetConfig(**{"attention_layout": "interleaved", **fields})
 
 
 def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, Any]) -> UNet:

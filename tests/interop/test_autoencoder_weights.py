@@ -1,0 +1,262 @@
+"""First stages from every kind of folder and file that people have, the way back, bad input."""
+
+import dataclasses
+import json
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+from flax import nnx
+from safetensors.numpy import save_file
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.interop import (
+    load_autoencoder_kl,
+    load_autoencoder_tiny,
+    load_model,
+    save_model,
+    state_dict,
+)
+from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from fmboost_jax.models.first_stage import load_first_stage
+
+KL = AutoencoderKLConfig(channels=(32, 64), blocks=1)
+TINY = AutoencoderTinyConfig(width=8, encoder_blocks=(1, 2), decoder_blocks=(2, 1))
+DDCONFIG = {
+    "double_z": True,
+    "z_channels": 4,
+    "resolution": 64,
+    "in_channels": 3,
+    "out_ch": 3,
+    "ch": 32,
+    "ch_mult": [1, 2],
+    "num_res_blocks": 1,
+    "attn_resolutions": [],
+    "dropout": 0.0,
+}
+
+
+@pytest.fixture(scope="module")
+def kl() -> AutoencoderKL:
+    return AutoencoderKL(KL, rngs=nnx.Rngs(0))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> AutoencoderTiny:
+    return AutoencoderTiny(TINY, rngs=nnx.Rngs(0))
+
+
+def same(found, expected) -> bool:
+    """The same names with the same bits."""
+    return found.keys() == expected.keys() and all(np.array_equal(found[k], np.asarray(expected[k])) for k in found)
+
+
+def saved(path, weights) -> str:
+    torch.save({name: torch.tensor(value) for name, value in weights.items()}, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("names", ["compvis", "diffusers", "old_diffusers"])
+def test_kl_round_trip_is_exact_in_every_format(kl, names):
+    weights = state_dict(kl, names)
+    again = load_autoencoder_kl(weights, KL)
+    assert again.weight_names == names
+    assert same(state_dict(again), weights)
+    assert same(state_dict(again, "compvis"), state_dict(kl, "compvis"))
+
+
+def test_formats_name_the_same_layers_differently(kl):
+    compvis, diffusers, old = (state_dict(kl, names) for names in ("compvis", "diffusers", "old_diffusers"))
+    pairs = {
+        "decoder.up.1.block.0.conv1.weight": "decoder.up_blocks.0.resnets.0.conv1.weight",
+        "decoder.up.0.block.0.nin_shortcut.weight": "decoder.up_blocks.1.resnets.0.conv_shortcut.weight",
+        "decoder.up.1.upsample.conv.bias": "decoder.up_blocks.0.upsamplers.0.conv.bias",
+        "encoder.down.0.downsample.conv.weight": "encoder.down_blocks.0.downsamplers.0.conv.weight",
+        "decoder.norm_out.weight": "decoder.conv_norm_out.weight",
+    }
+    for theirs, name in pairs.items():
+        np.testing.assert_array_equal(compvis[theirs], diffusers[name])
+    query = diffusers["encoder.mid_block.attentions.0.to_q.weight"]
+    np.testing.assert_array_equal(compvis["encoder.mid.attn_1.q.weight"][:, :, 0, 0], query)
+    np.testing.assert_array_equal(old["encoder.mid_block.attentions.0.query.weight"], query)
+
+
+def test_ddconfig_and_config_json_mean_the_same(kl):
+    diffusers = {"block_out_channels": [32, 64], "layers_per_block": 1, "latent_channels": 4}
+    weights = state_dict(kl, "compvis")
+    assert load_autoencoder_kl(weights, DDCONFIG).config == KL
+    assert load_autoencoder_kl(weights, diffusers).config == KL
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({**DDCONFIG, "attn_resolutions": [32]}, r"attn_resolutions=\[32\]"),
+        ({**DDCONFIG, "double_z": False, "attn_type": "linear"}, "double_z=False.*attn_type='linear'"),
+        ({"ch_mult": [1, 2]}, "ch, num_res_blocks, z_channels missing"),
+        ({"block_out_channels": [32], "_class_name": "VQModel"}, "_class_name='VQModel'"),
+        ({"block_out_channels": [32], "down_block_types": ["AttnDownEncoderBlock2D"]}, "AttnDownEncoderBlock2D"),
+        ({"depth": 3}, "found depth"),
+    ],
+)
+def test_other_architectures_are_refused(config, message):
+    with pytest.raises(InputError, match=message):
+        load_autoencoder_kl({}, config)
+
+
+@pytest.mark.parametrize("place", ["", "vae"])
+def test_diffusers_folder_and_pipeline(tmp_path, place):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(32, 64),
+        latent_channels=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.36,
+        shift_factor=0.12,
+    )
+    theirs.save_pretrained(tmp_path / place)
+    stage = load_first_stage("kl", str(tmp_path))
+    assert (stage.channels, stage.downsampling) == (16, 2)
+    assert (stage.scaling_factor, stage.shift_factor) == (0.36, 0.12)
+    assert same(state_dict(stage.model), theirs.state_dict())
+
+
+def test_files_of_half_precision(tmp_path):
+    diffusers = pytest.importorskip("diffusers")
+    theirs = diffusers.AutoencoderTiny(
+        encoder_block_out_channels=(8, 8),
+        decoder_block_out_channels=(8, 8),
+        num_encoder_blocks=(1, 1),
+        num_decoder_blocks=(1, 1),
+        latent_channels=16,
+    ).bfloat16()
+    theirs.save_pretrained(tmp_path)
+    stage = load_first_stage("tiny", str(tmp_path), dtype="bfloat16")
+    assert stage.model.config.dtype == "bfloat16"
+    assert same(state_dict(stage.model), {name: tensor.float() for name, tensor in theirs.state_dict().items()})
+
+
+@pytest.mark.parametrize("prefix", ["", "first_stage_model.", "first_stage."])
+def test_compvis_file(tmp_path, kl, prefix):
+    weights = state_dict(kl, "compvis")
+    content = {f"{prefix}{name}": torch.tensor(value) for name, value in weights.items()}
+    content |= {"loss.logvar": torch.zeros(())} if not prefix else {"model.diffusion_model.out.bias": torch.zeros(4)}
+    torch.save({"state_dict": content, "global_step": 3}, tmp_path / "model.ckpt")
+    stage = load_first_stage("kl", str(tmp_path / "model.ckpt"))
+    assert stage.model.config == KL
+    assert stage.scaling_factor == 0.18215
+    assert same(state_dict(stage.model), weights)
+
+
+def test_compvis_file_of_sixteen_channels_needs_its_scale(tmp_path):
+    config = dataclasses.replace(KL, latent_channels=16, quant_convs=False)
+    weights = state_dict(AutoencoderKL(config, rngs=nnx.Rngs(0)), "compvis")
+    path = tmp_path / "ae.safetensors"
+    save_file(weights, path)
+    with pytest.raises(InputError, match=r"16 latent channels.*config\.json"):
+        load_first_stage("kl", str(path))
+    ddconfig = {**DDCONFIG, "z_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
+    (tmp_path / "config.json").write_text(json.dumps(ddconfig))
+    stage = load_first_stage("kl", str(path))
+    assert (stage.scaling_factor, stage.shift_factor) == (0.3611, 0.1159)
+    assert same(state_dict(stage.model), weights)
+
+
+def test_original_pairs_of_files(tmp_path, tiny):
+    weights = state_dict(tiny, "taesd")
+    for name in ("taesd", "taesdxl"):
+        for side in ("encoder", "decoder"):
+            part = {k.removeprefix(f"{side}."): v for k, v in weights.items() if k.startswith(side)}
+            saved(tmp_path / f"{name}_{side}.pth", part)
+    with pytest.raises(InputError, match=r"several of them.*taesd, .*taesdxl"):
+        load_first_stage("tiny", str(tmp_path))
+    stage = load_first_stage("tiny", str(tmp_path / "taesdxl"))
+    assert stage.model.config == TINY
+    assert same(state_dict(stage.model), weights)
+
+
+def test_tiny_single_file(tmp_path, tiny):
+    save_file(state_dict(tiny, "diffusers"), tmp_path / "taef2.safetensors")
+    stage = load_first_stage("tiny", str(tmp_path / "taef2.safetensors"))
+    assert same(state_dict(stage.model), state_dict(tiny, "diffusers"))
+
+
+def test_tiny_weights_that_are_none():
+    with pytest.raises(InputError, match="found too few"):
+        load_autoencoder_tiny({"encoder.0.weight": np.zeros((8, 3, 3, 3))})
+
+
+@pytest.mark.parametrize("kind", ["kl", "tiny"])
+def test_folders_of_our_own(tmp_path, kl, tiny, kind):
+    model = {"kl": kl, "tiny": tiny}[kind]
+    save_model(str(tmp_path / "out"), model)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    stage = load_first_stage(kind, str(tmp_path / "out"), dtype="bfloat16")
+    assert stage.model.config == dataclasses.replace(model.config, dtype="bfloat16")
+    assert same(state_dict(stage.model), state_dict(model))
+    other = {"kl": "tiny", "tiny": "kl"}[kind]
+    with pytest.raises(InputError, match=f"expected kind '{other}'"):
+        load_first_stage(other, str(tmp_path / "out"))
+    with pytest.raises(InputError, match="exists already"):
+        save_model(str(tmp_path / "out"), model)
+
+
+def test_damaged_folder_of_our_own(tmp_path, tiny):
+    save_model(str(tmp_path / "out"), tiny)
+    (tmp_path / "out" / "config.json").write_text('{"model": "Other"}')
+    with pytest.raises(InputError, match="does not describe a model of ours"):
+        load_model(str(tmp_path / "out"))
+    with pytest.raises(InputError, match=r"expected config\.json beside parameters"):
+        load_model(str(tmp_path))
+
+
+def test_hub_id(tmp_path, monkeypatch, tiny):
+    folder = tmp_path / "snapshot" / "vae"
+    folder.mkdir(parents=True)
+    save_file(state_dict(tiny, "diffusers"), folder / "diffusion_pytorch_model.safetensors")
+    (folder / "config.json").write_text("{}")
+    asked = []
+
+    def snapshot_download(repository, allow_patterns):
+        asked.append((repository, allow_patterns))
+        return str(tmp_path / "snapshot")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    stage = load_first_stage("tiny", "somebody/a-pipeline/vae")
+    assert asked == [("somebody/a-pipeline", ["vae/config.json", "vae/*.safetensors"])]
+    assert same(state_dict(stage.model), state_dict(tiny, "diffusers"))
+
+
+def test_hub_that_does_not_answer(monkeypatch):
+    def snapshot_download(repository, allow_patterns):
+        raise ConnectionError("no route\nto host")
+
+    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+    with pytest.raises(InputError, match=r"the hub did not give it \(no route\)"):
+        load_first_stage("kl", "somebody/model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(InputError, match="pip install huggingface_hub"):
+        load_first_stage("kl", "somebody/model")
+
+
+def test_paths_that_lead_nowhere(tmp_path):
+    with pytest.raises(InputError, match="no such folder or file"):
+        load_first_stage("kl", str(tmp_path / "absent"))
+    for kind, message in (("kl", "config.json"), ("tiny", "_encoder.pth")):
+        with pytest.raises(InputError, match=message):
+            load_first_stage(kind, str(tmp_path))
+    (tmp_path / "config.json").write_text('{"block_out_channels": [32]}')
+    with pytest.raises(InputError, match=r"no \*\.safetensors"):
+        load_first_stage("kl", str(tmp_path))
+    (tmp_path / "a.safetensors").write_bytes(b"cut")
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        load_first_stage("kl", str(tmp_path))
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="cannot be read"):
+        load_first_stage("kl", str(tmp_path))

@@ -1,0 +1,134 @@
+"""AutoencoderTiny against diffusers, a PyTorch twin of its pool branch, and real weights on real photographs."""
+
+import os
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from conftest import GOLDEN, relative_error
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch_reference import randomised
+from torch_reference.autoencoder import TinyBlock
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.interop import load_autoencoder_tiny, state_dict
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, Block
+from fmboost_jax.models.first_stage import load_first_stage
+
+TAEF2 = pathlib.Path(os.environ.get("FMBOOST_TAEF2", GOLDEN.parent / "taef2"))
+
+
+def nhwc(x) -> jax.Array:
+    return jnp.asarray(np.moveaxis(np.asarray(x), 1, -1))
+
+
+def nchw(x) -> np.ndarray:
+    return np.moveaxis(np.asarray(x), -1, 1)
+
+
+@settings(max_examples=4, deadline=None)
+@given(
+    channels=st.sampled_from([4, 16, 32]),
+    encoder=st.lists(st.integers(0, 2), min_size=1, max_size=3),
+    seed=st.integers(0, 1000),
+)
+def test_diffusers(channels, encoder, seed):
+    diffusers = pytest.importorskip("diffusers")
+    decoder = encoder[::-1]
+    theirs = diffusers.AutoencoderTiny(
+        latent_channels=channels,
+        encoder_block_out_channels=(8,) * len(encoder),
+        decoder_block_out_channels=(8,) * len(encoder),
+        num_encoder_blocks=tuple(encoder),
+        num_decoder_blocks=tuple(decoder),
+        scaling_factor=0.7,
+        shift_factor=0.1,
+    )
+    theirs = randomised(theirs, seed)
+    ours = load_autoencoder_tiny(theirs.state_dict(), dict(theirs.config))
+    assert ours.config == AutoencoderTinyConfig(
+        latent_channels=channels,
+        width=8,
+        encoder_blocks=tuple(encoder),
+        decoder_blocks=tuple(decoder),
+        scaling_factor=0.7,
+        shift_factor=0.1,
+    )
+    factor = 2 ** (len(encoder) - 1)
+    image = torch.rand((2, 3, 4 * factor, 6 * factor), generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    latent, logvar = ours.encode(nhwc(image))
+    assert logvar is None
+    assert relative_error(nchw(latent), theirs.encode(image).latents) < 1e-5
+    far = torch.randn((2, channels, 4, 6), generator=torch.Generator().manual_seed(seed)) * 5
+    assert relative_error(nchw(ours.decode(nhwc(far))), theirs.decode(far).sample) < 1e-5
+
+
+@pytest.mark.parametrize("pool", [False, True])
+def test_block_against_twin(pool):
+    theirs = randomised(TinyBlock(16, pool), 0)
+    config = AutoencoderTinyConfig(width=16, encoder_blocks=(1,), decoder_blocks=(1,), pool=pool)
+    weights = state_dict(AutoencoderTiny(config, rngs=nnx.Rngs(0)))
+    weights |= {f"encoder.layers.1.{name}": value for name, value in theirs.state_dict().items()}
+    ours: Block = load_autoencoder_tiny(weights, config).encoder.levels[0].blocks[0]
+    x = torch.randn((2, 16, 5, 7), generator=torch.Generator().manual_seed(1))
+    assert relative_error(nchw(ours(nhwc(x))), theirs(x)) < 1e-5
+
+
+@pytest.mark.parametrize("names", ["taesd", "diffusers"])
+def test_names_tell_the_architecture(names):
+    config = AutoencoderTinyConfig(
+        latent_channels=32, width=8, encoder_blocks=(1, 2, 3), decoder_blocks=(3, 0, 1), pool=True
+    )
+    model = AutoencoderTiny(config, rngs=nnx.Rngs(0))
+    again = load_autoencoder_tiny(state_dict(model, names))
+    assert again.config == config
+    assert again.weight_names == names
+
+
+def test_original_layer_numbers():
+    """The numbers of FLUX.2's published files: convolutions 0, 2, 6, 10, 14 down and 1, 7, 12, 17, 19 up."""
+    names = state_dict(AutoencoderTiny(AutoencoderTinyConfig(width=8), rngs=nnx.Rngs(0)), "taesd")
+    convs = {name.removesuffix(".weight") for name in names if name.count(".") == 2 and name.endswith("weight")}
+    down, up = (0, 2, 6, 10, 14), (1, 7, 12, 17, 19)
+    assert convs == {f"encoder.{n}" for n in down} | {f"decoder.{n}" for n in up}
+    unbiased = {"encoder.2", "encoder.6", "encoder.10", "decoder.7", "decoder.12", "decoder.17"}
+    assert {conv for conv in convs if f"{conv}.bias" not in names} == unbiased
+
+
+def test_size_that_cannot_be_halved_is_refused():
+    model = AutoencoderTiny(AutoencoderTinyConfig(width=8), rngs=nnx.Rngs(0))
+    with pytest.raises(InputError, match=r"20×16 pixels.*multiples of 8"):
+        model.encode(jnp.zeros((1, 20, 16, 3)))
+
+
+# PSNR and SSIM of the round trip, measured with the original code on the top left multiple of 16 pixels.
+MEASURED = {
+    "astronaut": (31.19, 0.937),
+    "coffee": (29.62, 0.884),
+    "chelsea": (32.70, 0.924),
+    "rocket": (30.49, 0.921),
+}
+
+
+@pytest.mark.parametrize("photo", MEASURED)
+def test_real_weights_on_real_photographs(photo):
+    if not TAEF2.exists():
+        pytest.skip("the real weights are not here; FMBOOST_TAEF2 names their folder")
+    skimage_data = pytest.importorskip("skimage.data")
+    from skimage.metrics import structural_similarity
+
+    stage = load_first_stage("tiny", str(TAEF2))
+    pixels = getattr(skimage_data, photo)()
+    height, width = (side // 16 * 16 for side in pixels.shape[:2])
+    image = pixels[:height, :width].astype(np.float32) / 255
+    decoded = stage.decode(stage.encode(jnp.asarray(image[None] * 2 - 1)))
+    found = np.clip(np.asarray(decoded)[0] / 2 + 0.5, 0, 1)
+    psnr = -10 * np.log10(np.mean((found - image) ** 2))
+    ssim = structural_similarity(image, found, channel_axis=2, data_range=1)
+    assert psnr == pytest.approx(MEASURED[photo][0], abs=0.01)
+    assert ssim == pytest.approx(MEASURED[photo][1], abs=0.001)
