@@ -14,7 +14,6 @@ import sys
 import threading
 import time
 
-import grain
 import jax
 import numpy as np
 from jax.sharding import Mesh
@@ -23,8 +22,7 @@ from tqdm import tqdm
 
 from fmboost_jax.configuration import changes, parse_arguments
 from fmboost_jax.data.dataset import DTYPES, DatasetInfo, read_dataset
-from fmboost_jax.data.pipeline import batches
-from fmboost_jax.data.records import PairSource
+from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import count
@@ -97,7 +95,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         .compile()
     )
     if config.evaluate.every:
-        evaluate, pairs = make_evaluate(config, first_stage, mesh), _first_pairs(held_out, config.evaluate.images)
+        evaluate, pairs = make_evaluate(config, first_stage, mesh), spread_records(held_out, config.evaluate.images)
     if first_process:
         print(_describe(config, workdir, info, mesh, state, start, train_step, time.perf_counter() - started))
 
@@ -162,7 +160,7 @@ def _listen_for_sigterm():
 
 
 def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
-    """Batches on the devices, one ahead, each with the host's `record` and `position` of its examples beside it."""
+    """Batches on the devices, each with the host's `record` and `position` of its examples beside it."""
     if config.train.batch_size % (jax.process_count() * config.optim.accumulate):
         raise InputError(
             f"train.batch_size {config.train.batch_size} must be a multiple of {jax.process_count()} processes times "
@@ -173,16 +171,18 @@ def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
         arrays = {name: jax.make_array_from_process_local_data(s, batch[name]) for name, s in shardings.items()}
         return arrays, {name: batch[name] for name in ("record", "position")}
 
-    dataset = batches(
-        info,
-        batch_size=config.train.batch_size // jax.process_count(),
-        seed=config.seed,
-        process_index=jax.process_index(),
-        process_count=jax.process_count(),
-        num_threads=config.data.num_threads,
-        prefetch=config.data.prefetch,
+    return iter(
+        batches(
+            info,
+            batch_size=config.train.batch_size // jax.process_count(),
+            seed=config.seed,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            num_threads=config.data.num_threads,
+            prefetch=config.data.prefetch,
+            to_devices=to_devices,
+        )
     )
-    return iter(grain.experimental.ThreadPrefetchIterDataset(dataset.map(to_devices), prefetch_buffer_size=1))
 
 
 def _abstract_batch(config: ConfigDict, info: DatasetInfo, shardings):
@@ -192,12 +192,6 @@ def _abstract_batch(config: ConfigDict, info: DatasetInfo, shardings):
         name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=shardings[name])
         for name, (shape, dtype) in shapes.items()
     }
-
-
-def _first_pairs(info: DatasetInfo, images: int) -> dict[str, np.ndarray]:
-    source = PairSource(info)
-    pairs = [source[index] for index in range(min(images, len(source)))]
-    return {name: np.stack([pair[name] for pair in pairs]) for name in ("low", "high")}
 
 
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
@@ -231,11 +225,11 @@ def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start:
         "data": f"{info.folder}: {info.records:,} pairs, latents {info.recipe.low_shape} → {info.recipe.high_shape}",
         "flow": f"{config.path} path from {config.source.start}, noise step {config.source.noise_step}",
         "UNet": f"{count(state['parameters']):,} parameters, computes in {config.unet.dtype}",
-        "global batch": f"{config.train.batch_size}, in {config.optim.accumulate} part(s), {config.train.steps:,} steps",
+        "training": f"{config.train.steps:,} steps of {config.train.batch_size} in {config.optim.accumulate} part(s)",
         "devices": f"{len(mesh.devices.flat)} × {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),
         "compiled": f"in {seconds:.1f} s: {size(memory.argument_size_in_bytes)} arguments and "
-        f"{size(memory.temp_size_in_bytes)} temporaries a device, {size(cost.get('flops', 0), 'FLOP')} a step and device",
+        f"{size(memory.temp_size_in_bytes)} temporaries, {size(cost.get('flops', 0), 'FLOP')} a step, each a device",
     }
     return table(rows)
 

@@ -1,7 +1,16 @@
-"""What every test shares: the golden numbers, small photographs, quiet devices."""
+"""What every test shares: the golden numbers, eight virtual devices, a cache of compiled programs."""
 
 import os
 import pathlib
+import tempfile
+
+# Meshes of several devices are tested on virtual ones; must be said before jax starts.
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+
+# Programs compiled once serve every test and every command of one run of the suite.
+_run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"fmboost_jax_tests_{_run}"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 
 import numpy as np
 import pytest

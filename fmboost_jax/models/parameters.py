@@ -4,16 +4,16 @@ Keys are the attribute path, dots between: `down.0.blocks.1.conv1.kernel`. A fla
 step short and reads well in a checkpoint.
 """
 
+import jax
 from flax import nnx
-from jaxtyping import Array
 
-Parameters = dict[str, Array]
+Parameters = dict[str, jax.Array | jax.ShapeDtypeStruct]
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
     """A module (or its abstract twin) → its static graph and its parameters."""
     graphdef, state = nnx.split(model)
-    return graphdef, {".".join(map(str, path)): leaf[...] for path, leaf in state.flat_state()}
+    return graphdef, {".".join(map(str, path)): leaf.get_value() for path, leaf in state.flat_state()}
 
 
 def merge(graphdef: nnx.GraphDef, parameters: Parameters) -> nnx.Module:

@@ -35,25 +35,26 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
     @functools.partial(jax.jit, out_shardings=replicated)
     def boost(parameters, low, high, key):
         noise_key, mode_key = jax.random.split(key)
-        noise = jax.random.normal(noise_key, high.shape)
         low, high = (first_stage.scale(latent.astype(jnp.float32)) for latent in (low, high))
         boosted = boost_latents(
             merge(graph, parameters),
             low,
-            noise,
+            jax.random.normal(noise_key, high.shape),
             source=source,
             method=config.evaluate.method,
             steps=config.evaluate.steps,
             upsampling_noise=jax.random.normal(mode_key, high.shape),
         )
-        images = [first_stage.decode(latent) for latent in (low, boosted, high)]
-        grown = upsample(images[0], images[2].shape[1:3], "bilinear")
+        return low, boosted, high
+
+    @jax.jit
+    def score(low, boosted, high):
         scores = {}
-        for prefix, image in (("", images[1]), ("low_res/", grown)):
-            scores[prefix + "psnr"] = psnr(image, images[2])
-            scores[prefix + "ssim"] = ssim(image, images[2])
-            scores[prefix + "sharpness"] = gradient_energy(image) / gradient_energy(images[2])
-        return images, scores
+        for prefix, image in (("", boosted), ("low_res/", upsample(low, high.shape[1:3], "bilinear"))):
+            scores[prefix + "psnr"] = psnr(image, high)
+            scores[prefix + "ssim"] = ssim(image, high)
+            scores[prefix + "sharpness"] = gradient_energy(image) / gradient_energy(high)
+        return scores
 
     def evaluate(parameters, pairs: dict[str, np.ndarray]):
         count = pairs["low"].shape[0]
@@ -67,8 +68,9 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
                 for array in (pairs["low"][first : first + part], pairs["high"][first : first + part])
             )
             key = jax.random.fold_in(jax.random.key(config.seed), first)
-            images, values = jax.device_get(boost(parameters, low, high, key))
-            scores.append(values)
+            images = [first_stage.decode(latent) for latent in boost(parameters, low, high, key)]
+            scores.append(jax.device_get(score(*images)))
+            images = jax.device_get(images)
             rows += zip(*map(to_uint8, images), strict=True)
         means = {name: float(np.mean([values[name] for values in scores])) for name in scores[0]}
         return means, grid([list(row) for row in rows[:GRID_ROWS]], ["low-res", "boosted", "original"])

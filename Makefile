@@ -1,0 +1,34 @@
+# make demo   virtual environment, then the whole way on real photographs: precompute, train, sample; pictures in demo/
+# make test   virtual environment, lint, format check and the whole test suite
+# make clean  remove what both made
+
+PYTHON ?= python3
+BIN := .venv/bin
+DEMO := demo
+
+.PHONY: demo test clean
+.DELETE_ON_ERROR:
+
+.venv/%.stamp: setup.py constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	@echo "installing fmboost_jax[$*] (a few minutes the first time)"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
+	touch $@
+
+test: .venv/dev.stamp
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest --numprocesses 2 --durations 10
+
+demo: .venv/demo.stamp
+	$(BIN)/python tools/demo_photos.py $(DEMO)/photos
+	$(BIN)/python -m fmboost_jax.precompute --config configs/demo.py --images $(DEMO)/photos/train --out $(DEMO)/data/train
+	$(BIN)/python -m fmboost_jax.precompute --config configs/demo.py --images $(DEMO)/photos/held_out --out $(DEMO)/data/held_out
+	$(BIN)/python -m fmboost_jax.train --config configs/demo.py --workdir $(DEMO)/run \
+		--config.data.dir=$(DEMO)/data/train --config.evaluate.dir=$(DEMO)/data/held_out
+	$(BIN)/python -m fmboost_jax.sample --checkpoint $(DEMO)/run --input $(DEMO)/photos/held_out --compare --out $(DEMO)/boosted
+	$(BIN)/python tools/loss_curve.py $(DEMO)/run/metrics.jsonl $(DEMO)/loss.png
+	@echo; echo "Pictures: $(DEMO)/boosted/*_comparison.png (low-res | bilinear | boosted | original), $(DEMO)/loss.png"
+
+clean:
+	rm -rf .venv $(DEMO)

@@ -1,0 +1,128 @@
+"""The training step: its loss by hand, what it learns, what it leaves alone, and the same numbers on every mesh."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmboost_jax.configuration import load_config
+from fmboost_jax.parallel.mesh import make_mesh
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.training.step import init_state, make_train_step
+
+TINY = (
+    "--config.unet.model_channels=32",
+    "--config.unet.channel_mult=(1,2)",
+    "--config.unet.dim_head=16",
+    "--config.unet.pool_factor=1",
+    "--config.optim.warmup_steps=0",
+    "--config.optim.clip_norm=0.0",
+    "--config.train.batch_size=8",
+)
+
+
+def tiny_config(*overrides):
+    return load_config("configs/demo.py", (*TINY, *overrides))
+
+
+def batch_of(seed, size=8, side=16):
+    key_low, key_high = jax.random.split(jax.random.key(seed))
+    return {
+        "low": jax.random.normal(key_low, (size, side, side, 3)).astype(jnp.float16),
+        "high": jax.random.normal(key_high, (size, side, side, 3)).astype(jnp.float16),
+        "position": jnp.arange(size, dtype=jnp.uint32),
+    }
+
+
+def run_steps(config, batches, **latents):
+    step = jax.jit(make_train_step(config, **{"scaling_factor": 1.0, "shift_factor": 0.0, **latents}))
+    state, losses = jax.jit(lambda: init_state(config))(), []
+    for batch in batches:
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return state, losses
+
+
+def test_first_loss_is_the_mean_square_of_the_target():
+    """The last convolution starts at zero, so the first velocity is 0 and the loss is mean (x1 − x0)²."""
+    config = tiny_config("--config.source.noise_step=0")
+    batch = batch_of(0)
+    _, (loss,) = run_steps(config, [batch], scaling_factor=0.5, shift_factor=0.25)
+    high, low = (np.asarray(batch[name], np.float64) for name in ("high", "low"))
+    # At step 0 ᾱ is 1: x0 is the low-res latent itself; the shift cancels and the scale is squared.
+    assert loss == pytest.approx(np.mean((0.5 * (high - low)) ** 2), rel=1e-3)
+
+
+def test_overfits_one_batch():
+    config = tiny_config("--config.source.noise_step=0", "--config.optim.lr=3e-3")
+    batch = batch_of(1, size=1, side=8)
+    _, losses = run_steps(config, [batch] * 250)
+    assert losses[0] > 1
+    assert np.mean(losses[-10:]) < 0.02 * losses[0]
+
+
+def test_accumulation_changes_memory_and_not_the_result():
+    batches = [batch_of(seed) for seed in range(2)]
+    whole, losses = run_steps(tiny_config(), batches)
+    parts, losses_of_parts = run_steps(tiny_config("--config.optim.accumulate=4"), batches)
+    np.testing.assert_allclose(losses, losses_of_parts, rtol=1e-5)
+    for name, value in whole["parameters"].items():
+        # Adam's first steps have the gradient's sign: where it is near zero, rounding shows.
+        assert np.mean(np.abs(value - parts["parameters"][name])) < 1e-4, name
+
+
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
+    config = tiny_config()
+    good = batch_of(0)
+    bad = {**good, "high": good["high"].at[3, 2, 1, 0].set(jnp.inf)}
+    before, _ = run_steps(config, [good])
+    after, losses = run_steps(config, [good, bad])
+    assert not np.isfinite(losses[1])
+    assert int(after["step"]) == 2
+    for part in ("parameters", "ema", "optimizer"):
+        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+
+
+def test_randomness_comes_from_seed_step_and_position_alone():
+    """The same examples in another order give the same loss; another seed or other positions do not."""
+    config, batch = tiny_config(), batch_of(0)
+    order = np.array([5, 2, 7, 0, 1, 6, 4, 3])
+    shuffled = {name: array[order] for name, array in batch.items()}
+    elsewhere = {**batch, "position": batch["position"] + 8}
+    loss = run_steps(config, [batch])[1][0]
+    assert run_steps(config, [shuffled])[1][0] == pytest.approx(loss, rel=1e-6)
+    assert run_steps(config, [elsewhere])[1][0] != pytest.approx(loss, rel=1e-4)
+    assert run_steps(tiny_config("--config.seed=1"), [batch])[1][0] != pytest.approx(loss, rel=1e-4)
+
+
+@pytest.mark.parametrize("upsampling", ["psu", "lsu"])
+@pytest.mark.parametrize("start", ["low_res", "noise"])
+def test_sources_train(upsampling, start):
+    config = tiny_config(f"--config.data.upsampling={upsampling}", f"--config.source.start={start}")
+    batch = batch_of(0)
+    if upsampling == "lsu":
+        batch["low"] = batch["low"][:, ::2, ::2]
+    _, losses = run_steps(config, [batch] * 3)
+    assert np.isfinite(losses).all()
+    assert losses[0] != losses[1]
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)])
+def test_every_mesh_gives_one_devices_numbers(shape):
+    config = tiny_config()
+    batch = batch_of(0)
+    expected, losses = run_steps(config, [batch] * 2)
+    mesh = make_mesh(dict(zip(("data", "fsdp", "spatial"), shape, strict=True)))
+    shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
+    batch = jax.device_put(batch, shardings)
+    placed = state_shardings(mesh, jax.eval_shape(lambda: init_state(config)))
+    state = jax.jit(lambda: init_state(config), out_shardings=placed)()
+    step = jax.jit(make_train_step(config, scaling_factor=1.0, shift_factor=0.0), out_shardings=(placed, None))
+    for loss in losses:
+        state, metrics = step(state, batch)
+        assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-4)
+    if shape[1] > 1:
+        largest = max(state["parameters"].values(), key=lambda array: array.size)
+        assert largest.addressable_shards[0].data.size == largest.size // shape[1]
+    difference = [np.mean(np.abs(expected["parameters"][n] - v)) for n, v in jax.device_get(state["parameters"]).items()]
+    assert max(difference) < 2e-4
