@@ -118,7 +118,8 @@ def _with_config(folder: str) -> str:
 
 def _load_kl(path: str, dtype: str) -> AutoencoderKL:
     if os.path.isdir(path):
-        return load_autoencoder_kl(read_state_dict(_weights_file(path)), _read_config(path), dtype)
+        config = _read_config(path)
+        return load_autoencoder_kl(read_state_dict(_weights_file(path)), config, dtype)
     tensors = read_state_dict(path)
     for prefix in _FIRST_STAGE_PREFIXES:
         tensors = under(prefix, tensors) or tensors
@@ -140,7 +141,8 @@ def _load_tiny(path: str, dtype: str) -> AutoencoderTiny:
     if os.path.isfile(path):
         return load_autoencoder_tiny(read_state_dict(path), None, dtype)
     if os.path.isfile(os.path.join(path, "config.json")):
-        return load_autoencoder_tiny(read_state_dict(_weights_file(path)), _read_config(path), dtype)
+        config = _read_config(path)
+        return load_autoencoder_tiny(read_state_dict(_weights_file(path)), config, dtype)
     encoder = _original_file(path, "encoder")
     decoder = encoder.replace("_encoder", "_decoder")
     tensors = {f"{side}.{name}": tensor for side, name, tensor in _both_sides(encoder, decoder)}

@@ -95,8 +95,13 @@ def _decode(graphdef, state, latent):
     return nnx.merge(graphdef, state).decode(latent)
 
 
-def load_first_stage(kind: str, path: str = "") -> FirstStage:
+def load_first_stage(kind: str, path: str = "", dtype: str = "float32") -> FirstStage:
     """Load a first stage by kind ("identity", "kl", "tiny") and, but for identity, the folder or hub id of its weights.
+
+    Args:
+        kind: see above.
+        path: a folder, a file or a hub id; `fmboost_jax.interop.autoencoders.load_first_stage` has the list.
+        dtype: "float32" or "bfloat16", what its convolutions and matmuls compute in.
 
     Raises:
         InputError: unknown kind, a missing path, or weights that do not fit.
@@ -109,4 +114,4 @@ def load_first_stage(kind: str, path: str = "") -> FirstStage:
         raise InputError(f"first stage {kind!r} needs the folder or hub id of its weights: set first_stage.path")
     from fmboost_jax.interop import autoencoders
 
-    return autoencoders.load_first_stage(kind, os.fspath(path))
+    return autoencoders.load_first_stage(kind, os.fspath(path), dtype)
