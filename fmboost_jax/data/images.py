@@ -10,7 +10,7 @@
 import contextlib
 import hashlib
 import io
-from typing import BinaryIO, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
@@ -36,7 +36,7 @@ class Square(NamedTuple):
         return self.left, self.top, self.left + self.side, self.top + self.side
 
 
-def load_photo(file: BinaryIO) -> Image.Image:
+def load_photo(file: io.BufferedIOBase) -> Image.Image:
     """Decode an image file to an upright 8-bit RGB image.
 
     Raises:

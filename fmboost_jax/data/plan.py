@@ -63,8 +63,10 @@ class Plan:
             differences = [
                 f"{name} was {before.get(name)!r} and is now {value!r}"
                 for name, value in fields.items()
-                if before.get(name) != value
+                if name != "fingerprint" and before.get(name) != value
             ]
+            if before.get("fingerprint") != self.fingerprint:
+                differences.append("names or sizes of the photographs have changed")
             if differences:
                 raise InputError(
                     f"{self.folder} was begun with other settings or photographs: {'; '.join(differences)}; "

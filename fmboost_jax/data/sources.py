@@ -5,13 +5,14 @@ import io
 import os
 import pathlib
 import re
-from typing import BinaryIO, Protocol
+from typing import Protocol, runtime_checkable
 
 from fmboost_jax.errors import InputError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
 
+@runtime_checkable
 class Photos(Protocol):
     """Numbered photographs with names that stay the same from run to run. Safe to read from several threads.
 
@@ -23,7 +24,7 @@ class Photos(Protocol):
     names: list[str]
     fingerprint: str
 
-    def open(self, number: int) -> BinaryIO:
+    def open(self, number: int) -> io.BufferedIOBase:
         """The encoded image; OSError if it cannot be read."""
         ...
 
@@ -53,7 +54,7 @@ class FolderPhotos:
         sizes = [path.stat().st_size if path.exists() else 0 for path in self._paths]
         self.fingerprint = _digest(f"{name}/{size}" for name, size in zip(self.names, sizes, strict=True))
 
-    def open(self, number: int) -> BinaryIO:
+    def open(self, number: int) -> io.BufferedIOBase:
         """The file."""
         return self._paths[number].open("rb")
 
@@ -104,7 +105,7 @@ class TFDSPhotos:
             raise InputError(f"TFDS split {title} is empty")
         self.fingerprint = _digest([title, str(len(self.names))])
 
-    def open(self, number: int) -> BinaryIO:
+    def open(self, number: int) -> io.BufferedIOBase:
         """The image as it is stored."""
         return io.BytesIO(self._examples[number][self._feature])
 

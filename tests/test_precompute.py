@@ -1,0 +1,280 @@
+"""Photographs to latent pairs, from the command line to the bytes; interrupted, shared out, damaged."""
+
+import os
+import pathlib
+import random
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmboost_jax.data import plan
+from fmboost_jax.data.dataset import DatasetInfo
+from fmboost_jax.data.images import random_square
+from fmboost_jax.data.pipeline import spread_records
+from fmboost_jax.data.records import PairSource
+from fmboost_jax.errors import InputError
+from fmboost_jax.precompute import main
+
+CONFIG = """
+from ml_collections import ConfigDict
+
+
+def get_config():
+    data = {"high_res": 32, "low_res": 16, "upsampling": "psu", "dtype": "float16", "crops": 3, "num_threads": 2}
+    return ConfigDict({"seed": 5, "first_stage": {"kind": "identity", "path": ""}, "data": data})
+"""
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "small.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory):
+    """Nine photographs of several sizes, two of which are of no use."""
+    folder = tmp_path_factory.mktemp("photos")
+    values = np.random.default_rng(0)
+    for number in range(7):
+        size = (40 + 7 * number, 60 - 3 * number, 3)
+        Image.fromarray(values.integers(0, 256, size, np.uint8)).save(folder / f"{number}.png")
+    (folder / "3b.jpg").write_bytes((folder / "3.png").read_bytes()[:500])
+    Image.new("RGB", (31, 100)).save(folder / "5b.jpg")
+    return folder
+
+
+def precompute(config, photos, out, *words):
+    main(["--config", config, "--images", str(photos), "--out", str(out), "--records_per_shard", "6", *words])
+    return out
+
+
+def content(folder: pathlib.Path) -> dict[str, bytes]:
+    """Every file in a folder, hidden ones too."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, config, photos):
+    """What an uninterrupted run writes."""
+    return content(precompute(config, photos, tmp_path_factory.mktemp("whole")))
+
+
+def test_pairs_are_the_crops_and_their_bilinear_low_res(config, photos, tmp_path, capsys):
+    info = DatasetInfo.read(precompute(config, photos, tmp_path / "out"))
+    assert (info.records, info.photos, info.skipped) == (21, 7, 2)
+    names = [f"{number}.png" for number in range(7)]
+    source = PairSource(info)
+    for number, pair in enumerate(source[number] for number in range(21)):
+        name, crop = names[number // 3], number % 3
+        pixels = np.asarray(Image.open(photos / name))
+        left, top, right, bottom = random_square(*pixels.shape[1::-1], 32, 1.0, f"5/{crop}/{name}").box
+        high = pixels[top:bottom, left:right] / 127.5 - 1
+        np.testing.assert_allclose(pair["high"], high, atol=1e-3)
+        as_torch = torch.from_numpy(high).permute(2, 0, 1)[None]
+        small = torch.nn.functional.interpolate(as_torch, size=16, mode="bilinear", align_corners=False)
+        low = torch.nn.functional.interpolate(small, size=32, mode="bilinear", align_corners=False)
+        np.testing.assert_allclose(pair["low"], low[0].permute(1, 2, 0), atol=1e-3)
+    printed = capsys.readouterr().out
+    assert "21 pairs of 7 photographs" in printed
+    assert "skipped 2:" in printed
+    assert "3b.jpg: " in printed
+    assert "5b.jpg: 31×100 pixels, smaller than the crop of 32×32" in printed
+
+
+def test_lsu_keeps_the_low_res_small(config, photos, tmp_path):
+    words = ["--config.data.upsampling=lsu", "--config.data.low_res=8", "--config.data.crops=0"]
+    info = DatasetInfo.read(precompute(config, photos, tmp_path / "out", *words, "--config.data.dtype=bfloat16"))
+    pairs = spread_records(info, 7)
+    assert (pairs["low"].shape, pairs["high"].shape) == ((7, 8, 8, 3), (7, 32, 32, 3))
+    # Bilinear without antialiasing, by four: the mean of the middle 2×2 of each 4×4.
+    high = pairs["high"].astype(np.float32).reshape(7, 8, 4, 8, 4, 3)[:, :, 1:3, :, 1:3]
+    np.testing.assert_allclose(pairs["low"].astype(np.float32), high.mean(axis=(2, 4)), atol=2e-2)
+
+
+def test_preview_shows_pairs_side_by_side(whole, tmp_path):
+    (tmp_path / "preview.png").write_bytes(whole["preview.png"])
+    with Image.open(tmp_path / "preview.png") as preview:
+        assert preview.width >= 2 * 32
+        assert preview.height >= 6 * 32
+
+
+def test_batch_size_and_threads_leave_no_trace(config, photos, tmp_path, whole):
+    out = precompute(config, photos, tmp_path / "out", "--batch_size", "5", "--config.data.num_threads=1")
+    assert content(out) == whole
+
+
+class Died(BaseException):
+    """Stands for the process's death."""
+
+
+class Mortal:
+    """Lets a function be called so many times by itself and its fellows, and dies at the next call."""
+
+    calls_left = 0
+
+    def __init__(self, function):
+        self.function = function
+
+    def __call__(self, *arguments):
+        Mortal.calls_left -= 1
+        if Mortal.calls_left < 0:
+            raise Died
+        return self.function(*arguments)
+
+
+def test_death_before_any_write_loses_nothing(config, photos, tmp_path, monkeypatch):
+    """The process dies before its n-th sync or renaming, for every n, and is started again."""
+    words = ["--records_per_shard", "12"]
+    whole = content(precompute(config, photos, tmp_path / "whole", *words))
+    monkeypatch.setattr(os, "fsync", Mortal(os.fsync))
+    monkeypatch.setattr(os, "replace", Mortal(os.replace))
+    deaths = 0
+    while True:
+        out = tmp_path / str(deaths)
+        Mortal.calls_left = deaths
+        try:
+            precompute(config, photos, out, *words)
+            break
+        except Died:
+            deaths += 1
+        for name, found in content(out).items():
+            assert name.endswith((".partial", ".tmp")) or found == whole[name]
+        Mortal.calls_left = 1000
+        precompute(config, photos, out, *words)
+        assert_same(content(out), whole)
+    assert deaths > 20
+
+
+def assert_same(found: dict[str, bytes], whole: dict[str, bytes]):
+    """All of the dataset is there, and of the runs that died nothing among the shards."""
+    assert {name: found[name] for name in whole} == whole
+    assert not [name for name in found.keys() - whole.keys() if name.startswith("shards/")]
+
+
+@pytest.fixture
+def command(config, photos):
+    """Function (folder, words, shell limits) → the command as a process of its own."""
+
+    def start(out, *words, limit=""):
+        line = [sys.executable, "-m", "fmboost_jax.precompute", "--config", config, "--images", str(photos)]
+        line += ["--out", str(out), "--records_per_shard", "6", *words]
+        line = ["bash", "-c", f'{limit} exec "$@"', "bash", *line]
+        return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    return start
+
+
+def test_killed_at_random_moments_it_ends_with_the_same_bytes(command, tmp_path, whole):
+    """SIGKILL as soon as so many names, hidden and temporary ones too, have appeared in the folder."""
+    out, kills, moments = tmp_path / "out", 0, random.Random(0)
+    for threshold in sorted(moments.sample(range(1, 10), 3)):
+        process = command(out)
+        while process.poll() is None and len(list(out.rglob("*"))) <= threshold:
+            time.sleep(0)
+        process.kill()
+        process.communicate()
+        kills += process.returncode == -9
+        assert process.returncode in (-9, 0)
+    assert kills >= 2
+    process = command(out)
+    printed, errors = process.communicate()
+    assert process.returncode == 0, errors
+    assert "skipped 2:" in printed
+    assert_same(content(out), whole)
+
+
+def test_processes_at_once_make_disjoint_shards_of_one_dataset(command, tmp_path, whole):
+    """The invariant: whatever the number of processes, the folder has the bytes that one process gives it."""
+    shares = [command(tmp_path / "out", "--process_index", str(index), "--process_count", "2") for index in range(2)]
+    ends = [(*share.communicate(), share.returncode) for share in shares]
+    assert [code for _, _, code in ends] == [0, 0], ends
+    assert any("21 pairs of 7 photographs" in printed for printed, _, _ in ends)
+    assert content(tmp_path / "out") == whole
+
+
+def test_a_process_makes_its_own_shards_only(config, photos, tmp_path, whole, capsys):
+    out = tmp_path / "out"
+    precompute(config, photos, out, "--process_index", "1", "--process_count", "3")
+    shards = sorted(path.name for path in out.glob("shards/*.json"))
+    assert shards == ["00001.json", "00004.json"]
+    assert not (out / "dataset.json").exists()
+    assert "2 of 5 shards are finished" in capsys.readouterr().out
+    with pytest.raises(InputError, match="precompute has not finished"):
+        DatasetInfo.read(out)
+    # Another number of processes may go on with it.
+    precompute(config, photos, out)
+    assert content(out) == whole
+
+
+def test_only_a_damaged_shard_is_made_again(config, photos, tmp_path, whole, monkeypatch):
+    out = precompute(config, photos, tmp_path / "out")
+    path = out / "shards/00002.array_record"
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError, match=r"00002\.array_record .*run the dataset's precompute command again"):
+        DatasetInfo.read(out)
+    made, real = [], plan.Plan.finish_shard
+    monkeypatch.setattr(
+        plan.Plan, "finish_shard", lambda self, shard, done: (made.append(shard), real(self, shard, done))
+    )
+    precompute(config, photos, out)
+    assert made == [2]
+    assert content(out) == whole
+
+
+def test_other_settings_are_refused_and_change_nothing(config, photos, tmp_path, whole):
+    out = precompute(config, photos, tmp_path / "out")
+    with pytest.raises(InputError, match=r"begun with other settings .*: low_res was 16 and is now 8; .*another --out"):
+        precompute(config, photos, out, "--config.data.low_res=8")
+    assert content(out) == whole
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--images", "{tmp}/nowhere", "--out", "{tmp}/out"], "photo folder .*nowhere does not exist"),
+        (["--images", "{tmp}/empty", "--out", "{tmp}/out"], "photo folder .*empty holds no photographs"),
+        (["--images", "{photos}", "--out", "{photos}/latents"], "lies in the photo folder"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--process_index", "2"], "--process_index 2 is outside 0 to 0"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--batch_size", "0"], "--batch_size is 0, expected 1 or more"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.low_res=32"], "low_res 32 must lie between"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.hig_res=32"], "hig_res"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.high_res=999"], "none of the 9 photographs can"),
+        (["--images", "{photos}", "--out", "{tmp}/file/out"], "cannot write .*file/out"),
+    ],
+)
+def test_bad_input_is_one_line(words, message, config, photos, tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    before = content(photos)
+    with pytest.raises(InputError, match=message) as caught:
+        main(["--config", config, *(word.format(tmp=tmp_path, photos=photos) for word in words)])
+    assert "\n" not in str(caught.value)
+    assert content(photos) == before
+    assert not (tmp_path / "out/dataset.json").exists()
+
+
+def test_full_disk_is_one_line_and_leaves_no_half_shard(command, tmp_path):
+    process = command(tmp_path / "out", limit="ulimit -f 100;")  # KiB a file; a shard has 128
+    _, errors = process.communicate()
+    assert process.returncode == 2
+    assert "error: cannot write" in errors.splitlines()[-1]
+    assert "File too large" in errors.splitlines()[-1]
+    assert "Traceback" not in errors
+    assert not list((tmp_path / "out").rglob("*.array_record"))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (1e6, "1000000.0")])
+def test_latents_that_the_type_cannot_hold_are_named(value, shown, config, photos, tmp_path, monkeypatch):
+    monkeypatch.setattr(
+        "fmboost_jax.models.first_stage.FirstStage.encode", lambda self, image: image.at[0, 3, 4, 0].set(value)
+    )
+    with pytest.raises(InputError, match=rf"photograph 0.png: its latent reaches {shown}, which float16 cannot hold"):
+        precompute(config, photos, tmp_path / "out")
+    assert not list((tmp_path / "out/shards").glob("0*"))
