@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fmboost_jax.configuration import changes, parse_arguments
-from fmboost_jax.data.dataset import DTYPES, DatasetInfo, read_dataset
+from fmboost_jax.data.dataset import DTYPES, DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.models.first_stage import load_first_stage
@@ -61,13 +61,13 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         raise InputError(
             "data.dir is empty: expected the folder that fmboost_jax.precompute wrote; --config.data.dir=…"
         )
-    info = read_dataset(config.data.dir)
+    info = DatasetInfo.read(config.data.dir)
     first_stage = load_first_stage(**config.first_stage)
-    info.check_against(config, first_stage)
+    info.check(config, first_stage)
     held_out = info
     if config.evaluate.dir:
-        held_out = read_dataset(config.evaluate.dir)
-        held_out.check_against(config, first_stage)
+        held_out = DatasetInfo.read(config.evaluate.dir)
+        held_out.check(config, first_stage)
     shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
     iterator = _device_iterator(config, info, shardings)
 
@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
 
     # ------------------------------------------------------------------------------------------------ programs
     started = time.perf_counter()
-    step_fn = make_train_step(config, scaling_factor=info.recipe.scaling_factor, shift_factor=info.recipe.shift_factor)
+    step_fn = make_train_step(config, scaling_factor=info.scaling_factor, shift_factor=info.shift_factor)
     train_step = (
         jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, None))
         .lower(state, _abstract_batch(config, info, shardings))
@@ -186,8 +186,8 @@ def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
 
 
 def _abstract_batch(config: ConfigDict, info: DatasetInfo, shardings):
-    recipe, dtype = info.recipe, DTYPES[info.recipe.dtype]
-    shapes = {"low": (recipe.low_shape, dtype), "high": (recipe.high_shape, dtype), "position": ((), np.uint32)}
+    dtype = DTYPES[info.dtype]
+    shapes = {"low": (info.low_shape, dtype), "high": (info.high_shape, dtype), "position": ((), np.uint32)}
     return {
         name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=shardings[name])
         for name, (shape, dtype) in shapes.items()
@@ -222,7 +222,7 @@ def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     rows = {
         "workdir": f"{os.path.abspath(workdir)}, {f'going on from step {start}' if start else 'from the beginning'}",
-        "data": f"{info.folder}: {info.records:,} pairs, latents {info.recipe.low_shape} → {info.recipe.high_shape}",
+        "data": f"{info.folder}: {info.records:,} pairs, latents {info.low_shape} → {info.high_shape}",
         "flow": f"{config.path} path from {config.source.start}, noise step {config.source.noise_step}",
         "UNet": f"{count(state['parameters']):,} parameters, computes in {config.unet.dtype}",
         "training": f"{config.train.steps:,} steps of {config.train.batch_size} in {config.optim.accumulate} part(s)",
