@@ -15,7 +15,6 @@ import orbax.checkpoint as ocp
 from flax import nnx
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.interop.names import skeleton
 from fmboost_jax.models import parameters
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
@@ -85,7 +84,7 @@ def load_model(folder: str, **changes: Any) -> nnx.Module:
         config = config(**{**fields, **changes})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"model {folder}: its {_CONFIG} does not describe a model of ours ({error})") from error
-    graph, shapes = skeleton(kind, config)
+    graph, shapes = parameters.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     try:

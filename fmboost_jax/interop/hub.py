@@ -6,7 +6,7 @@ import re
 
 from fmboost_jax.errors import InputError
 
-_ID = re.compile(r"[\w.-]+/[\w.-]+(/[\w./-]+)?")
+_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
 _PATTERNS = ("config.json", "*.safetensors")
 
 

@@ -9,7 +9,6 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
@@ -107,7 +106,7 @@ def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[s
     Raises:
         InputError: tensors that are missing, surplus, of another shape or not of floats: all of them in one message.
     """
-    graph, shapes = skeleton(model, config)
+    graph, shapes = parameters.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
     arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
     loaded, missing, unfit, known = {}, [], [], set()
     for path, ours in shapes.items():
@@ -135,12 +134,6 @@ def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[s
             "compare the config with the one that the weights were made with"
         )
     return parameters.merge(graph, loaded)
-
-
-def skeleton(model: type[nnx.Module], config: Any) -> tuple[nnx.GraphDef, dict[str, jax.ShapeDtypeStruct]]:
-    """A model's graph and its parameters' shapes by path, without making them."""
-    graph, state = nnx.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
-    return graph, {".".join(map(str, path)): leaf.get_value() for path, leaf in state.flat_state()}
 
 
 def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import gzip
 import io
 import pickle
 import zipfile
+import zlib
 from typing import Any, NamedTuple
 
 import ml_dtypes
@@ -47,23 +48,18 @@ def read_torch_file(path: str) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            data = file.read()
-        if data.startswith(_GZIP_MAGIC):
-            data = gzip.decompress(data)
+            content = io.BytesIO(gzip.decompress(file.read())) if file.peek(2).startswith(_GZIP_MAGIC) else file
+            if not content.read(4) == _ZIP_MAGIC:
+                raise InputError(
+                    f"weights {path}: expected PyTorch's zip format (since version 1.6), found something else; "
+                    "load it with PyTorch and torch.save it again"
+                )
+            with zipfile.ZipFile(content) as archive:
+                return _Archive(path, archive).load()
+    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
+        raise InputError(f"weights {path}: the file is damaged or cut short ({error}); fetch it again") from error
     except OSError as error:
         raise InputError(f"weights {path}: cannot be read ({error.strerror or error})") from error
-    except EOFError as error:
-        raise InputError(f"weights {path}: the gzip stream is cut short; fetch the file again") from error
-    if not data.startswith(_ZIP_MAGIC):
-        raise InputError(
-            f"weights {path}: expected PyTorch's zip format (since version 1.6), found something else; "
-            "load it with PyTorch and torch.save it again"
-        )
-    try:
-        with zipfile.ZipFile(io.BytesIO(data)) as archive:
-            return _Archive(path, archive).load()
-    except (zipfile.BadZipFile, KeyError, EOFError) as error:
-        raise InputError(f"weights {path}: the archive is damaged ({error}); fetch the file again") from error
 
 
 class _Archive:

@@ -50,8 +50,55 @@ def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, A
     return build(UNet, config, REFERENCE_UNET, state_dict)
 
 
+@dataclasses.dataclass(frozen=True)
+class ReferenceCheckpoint:
+    """A training checkpoint of the reference; nothing in the file is run when it is read.
+
+    Attributes:
+        path: of the file.
+        tensors: its `state_dict`.
+        step: optimiser steps that it was trained for; 0 where it does not tell.
+        arguments: the network's constructor arguments; None where it does not hold them.
+    """
+
+    path: str
+    tensors: Mapping[str, Any]
+    step: int
+    arguments: Mapping[str, Any] | None
+
+    @classmethod
+    def read(cls, path: str) -> "ReferenceCheckpoint":
+        """Read a `.ckpt`, gzipped or not.
+
+        Raises:
+            InputError: a file that cannot be read, wants to run code or is no training checkpoint.
+        """
+        content = read_torch_file(path)
+        tensors = content.get("state_dict") if isinstance(content, dict) else None
+        if not isinstance(tensors, dict):
+            raise InputError(f"checkpoint {path}: expected a training checkpoint with a state_dict, found none")
+        arguments: Any = content
+        for key in _ARGUMENTS:
+            arguments = arguments.get(key) if isinstance(arguments, dict) else None
+        return cls(path, tensors, int(content.get("global_step", 0)), arguments)
+
+    def unet(self, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:
+        """Its network, see `load_lightning`."""
+        prefix = EMA_PREFIX if ema else ONLINE_PREFIX
+        network = under(prefix, self.tensors)
+        if not network:
+            other = "without EMA" if ema and under(ONLINE_PREFIX, self.tensors) else "by other training code"
+            raise InputError(f"checkpoint {self.path}: no tensors under {prefix}; was it saved {other}?")
+        config = config or self.arguments
+        if not config:
+            raise InputError(
+                f"checkpoint {self.path}: no network arguments in it ({'.'.join(_ARGUMENTS)}); give its config"
+            )
+        return load_unet(network, config)
+
+
 def load_lightning(path: str, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:
-    """The network of a training checkpoint of the reference; nothing in the file is run.
+    """The network of a training checkpoint of the reference.
 
     Args:
         path: of the checkpoint (`.ckpt`, gzipped or not).
@@ -61,27 +108,7 @@ def load_lightning(path: str, ema: bool = True, config: UNetConfig | Mapping[str
     Raises:
         InputError: a file that cannot be read, that lacks the weights or the config, or whose weights do not fit.
     """
-    checkpoint = read_torch_file(path)
-    tensors = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
-    if not isinstance(tensors, dict):
-        raise InputError(f"checkpoint {path}: expected a training checkpoint with a state_dict, found none")
-    prefix = EMA_PREFIX if ema else ONLINE_PREFIX
-    network = under(prefix, tensors)
-    if not network:
-        other = "without EMA" if ema and under(ONLINE_PREFIX, tensors) else "with the reference's training code"
-        raise InputError(f"checkpoint {path}: no tensors under {prefix}; was it saved {other}?")
-    return load_unet(network, config or _arguments(path, checkpoint))
-
-
-def _arguments(path: str, checkpoint: Mapping[str, Any]) -> Mapping[str, Any]:
-    found: Any = checkpoint
-    for key in _ARGUMENTS:
-        found = found.get(key) if isinstance(found, dict) else None
-    if not isinstance(found, dict):
-        raise InputError(
-            f"checkpoint {path}: the network's arguments are not in it ({'.'.join(_ARGUMENTS)}); give its config"
-        )
-    return found
+    return ReferenceCheckpoint.read(path).unet(ema, config)
 
 
 def read_unet_config(path: str) -> UNetConfig:

@@ -1,6 +1,7 @@
 """State dicts from files, whatever their format."""
 
 import os
+from collections.abc import Mapping
 
 import numpy as np
 import safetensors
@@ -35,6 +36,6 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     return tensors
 
 
-def under(prefix: str, tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+def under(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The tensors whose names start with `prefix`, named without it."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

@@ -15,9 +15,10 @@ from torch_reference.unet import UNet as Twin
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_lightning, load_unet, state_dict, unet_config
-from fmboost_jax.interop.names import skeleton, spell
+from fmboost_jax.interop.names import spell
 from fmboost_jax.interop.tables import REFERENCE_UNET
-from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.models.parameters import split
+from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
 
 SMALL = {
     "in_channels": 8,
@@ -125,7 +126,7 @@ def test_twin_layer_by_layer():
 def test_base_network_has_the_reference_names():
     """Every parameter of the base config has a name, no two the same; spot checks at the seams of the numbering."""
     config = UNetConfig()
-    shapes = skeleton(UNet, config)[1]
+    shapes = split(abstract_unet(config))[1]
     names = {spell(REFERENCE_UNET, config, path)[0]: shape.size for path, shape in shapes.items()}
     assert len(names) == len(shapes)
     assert sum(names.values()) == 305_806_340
@@ -172,7 +173,7 @@ def test_training_checkpoint(tmp_path):
 def test_training_checkpoint_without_config_or_weights(tmp_path):
     path = str(tmp_path / "last.ckpt")
     _, ema = checkpoint(path, unet_config(SMALL), hyper_parameters={})
-    with pytest.raises(InputError, match="arguments are not in it"):
+    with pytest.raises(InputError, match="no network arguments in it"):
         load_lightning(path)
     assert same(state_dict(load_lightning(path, config=SMALL)), ema.state_dict())
     checkpoint(path, unet_config(SMALL), state_dict={"model.net.out.0.bias": torch.zeros(32)})
