@@ -1,0 +1,1 @@
+"""What is timed, and against whom. Each module is a command: `python -m bench.<name>`."""
