@@ -35,3 +35,27 @@ def golden():
             return dict(file)
 
     return read
+
+
+@pytest.fixture(scope="session")
+def photographs(tmp_path_factory) -> pathlib.Path:
+    """A folder of four real photographs, 96 pixels and more a side."""
+    import skimage.data
+    from PIL import Image
+
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in ("astronaut", "coffee", "chelsea", "rocket"):
+        photograph = Image.fromarray(getattr(skimage.data, name)())
+        photograph.thumbnail((160, 160))
+        photograph.save(folder / f"{name}.png")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pairs(photographs, tmp_path_factory) -> pathlib.Path:
+    """A dataset of 16 latent pairs, 16² → 32² pixels, made by the command."""
+    from tests.commands import SMALL, command
+
+    folder = tmp_path_factory.mktemp("data") / "pairs"
+    command("precompute", "--config", "configs/demo.py", *SMALL, "--images", photographs, "--out", folder)
+    return folder

@@ -8,8 +8,6 @@ import pytest
 import torch
 from flax import nnx
 from safetensors.numpy import load_file, save_file
-from torch_reference import randomised
-from torch_reference.unet import UNet as Twin
 
 from fmboost_jax import convert
 from fmboost_jax.booster import Booster
@@ -18,6 +16,8 @@ from fmboost_jax.interop import load_model, state_dict, unet_config
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.training.checkpoints import load_weights
+from tests.torch_reference import randomised
+from tests.torch_reference.unet import UNet as Twin
 
 NETWORK = {
     "in_channels": 6,

@@ -1,0 +1,57 @@
+"""Commands as a user types them, in processes of their own, on small real data."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+# What makes configs/demo.py small enough to train in seconds.
+SMALL = (
+    "--config.data.low_res=16",
+    "--config.data.high_res=32",
+    "--config.data.crops=4",
+    "--config.unet.model_channels=32",
+    "--config.unet.channel_mult=(1,2)",
+    "--config.unet.dim_head=16",
+    "--config.unet.pool_factor=2",
+    "--config.train.batch_size=4",
+    "--config.train.log_every=1",
+    "--config.evaluate.every=0",
+    "--config.optim.warmup_steps=5",
+    "--config.ema.copy_until=5",
+)
+
+
+def environment() -> dict[str, str]:
+    """One device, whatever the tests' own process has."""
+    inherited = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    return {**inherited, "PYTHONUNBUFFERED": "1"}
+
+
+def words(module: str, *arguments) -> list[str]:
+    """`python -m fmboost_jax.<module> …`."""
+    return [sys.executable, "-m", f"fmboost_jax.{module}", *map(str, arguments)]
+
+
+def command(module: str, *arguments, status: int = 0, **options) -> subprocess.CompletedProcess:
+    """Run a command to its end and check its exit status."""
+    done = subprocess.run(
+        words(module, *arguments), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=600, **options
+    )
+    assert done.returncode == status, f"exit {done.returncode}, expected {status}\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def refused(module: str, *arguments, **options) -> str:
+    """Run a command that must fail as bad input does; returns its one line."""
+    done = command(module, *arguments, status=2, **options)
+    assert "Traceback" not in done.stderr
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def train_words(data, workdir, *arguments) -> list[str]:
+    """A small training command."""
+    return ["--config", "configs/demo.py", "--workdir", workdir, f"--config.data.dir={data}", *SMALL, *arguments]

@@ -1,0 +1,196 @@
+"""`python -m fmboost_jax.train` as a user types it: resumes to the bit, refuses bad input in one line."""
+
+import json
+import random
+import re
+import resource
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from fmboost_jax.data.dataset import DatasetInfo
+from fmboost_jax.training.checkpoints import load_weights
+from tests.commands import ROOT, command, environment, refused, train_words, words
+
+STEPS = 24
+RESUMABLE = (f"--config.train.steps={STEPS}", "--config.checkpoint.every=3", "--config.checkpoint.keep=2")
+
+
+@pytest.fixture(scope="module")
+def whole_run(pairs, tmp_path_factory):
+    """A run that nobody disturbed, with its evaluations."""
+    workdir = tmp_path_factory.mktemp("whole")
+    done = command("train", *train_words(pairs, workdir, *RESUMABLE))
+    return workdir, done
+
+
+def assert_same_weights(found, expected):
+    for ema in (True, False):
+        (a, _, step_a), (b, _, step_b) = (load_weights(str(run), ema=ema) for run in (found, expected))
+        assert step_a == step_b == STEPS
+        for name in b:
+            np.testing.assert_array_equal(a[name], b[name], err_msg=name)
+
+
+def interrupt(process, step: int, how: signal.Signals) -> bool:
+    """Wait until the bar shows a step (or the end), then send the signal; whether the process was still training."""
+    shown = ""
+    while character := process.stderr.read(1):
+        shown = (shown + character)[-80:]
+        reached = re.search(rf" (\d+)/{STEPS} ", shown)
+        if reached and int(reached[1]) >= step:
+            break
+    alive = process.poll() is None
+    process.send_signal(how)
+    process.communicate()
+    return alive
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_killed_runs_end_with_the_same_bits(pairs, whole_run, tmp_path, seed):
+    """SIGKILL three times at random steps, starting again each time: all parameters equal the undisturbed run's."""
+    chance = random.Random(seed)
+    typed = words("train", *train_words(pairs, tmp_path, *RESUMABLE))
+    kills = 0
+    for step in sorted(chance.sample(range(1, STEPS - 1), 3)):
+        process = subprocess.Popen(
+            typed, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        kills += interrupt(process, step, signal.SIGKILL)
+    assert kills == 3
+    command("train", *train_words(pairs, tmp_path, *RESUMABLE))
+    assert_same_weights(tmp_path, whole_run[0])
+    steps = [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert steps == sorted(set(steps)) == list(range(1, STEPS + 1))
+
+
+def test_sigterm_saves_and_exits_cleanly(pairs, whole_run, tmp_path):
+    typed = words("train", *train_words(pairs, tmp_path, *RESUMABLE, "--config.checkpoint.every=1000"))
+    process = subprocess.Popen(
+        typed, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    assert interrupt(process, 4, signal.SIGTERM)
+    assert process.returncode == 0
+    assert load_weights(str(tmp_path))[2] >= 4
+    command("train", *train_words(pairs, tmp_path, *RESUMABLE, "--config.checkpoint.every=1000"))
+    assert_same_weights(tmp_path, whole_run[0])
+
+
+def test_what_a_person_sees(pairs, tmp_path):
+    done = command(
+        "train",
+        *train_words(
+            pairs, tmp_path, "--config.train.steps=4", "--config.evaluate.every=2", "--config.evaluate.images=4"
+        ),
+    )
+    for word in ("parameters", "devices", "mesh", "temporaries", "FLOP", "PSNR", "finished; step 4 of 4"):
+        assert word in done.stdout
+    for word in ("loss", "samples/s", "data wait"):
+        assert word in done.stderr
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert [line["step"] for line in trained] == [1, 2, 3, 4]
+    assert all({"steps_per_second", "samples_per_second", "data_wait_share"} <= line.keys() for line in trained)
+    evaluated = [line for line in lines if "evaluate/psnr" in line]
+    assert [line["step"] for line in evaluated] == [2, 4]
+    assert all(0 <= line["evaluate/ssim"] <= 1 for line in evaluated)
+    assert (tmp_path / "pictures" / "samples_00000004.png").stat().st_size > 1000
+    assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):
+    assert sorted(int(p.name) for p in (whole_run[0] / "checkpoints").iterdir()) == [21, 24]
+    options = ("--config.checkpoint.keep=1", "--config.checkpoint.keep_every=6")
+    command("train", *train_words(pairs, tmp_path, *RESUMABLE, *options, "--config.train.steps=15"))
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 12, 15]
+
+
+def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path):
+    command("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
+    changed = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.optim.lr=5e-4")
+    line = refused("train", *changed)
+    assert "optim.lr: " in line
+    assert "→ 0.0005" in line
+    assert "train.steps: 2 → 3" in line
+    assert "step 3 of 3" in command("train", *changed, "--allow_config_change").stdout
+    other = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.unet.num_res_blocks=2")
+    line = refused("train", *other, "--allow_config_change")
+    assert "another architecture" in line
+    assert "unet.num_res_blocks: 1 → 2" in line
+
+
+def test_starts_from_another_runs_weights(pairs, whole_run, tmp_path):
+    words_ = train_words(pairs, tmp_path, "--config.train.steps=1", f"--config.train.init_from={whole_run[0]}")
+    command("train", *words_, "--config.optim.lr=0.0")
+    (found, _, _), (expected, _, _) = load_weights(str(tmp_path)), load_weights(str(whole_run[0]))
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+
+
+def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path):
+    """A limit on the size of files stands for the disk: a later save fails as it would there."""
+    short = train_words(pairs, tmp_path, "--config.train.steps=2")
+    command("train", *short)
+    more = train_words(pairs, tmp_path, "--config.train.steps=4", "--allow_config_change")
+    limit = (150_000, 150_000)
+    line = refused("train", *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
+    assert "is the disk full?" in line
+    assert "the last whole checkpoint is step 2" in line
+    assert load_weights(str(tmp_path))[2] == 2
+    assert "step 4 of 4" in command("train", *more).stdout
+
+
+def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_path):
+    command("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
+    good = load_weights(str(tmp_path))[0]
+    patience = 3
+    line = refused(
+        "train",
+        *train_words(pairs, tmp_path, "--config.train.steps=50", "--config.checkpoint.every=1"),
+        "--config.optim.lr=1e38",
+        f"--config.train.nan_patience={patience}",
+        "--allow_config_change",
+    )
+    assert "nonfinite.json" in line
+    dumped = json.loads((tmp_path / "nonfinite.json").read_text())
+    assert all(len(step["record"]) == len(step["position"]) == 4 for step in dumped)
+    first = dumped[0]["step"]
+    saved = load_weights(str(tmp_path))
+    assert saved[2] < first
+    assert all(np.isfinite(value).all() for value in saved[0].values())
+    assert good.keys() == saved[0].keys()
+    steps = [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert max(steps) < first + patience
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("--config.optim.lrr=1", 'Did you mean "lr"'),
+        ("--config.train.steps=1e3", "invalid literal for int()"),
+        ("--config.data.dir=nowhere", "nowhere"),
+        ("--config.data.high_res=64", "high_res"),
+        ("--config.mesh.fsdp=3", "fsdp=3"),
+        ("--config.unet.model_channels=48", "multiple of 32"),
+        ("--config.path=cubic", "linear, gvp"),
+        ("--config.first_stage.kind=vq", "identity, kl, tiny"),
+    ],
+)
+def test_bad_input_gets_one_line(pairs, tmp_path, override, expected):
+    assert expected in refused("train", *train_words(pairs, tmp_path, "--config.train.steps=2"), override)
+    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_damaged_shard_is_named_with_its_record(pairs, tmp_path):
+    damaged = tmp_path / "pairs"
+    shutil.copytree(pairs, damaged)
+    shard = damaged / DatasetInfo.read(damaged).shards[0].name
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 4
+    shard.write_bytes(content)
+    line = refused("train", *train_words(damaged, tmp_path / "run", "--config.train.steps=9"))
+    assert shard.name in line
+    assert "record" in line
