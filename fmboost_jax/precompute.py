@@ -264,9 +264,8 @@ def write_preview(info: DatasetInfo, first_stage: FirstStage) -> None:
         to_uint8(np.asarray(first_stage.decode(first_stage.scale(jnp.asarray(pairs[name], jnp.float32)))))
         for name in ("low", "high")
     )
-    write_png(
-        str(info.folder / "preview.png"), grid([list(row) for row in zip(*decoded, strict=True)], ["low", "high"])
-    )
+    rows = [list(row) for row in zip(*decoded, strict=True)]
+    write_png(str(info.folder / "preview.png"), grid(rows, ["low-res", "high-res"]))
 
 
 def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
