@@ -6,7 +6,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from safetensors.numpy import load_file, save_file
 
 from fmboost_jax import convert
@@ -16,6 +15,7 @@ from fmboost_jax.interop import load_model, state_dict, unet_config
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.training.checkpoints import load_weights
+from tests.random_models import random_model
 from tests.torch_reference import randomised
 from tests.torch_reference.unet import UNet as Twin
 
@@ -118,7 +118,7 @@ def test_network_that_the_reference_would_misread_is_refused(tmp_path, reference
 )
 def test_autoencoder_there_and_back(tmp_path, kind, model):
     cls, config = model
-    weights = state_dict(cls(config, rngs=nnx.Rngs(0)), {"kl": "compvis", "tiny": "diffusers"}[kind])
+    weights = state_dict(random_model(cls, config), {"kl": "compvis", "tiny": "diffusers"}[kind])
     source, out, back = (str(tmp_path / name) for name in ("a.safetensors", "out", "b.safetensors"))
     save_file(weights, source)
     convert.main(["from-autoencoder", kind, source, out, "--scaling_factor=0.13025"])

@@ -8,7 +8,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from flax import nnx
 from safetensors.numpy import save_file
 
 from fmboost_jax.errors import InputError
@@ -22,6 +21,7 @@ from fmboost_jax.interop import (
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import load_first_stage
+from tests.random_models import random_model
 
 KL = AutoencoderKLConfig(channels=(32, 64), blocks=1)
 TINY = AutoencoderTinyConfig(width=8, encoder_blocks=(1, 2), decoder_blocks=(2, 1))
@@ -41,12 +41,12 @@ DDCONFIG = {
 
 @pytest.fixture(scope="module")
 def kl() -> AutoencoderKL:
-    return AutoencoderKL(KL, rngs=nnx.Rngs(0))
+    return random_model(AutoencoderKL, KL)
 
 
 @pytest.fixture(scope="module")
 def tiny() -> AutoencoderTiny:
-    return AutoencoderTiny(TINY, rngs=nnx.Rngs(0))
+    return random_model(AutoencoderTiny, TINY)
 
 
 def same(found, expected) -> bool:
@@ -156,7 +156,7 @@ def test_compvis_file(tmp_path, kl, prefix):
 
 def test_compvis_file_of_sixteen_channels_needs_its_scale(tmp_path):
     config = dataclasses.replace(KL, latent_channels=16, quant_convs=False)
-    weights = state_dict(AutoencoderKL(config, rngs=nnx.Rngs(0)), "compvis")
+    weights = state_dict(random_model(AutoencoderKL, config), "compvis")
     path = tmp_path / "ae.safetensors"
     save_file(weights, path)
     with pytest.raises(InputError, match=r"16 latent channels.*config\.json"):

@@ -6,12 +6,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_reference import randomised, recorded
-from torch_reference.unet import UNet as Twin
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_lightning, load_unet, state_dict, unet_config
@@ -19,6 +15,10 @@ from fmboost_jax.interop.names import spell
 from fmboost_jax.interop.tables import REFERENCE_UNET
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from tests.conftest import GOLDEN, relative_error
+from tests.random_models import random_model
+from tests.torch_reference import randomised, recorded
+from tests.torch_reference.unet import UNet as Twin
 
 SMALL = {
     "in_channels": 8,
@@ -89,7 +89,7 @@ architectures = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(architecture=architectures, seed=st.integers(0, 1000), height=st.integers(1, 2), width=st.integers(1, 3))
 def test_twin(architecture, seed, height, width):
     config = UNetConfig(**architecture)
@@ -185,7 +185,7 @@ def test_training_checkpoint_without_config_or_weights(tmp_path):
 
 
 def test_one_error_lists_everything_that_does_not_fit():
-    weights = state_dict(UNet(UNetConfig(**SMALL), rngs=nnx.Rngs(0)))
+    weights = state_dict(random_model(UNet, UNetConfig(**SMALL)))
     del weights["time_embed.2.bias"], weights["out.0.weight"]
     weights |= {"extra.weight": np.zeros(3), "out.2.weight": np.zeros((4, 32, 1, 1)), "out.2.bias": np.zeros(4, int)}
     with pytest.raises(InputError) as error:
@@ -202,7 +202,7 @@ def test_one_error_lists_everything_that_does_not_fit():
 
 
 def test_half_precision_weights_become_float32():
-    weights = state_dict(UNet(UNetConfig(**SMALL), rngs=nnx.Rngs(0)))
+    weights = state_dict(random_model(UNet, UNetConfig(**SMALL)))
     rough = {name: torch.tensor(value).bfloat16() for name, value in weights.items()}
     found = state_dict(load_unet(rough, UNetConfig(**SMALL)))
     assert same(found, {name: tensor.float() for name, tensor in rough.items()})

@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error
 from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_reference import autoencoder as twin
-from torch_reference import randomised, recorded
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_kl
 from fmboost_jax.models import autoencoder_kl, strips
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from tests.conftest import relative_error
+from tests.torch_reference import autoencoder as twin
+from tests.torch_reference import randomised, recorded
 
 SMALL = AutoencoderKLConfig(channels=(32, 64), blocks=1)
 
@@ -59,7 +59,7 @@ architectures = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=5, deadline=None)
+@settings(max_examples=4, deadline=None)
 @given(architecture=architectures, seed=st.integers(0, 1000), height=st.integers(1, 3), width=st.integers(1, 3))
 def test_twin(architecture, seed, height, width):
     config = AutoencoderKLConfig(**architecture)

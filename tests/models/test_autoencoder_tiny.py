@@ -8,17 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import GOLDEN, relative_error
-from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch_reference import randomised
-from torch_reference.autoencoder import TinyBlock
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_tiny, state_dict
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, Block
 from fmboost_jax.models.first_stage import load_first_stage
+from tests.conftest import GOLDEN, relative_error
+from tests.random_models import random_model
+from tests.torch_reference import randomised
+from tests.torch_reference.autoencoder import TinyBlock
 
 TAEF2 = pathlib.Path(os.environ.get("FMBOOST_TAEF2", GOLDEN.parent / "taef2"))
 
@@ -72,7 +72,7 @@ def test_diffusers(channels, encoder, seed):
 def test_block_against_twin(pool):
     theirs = randomised(TinyBlock(16, pool), 0)
     config = AutoencoderTinyConfig(width=16, encoder_blocks=(1,), decoder_blocks=(1,), pool=pool)
-    weights = state_dict(AutoencoderTiny(config, rngs=nnx.Rngs(0)))
+    weights = state_dict(random_model(AutoencoderTiny, config))
     weights |= {f"encoder.layers.1.{name}": value for name, value in theirs.state_dict().items()}
     ours: Block = load_autoencoder_tiny(weights, config).encoder.levels[0].blocks[0]
     x = torch.randn((2, 16, 5, 7), generator=torch.Generator().manual_seed(1))
@@ -84,7 +84,7 @@ def test_names_tell_the_architecture(names):
     config = AutoencoderTinyConfig(
         latent_channels=32, width=8, encoder_blocks=(1, 2, 3), decoder_blocks=(3, 0, 1), pool=True
     )
-    model = AutoencoderTiny(config, rngs=nnx.Rngs(0))
+    model = random_model(AutoencoderTiny, config)
     again = load_autoencoder_tiny(state_dict(model, names))
     assert again.config == config
     assert again.weight_names == names
@@ -92,7 +92,7 @@ def test_names_tell_the_architecture(names):
 
 def test_original_layer_numbers():
     """The numbers of FLUX.2's published files: convolutions 0, 2, 6, 10, 14 down and 1, 7, 12, 17, 19 up."""
-    names = state_dict(AutoencoderTiny(AutoencoderTinyConfig(width=8), rngs=nnx.Rngs(0)), "taesd")
+    names = state_dict(random_model(AutoencoderTiny, AutoencoderTinyConfig(width=8)), "taesd")
     convs = {name.removesuffix(".weight") for name in names if name.count(".") == 2 and name.endswith("weight")}
     down, up = (0, 2, 6, 10, 14), (1, 7, 12, 17, 19)
     assert convs == {f"encoder.{n}" for n in down} | {f"decoder.{n}" for n in up}
@@ -101,7 +101,7 @@ def test_original_layer_numbers():
 
 
 def test_size_that_cannot_be_halved_is_refused():
-    model = AutoencoderTiny(AutoencoderTinyConfig(width=8), rngs=nnx.Rngs(0))
+    model = random_model(AutoencoderTiny, AutoencoderTinyConfig(width=8))
     with pytest.raises(InputError, match=r"20×16 pixels.*multiples of 8"):
         model.encode(jnp.zeros((1, 20, 16, 3)))
 

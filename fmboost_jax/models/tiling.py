@@ -1,0 +1,74 @@
+"""Decoding in overlapping tiles, for a device that cannot hold the whole image.
+
+Not exact: the middle's attention and every group norm see a tile instead of the whole image, so brightness and
+contrast shift a little from tile to tile, and blending only hides the seams. `AutoencoderKL.decode` needs no tiles on
+a machine that holds the activations; it is exact there. `bench/decode.py seams` measures the difference.
+"""
+
+import itertools
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Array, Float
+
+from fmboost_jax.errors import InputError
+
+
+def decode_tiled(
+    decode: Callable[[Array], Array],
+    latent: Float[Array | np.ndarray, "b h w c"],
+    *,
+    tile: int = 64,
+    overlap: int = 16,
+) -> Float[np.ndarray, "b H W i"]:
+    """The image of a latent, decoded tile by tile and put together on the host.
+
+    Args:
+        decode: from a latent to its image, such as `FirstStage.decode`; called with one size only, so that it is
+            compiled once.
+        latent: whatever `decode` takes, scaled or not.
+        tile: latent positions of a tile, each way; less where the latent is smaller.
+        overlap: latent positions that neighbours share at least; they are blended linearly there.
+
+    Raises:
+        InputError: an overlap that is no smaller than the tile.
+    """
+    if not 0 <= overlap < tile:
+        raise InputError(f"overlap of tiles must be at least 0 and less than the tile's {tile}, found {overlap}")
+    batch, height, width, _ = latent.shape
+    rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
+    result = None
+    for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
+        part = np.asarray(decode(latent[:, top : top + tile, left : left + tile]))
+        if result is None:
+            factor = part.shape[1] // min(tile, height)
+            result = np.zeros((batch, height * factor, width * factor, part.shape[-1]), np.float32)
+            row_weights = _weights(rows, height, tile, overlap, factor)
+            column_weights = _weights(columns, width, tile, overlap, factor)
+        weight = row_weights[i][:, None, None] * column_weights[j][None, :, None]
+        y, x = top * factor, left * factor
+        result[:, y : y + part.shape[1], x : x + part.shape[2]] += part * weight
+    return result
+
+
+def _starts(size: int, tile: int, overlap: int) -> list[int]:
+    """Where tiles begin; the last one moves back to end with the latent."""
+    last = max(size - tile, 0)
+    return [*range(0, last, tile - overlap), last]
+
+
+def _weights(starts: list[int], size: int, tile: int, overlap: int, factor: int) -> Float[np.ndarray, "tiles pixels"]:
+    """Each tile's weight along one axis, in pixels: a ramp over each overlap, and all tiles' weights add up to 1."""
+    pixels = min(tile, size) * factor
+    ramp = np.minimum(1.0, (np.arange(pixels) + 0.5) / max(overlap * factor, 1))
+    weights = np.ones((len(starts), pixels))
+    total = np.zeros(size * factor)
+    for weight, start in zip(weights, starts, strict=True):
+        if start > 0:
+            weight *= ramp
+        if start + tile < size:
+            weight *= ramp[::-1]
+        total[start * factor : start * factor + pixels] += weight
+    for weight, start in zip(weights, starts, strict=True):
+        weight /= total[start * factor : start * factor + pixels]
+    return weights.astype(np.float32)
