@@ -5,7 +5,8 @@ from setuptools import find_packages, setup
 # torch is pinned exactly: an open range would pull a CUDA build of several gigabytes on any machine.
 EXTRAS = {
     "diffusers": ["torch==2.13.0", "diffusers>=0.40", "transformers"],
-    "tfds": ["tensorflow-datasets>=4.9.8"],
+    # importlib_resources: tensorflow-datasets needs it and does not ask for it.
+    "tfds": ["tensorflow-datasets>=4.9.8", "importlib_resources"],
     "demo": ["scikit-image", "scikit-learn", "matplotlib"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -17,6 +18,7 @@ EXTRAS["dev"] = [
     "beartype",
     "hypothesis",
     "pytest",
+    "pytest-timeout",
     "pytest-xdist",
     "ruff",
     "scipy",

@@ -34,6 +34,8 @@ def paper_config(low_res: int, high_res: int) -> ConfigDict:
     config.data.high_res = high_res
     config.data.crops = 0
 
+    config.source.noise_step = 400
+
     config.unet.in_channels = 8
     config.unet.out_channels = 4
     config.unet.model_channels = 128

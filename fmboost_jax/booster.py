@@ -105,7 +105,7 @@ class Booster:
             InputError: no checkpoint there, or a first stage that cannot be loaded.
         """
         parameters, config, _ = load_weights(os.fspath(directory), step=step)
-        unet_config = UNetConfig(**config["unet"])
+        unet_config = UNetConfig.of(config["unet"])
         if dtype:
             unet_config = dataclasses.replace(unet_config, dtype=dtype)
         graph = split(abstract_unet(unet_config))[0]
@@ -155,7 +155,7 @@ class Booster:
         method: str = "euler",
         seed: int | Sequence[int] = 0,
     ) -> UInt8[np.ndarray, "b H W 3"]:
-        """Photographs → `factor` times as high and wide; edges are repeated to a size that the UNet takes, then cropped.
+        """Photographs → `factor` times as high and wide; edges repeated to a size that the UNet takes, then cropped.
 
         Args:
             images: of one size.

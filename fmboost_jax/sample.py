@@ -24,8 +24,10 @@ from fmboost_jax.data.images import UnusablePhoto, load_photo
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.flow.solvers import METHODS
-from fmboost_jax.metrics.images import psnr, ssim
+from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.pictures import grid, to_float, write_png
+
+DETAIL = 4
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -114,9 +116,10 @@ def _boost_photographs(booster: Booster, arguments: argparse.Namespace, settings
         if not arguments.compare:
             write_png(f"{target}.png", booster.upscale(photograph[None], **options)[0], settings)
             continue
-        rows, values = _compare(booster, photograph, options)
-        write_png(f"{target}.png", rows["boosted"], settings)
-        write_png(f"{target}_comparison.png", grid([list(rows.values())], list(rows)), settings)
+        pictures, values = _compare(booster, photograph, options)
+        write_png(f"{target}.png", pictures["boosted"], settings)
+        rows = [list(pictures.values()), _details(list(pictures.values()))]
+        write_png(f"{target}_comparison.png", grid(rows, list(pictures)), settings)
         scores.append(values)
         bar.write(
             f"{name}: PSNR bilinear {values[0]:.2f}, boosted {values[1]:.2f} dB; SSIM {values[2]:.4f}, {values[3]:.4f}"
@@ -156,6 +159,20 @@ def _compare(booster: Booster, photograph: UInt8[np.ndarray, "h w 3"], options: 
         float(metric(to_float(image[None]), truth)[0]) for metric in (psnr, ssim) for image in (bilinear, boosted)
     ]
     return {"low-res": low, "bilinear": bilinear, "boosted": boosted, "original": original}, values
+
+
+def _details(pictures: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """The quarter of each picture's sides where the last one, the original, holds most detail."""
+    height, width = (side // DETAIL for side in pictures[-1].shape[:2])
+    corners = [(top, left) for top in range(0, DETAIL * height, height) for left in range(0, DETAIL * width, width)]
+    original = to_float(pictures[-1][None])
+    patches = [original[:, top : top + height, left : left + width] for top, left in corners]
+    top, left = corners[int(np.argmax([gradient_energy(patch)[0] for patch in patches]))]
+    cut = []
+    for picture in pictures:
+        scale = pictures[-1].shape[0] // picture.shape[0]
+        cut.append(picture[top // scale : (top + height) // scale, left // scale : (left + width) // scale])
+    return cut
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import skimage.data
 from PIL import Image
 from sklearn.datasets import load_sample_images
 
-TRAIN = ("astronaut", "rocket", "hubble_deep_field", "retina", "chelsea", "brick", "grass", "gravel")
+TRAIN = ("astronaut", "rocket", "hubble_deep_field", "retina", "chelsea")
 HELD_OUT = ("coffee",)
 
 

@@ -8,12 +8,16 @@ from jaxtyping import Array, Float
 WINDOW, SIGMA = 11, 1.5
 
 
-def psnr(image: Float[Array, "b h w c"], original: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+def psnr(
+    image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
+) -> Float[Array, "b"]:
     """Peak signal-to-noise ratio in dB for a peak-to-peak range of 2; infinite for equal images."""
     return 10 * jnp.log10(4 / jnp.mean(jnp.square(image - original), axis=(1, 2, 3)))
 
 
-def ssim(image: Float[Array, "b h w c"], original: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+def ssim(
+    image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
+) -> Float[Array, "b"]:
     """Structural similarity with an 11×11 Gaussian window of σ 1.5 where it fits whole, the mean over channels.
 
     Source: Wang et al. 2004, "Image quality assessment", equation 13, K1 = 0.01, K2 = 0.03, range 2. At least 11×11.
@@ -28,13 +32,13 @@ def ssim(image: Float[Array, "b h w c"], original: Float[Array, "b h w c"]) -> F
     return jnp.mean(luminance * structure, axis=(1, 2, 3))
 
 
-def gradient_energy(image: Float[Array, "b h w c"]) -> Float[Array, "b"]:
+def gradient_energy(image: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b"]:
     """Mean square of the differences between neighbours: how much fine detail an image holds; a blur lowers it."""
     rows, columns = jnp.diff(image, axis=1), jnp.diff(image, axis=2)
     return jnp.mean(jnp.square(rows), axis=(1, 2, 3)) + jnp.mean(jnp.square(columns), axis=(1, 2, 3))
 
 
-def _blur(x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
+def _blur(x: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
     offsets = np.arange(WINDOW) - WINDOW // 2
     weights = np.exp(-(offsets**2) / (2 * SIGMA**2))
     weights = jnp.asarray(weights / weights.sum(), jnp.float32)

@@ -7,6 +7,8 @@ PyTorch reference need `attention_layout="interleaved"`, see `fmboost_jax.models
 import dataclasses
 import itertools
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -58,9 +60,19 @@ class UNetConfig:
     dtype: str = "float32"
     remat: bool = False
 
+    @classmethod
+    def of(cls, fields: Mapping[str, Any]) -> "UNetConfig":
+        """The config of a mapping such as a config file's `unet` section or what JSON made of it (lists for tuples).
+
+        Raises:
+            InputError: a field that there is not, or a value that no network can have.
+        """
+        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise InputError(f"unet: unknown fields {', '.join(unknown)}")
+        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+
     def __post_init__(self):
-        object.__setattr__(self, "channel_mult", tuple(self.channel_mult))
-        object.__setattr__(self, "attention_resolutions", tuple(self.attention_resolutions))
         if self.model_channels % 32:
             raise InputError(f"unet.model_channels must be a multiple of 32 (group norm), found {self.model_channels}")
         if self.attention_layout not in ("heads", "interleaved"):

@@ -114,24 +114,22 @@ def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -
         raise InputError(f"no checkpoint in {directory}: expected {wanted}, found {steps or 'none'}")
     step = steps[-1] if step is None else step
     name = "ema" if ema else "parameters"
-    handlers = ocp.handlers.DefaultCheckpointHandlerRegistry()
-    handlers.add("state", ocp.args.PyTreeRestore, ocp.PyTreeCheckpointHandler())
-    handlers.add("config", ocp.args.JsonRestore, ocp.JsonCheckpointHandler())
-    with ocp.CheckpointManager(directory, handler_registry=handlers) as manager:
-        metadata = manager.item_metadata(step)["state"][name]
+    folder = os.path.join(directory, str(step))
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        config = reader.restore(os.path.join(folder, "config"))
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+        state = os.path.join(folder, "state")
+        shapes = reader.metadata(state).item_metadata[name]
         device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-        abstract = {
-            key: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for key, leaf in metadata.items()
+        wanted = {
+            name: {k: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device) for k, leaf in shapes.items()}
         }
-        restored = manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.PyTreeRestore(
-                    item={name: abstract},
-                    restore_args=ocp.checkpoint_utils.construct_restore_args({name: abstract}),
-                    partial_restore=True,
-                ),
-                config=ocp.args.JsonRestore(),
+        restored = reader.restore(
+            state,
+            args=ocp.args.PyTreeRestore(
+                item=wanted,
+                restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+                partial_restore=True,
             ),
         )
-    return restored["state"][name], restored["config"], step
+    return restored[name], config, step

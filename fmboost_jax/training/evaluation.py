@@ -28,7 +28,7 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
     the same of the low-res ones under `low_res/`. The picture has rows low-res | boosted | original. The noise depends
     on `config.seed` alone, so evaluations compare.
     """
-    graph = split(abstract_unet(UNetConfig(**config.unet)))[0]
+    graph = split(abstract_unet(UNetConfig.of(config.unet)))[0]
     source = Source(**config.source, upsampling=config.data.upsampling)
     replicated = NamedSharding(mesh, PartitionSpec())
 

@@ -20,7 +20,7 @@ State = dict[str, object]
 
 def init_state(config: ConfigDict) -> State:
     """A fresh state: `step` (int32), `parameters`, `ema`, `optimizer`, all from `config.seed`. Meant to be jitted."""
-    model = UNet(UNetConfig(**config.unet), rngs=nnx.Rngs(jax.random.key(config.seed)))
+    model = UNet(UNetConfig.of(config.unet), rngs=nnx.Rngs(jax.random.key(config.seed)))
     parameters = split(model)[1]
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -40,7 +40,7 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
     graph, path, optimizer = (
-        split(abstract_unet(UNetConfig(**config.unet)))[0],
+        split(abstract_unet(UNetConfig.of(config.unet)))[0],
         make_path(config.path),
         make_optimizer(config.optim),
     )

@@ -124,5 +124,7 @@ def test_every_mesh_gives_one_devices_numbers(shape):
     if shape[1] > 1:
         largest = max(state["parameters"].values(), key=lambda array: array.size)
         assert largest.addressable_shards[0].data.size == largest.size // shape[1]
-    difference = [np.mean(np.abs(expected["parameters"][n] - v)) for n, v in jax.device_get(state["parameters"]).items()]
+    difference = [
+        np.mean(np.abs(expected["parameters"][n] - v)) for n, v in jax.device_get(state["parameters"]).items()
+    ]
     assert max(difference) < 2e-4
