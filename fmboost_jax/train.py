@@ -231,7 +231,11 @@ def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start:
         "compiled": f"in {seconds:.1f} s: {size(memory.argument_size_in_bytes)} arguments and "
         f"{size(memory.temp_size_in_bytes)} temporaries, {size(cost.get('flops', 0), 'FLOP')} a step, each a device",
     }
-    return table(rows)
+    sections = {
+        f"config.{name}": ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, ConfigDict) else value
+        for name, value in config.items()
+    }
+    return table(sections | rows)
 
 
 if __name__ == "__main__":
