@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
@@ -22,6 +22,9 @@ from tests.torch_reference.autoencoder import TinyBlock
 
 TAEF2 = pathlib.Path(os.environ.get("FMBOOST_TAEF2", GOLDEN.parent / "taef2"))
 
+# An example takes seconds; to shrink a failing one would take minutes.
+DEAR = (Phase.reuse, Phase.generate)
+
 
 def nhwc(x) -> jax.Array:
     return jnp.asarray(np.moveaxis(np.asarray(x), 1, -1))
@@ -31,7 +34,7 @@ def nchw(x) -> np.ndarray:
     return np.moveaxis(np.asarray(x), -1, 1)
 
 
-@settings(max_examples=4, deadline=None)
+@settings(max_examples=4, deadline=None, phases=DEAR)
 @given(
     channels=st.sampled_from([4, 16, 32]),
     encoder=st.lists(st.integers(0, 2), min_size=1, max_size=3),
