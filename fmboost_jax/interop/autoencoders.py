@@ -143,25 +143,22 @@ def _load_tiny(path: str, dtype: str) -> AutoencoderTiny:
     if os.path.isfile(os.path.join(path, "config.json")):
         config = _read_config(path)
         return load_autoencoder_tiny(read_state_dict(_weights_file(path)), config, dtype)
-    encoder = _original_file(path, "encoder")
-    decoder = encoder.replace("_encoder", "_decoder")
-    tensors = {f"{side}.{name}": tensor for side, name, tensor in _both_sides(encoder, decoder)}
+    encoder = _original_encoder(path)
+    files = {"encoder": encoder, "decoder": encoder.replace("_encoder.", "_decoder.")}
+    tensors = {
+        f"{side}.{name}": tensor for side, file in files.items() for name, tensor in read_state_dict(file).items()
+    }
     return load_autoencoder_tiny(tensors, None, dtype)
 
 
-def _both_sides(encoder: str, decoder: str):
-    for side, path in (("encoder", encoder), ("decoder", decoder)):
-        for name, tensor in read_state_dict(path).items():
-            yield side, name, tensor
-
-
-def _original_file(path: str, side: str) -> str:
+def _original_encoder(path: str) -> str:
+    """The encoder's file in a folder of TAESD's, or with a prefix of them."""
     pattern = os.path.join(glob.escape(path), "*") if os.path.isdir(path) else glob.escape(path)
-    found = sorted(glob.glob(f"{pattern}_{side}.pth") + glob.glob(f"{pattern}_{side}.safetensors"))
+    found = sorted(glob.glob(f"{pattern}_encoder.pth") + glob.glob(f"{pattern}_encoder.safetensors"))
     if len(found) == 1:
         return found[0]
     if found:
-        prefixes = ", ".join(name[: name.rindex(f"_{side}.")] for name in found)
+        prefixes = ", ".join(name[: name.rindex("_encoder.")] for name in found)
         raise InputError(f"autoencoder {path}: several of them; name one by its prefix: {prefixes}")
     raise InputError(f"autoencoder {path}: expected config.json with safetensors, or *_encoder.pth and *_decoder.pth")
 

@@ -24,14 +24,7 @@ def unet_config(arguments: Mapping[str, Any]) -> UNetConfig:
     Raises:
         InputError: arguments that the network does not have; all of them in one message.
     """
-    known = {field.name for field in dataclasses.fields(UNetConfig)}
-    unknown = sorted(arguments.keys() - known)
-    if unknown:
-        raise InputError(
-            f"network config: unknown arguments {', '.join(unknown)}; known are {', '.join(sorted(known))}"
-        )
-    fields = {name: tuple(value) if isinstance(value, list) else value for name, value in arguments.items()}
-    return UNetConfig(**{"attention_layout": "interleaved", **fields})
+    return UNetConfig.of({"attention_layout": "interleaved", **arguments})
 
 
 def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, Any]) -> UNet:

@@ -46,6 +46,13 @@ class AutoencoderTinyConfig:
     shift_factor: float = 0.0
     dtype: str = "float32"
 
+    def __post_init__(self):
+        if len(self.encoder_blocks) != len(self.decoder_blocks):
+            raise InputError(
+                f"tiny autoencoder: encoder and decoder must have as many levels, found {len(self.encoder_blocks)} and "
+                f"{len(self.decoder_blocks)}"
+            )
+
     @property
     def downsampling(self) -> int:
         """Image pixels per latent position and axis."""

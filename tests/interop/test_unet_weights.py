@@ -212,5 +212,5 @@ def test_half_precision_weights_become_float32():
 
 
 def test_unknown_network_argument():
-    with pytest.raises(InputError, match="unknown arguments depth"):
+    with pytest.raises(InputError, match="unknown fields depth"):
         unet_config({**SMALL, "depth": 3})
