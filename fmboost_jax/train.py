@@ -139,13 +139,12 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
                 )
                 if logs:
                     logs.scalars(step, values)
-        checkpoints.wait()
     finally:
         bar.close()
         if logs:
             logs.close()
         iterator.close()
-    checkpoints.close()
+        checkpoints.close()
     if first_process:
         reason = "finished" if last else "SIGTERM: stopped, the same command goes on"
         print(f"{reason}; step {step} of {config.train.steps}, checkpoints in {checkpoints.directory}")

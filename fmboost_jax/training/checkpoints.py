@@ -7,7 +7,10 @@
 A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
 """
 
+import logging
 import os
+import shutil
+import sys
 
 import jax
 import orbax.checkpoint as ocp
@@ -15,6 +18,7 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.training.logs import size
 
 
 class Checkpoints:
@@ -28,6 +32,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0):
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        _leave_failures_to_us()
         policies = [preservation_policy.LatestN(keep)]
         if keep_every:
             policies.append(preservation_policy.EveryNSteps(keep_every))
@@ -49,8 +54,13 @@ class Checkpoints:
         """Start to save; returns while the arrays are still being written.
 
         Raises:
-            InputError: this or the previous save failed (a full disk, say); the last whole checkpoint is named.
+            InputError: the disk has too little room, or this or the previous save failed on it; the last whole
+                checkpoint is named.
         """
+        needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
+        if free < needed:
+            reason = f"it needs {size(needed)}, the disk has {size(free)} left"
+            raise InputError(f"checkpoint {step} cannot be saved to {self.directory}: {reason}; {self._last()}")
         arguments = ocp.args.Composite(
             state=ocp.args.StandardSave(state), data=CheckpointSave(iterator), config=ocp.args.JsonSave(config)
         )
@@ -79,14 +89,27 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise their own kinds for a disk that refuses.
-            whole = sorted(step for step in os.listdir(self.directory) if step.isdigit())
-            last = (
-                f"the last whole checkpoint is step {max(map(int, whole))}" if whole else "there is no whole checkpoint"
-            )
             reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"saving a checkpoint to {self.directory} failed ({reason}); {last}; is the disk full?"
+                f"saving a checkpoint to {self.directory} failed; {self._last()}; is the disk full? ({reason})"
             ) from error
+
+    def _last(self) -> str:
+        steps = [int(name) for name in os.listdir(self.directory) if name.isdigit()]
+        return f"the last whole checkpoint is step {max(steps)}" if steps else "there is no whole checkpoint"
+
+
+def _leave_failures_to_us() -> None:
+    """Keep Orbax and TensorStore from printing tracebacks of a save that fails: `Checkpoints` raises it in one line."""
+    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    before = sys.unraisablehook
+
+    def hook(failure):
+        # Writes that were still under way report to an event loop that the failure has closed.
+        if str(failure.exc_value) != "Event loop is closed":
+            before(failure)
+
+    sys.unraisablehook = hook
 
 
 def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -> tuple[dict, dict, int]:
