@@ -12,6 +12,9 @@ from jaxtyping import Array, Float
 
 from fmboost_jax.models.blocks import group_norm, linear
 
+# Queries at once: 65,536 positions (the decoder at 2048²) then hold 256 MiB of logits a head and not 16 GiB.
+QUERY_BLOCK = 1024
+
 
 class SpatialAttention(nnx.Module):
     """Norm, multi-head self-attention, projection, added to the input."""
@@ -31,8 +34,7 @@ class SpatialAttention(nnx.Module):
         b, h, w, c = x.shape
         qkv = self.qkv(self.norm(x).astype(self.dtype)).reshape(b, h * w, -1)
         q, k, v = self._split(qkv)
-        attend = attend_linear if self.linear_attention else jax.nn.dot_product_attention
-        out = self._join(attend(q, k, v))
+        out = self._join(attend_linear(q, k, v) if self.linear_attention else attend(q, k, v))
         return x + self.proj_out(out).reshape(b, h, w, c)
 
     def _split(self, qkv: Float[Array, "b n k"]) -> tuple[Array, Array, Array]:
@@ -48,6 +50,20 @@ class SpatialAttention(nnx.Module):
         if self.interleaved:
             return out.swapaxes(1, 2).reshape(b, heads * dim, n).swapaxes(1, 2)
         return out.reshape(b, n, heads * dim)
+
+
+def attend(
+    q: Float[Array, "b n heads dim"], k: Float[Array, "b m heads dim"], v: Float[Array, "b m heads dim"]
+) -> Float[Array, "b n heads dim"]:
+    """softmax(q kᵀ / √dim) v, exact, with the logits of at most `QUERY_BLOCK` queries in memory at once."""
+    b, n, heads, dim = q.shape
+    if n <= QUERY_BLOCK:
+        return jax.nn.dot_product_attention(q, k, v)
+    count = -(-n // QUERY_BLOCK)
+    blocks = jnp.pad(q, ((0, 0), (0, count * QUERY_BLOCK - n), (0, 0), (0, 0)))
+    blocks = blocks.reshape(b, count, QUERY_BLOCK, heads, dim).swapaxes(0, 1)
+    out = jax.lax.map(lambda block: jax.nn.dot_product_attention(block, k, v), blocks)
+    return out.swapaxes(0, 1).reshape(b, -1, heads, dim)[:, :n]
 
 
 def attend_linear(

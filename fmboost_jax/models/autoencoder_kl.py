@@ -14,11 +14,10 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.models.attention import attend
 from fmboost_jax.models.blocks import upsample_nearest
 from fmboost_jax.models.strips import Strip, in_strips
 
-# Queries attended at once; with 65,536 keys (a 2048² image) their float32 logits take 128 MiB.
-QUERY_BLOCK = 512
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
 
@@ -139,27 +138,9 @@ class Attention(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         batch, height, width, channels = x.shape
         positions = self.norm.fitted(x)(x).astype(x.dtype).reshape(batch, height * width, channels)
-        attended = attend(self.query(positions), self.key(positions), self.value(positions))
+        heads = (linear(positions)[:, :, None] for linear in (self.query, self.key, self.value))
+        attended = attend(*heads)
         return x + self.out(attended).reshape(x.shape)
-
-
-def attend(
-    query: Float[Array, "b n c"], key: Float[Array, "b m c"], value: Float[Array, "b m c"]
-) -> Float[Array, "b n c"]:
-    """softmax(q kᵀ / √c) v; logits and softmax in float32, at most `QUERY_BLOCK` queries at once."""
-    batch, queries, channels = query.shape
-
-    def block(query: Array) -> Array:
-        logits = jnp.einsum("bqc,bkc->bqk", query, key, preferred_element_type=jnp.float32)
-        weights = jax.nn.softmax(logits * channels**-0.5).astype(value.dtype)
-        return jnp.einsum("bqk,bkc->bqc", weights, value)
-
-    if queries <= QUERY_BLOCK:
-        return block(query)
-    blocks = -(-queries // QUERY_BLOCK)
-    padded = jnp.pad(query, ((0, 0), (0, blocks * QUERY_BLOCK - queries), (0, 0)))
-    padded = padded.reshape(batch, blocks, QUERY_BLOCK, channels).swapaxes(0, 1)
-    return lax.map(block, padded).swapaxes(0, 1).reshape(batch, -1, channels)[:, :queries]
 
 
 class Middle(nnx.Module):

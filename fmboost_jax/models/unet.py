@@ -229,8 +229,8 @@ class UNet(nnx.Module):
             levels.append(Level(widths, embedding, attends, config, resample=Upsample if depth else None, rngs=rngs))
         self.up = nnx.List(levels)
 
-        self.norm_out = group_norm(width, rngs=rngs)
-        self.conv_out = conv(width, width if pools else config.out_channels, zero=not pools, dtype=dtype, rngs=rngs)
+        self.norm_out = group_norm(channels, rngs=rngs)
+        self.conv_out = conv(channels, width if pools else config.out_channels, zero=not pools, dtype=dtype, rngs=rngs)
 
     def __call__(
         self,

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_kl
-from fmboost_jax.models import autoencoder_kl, strips
+from fmboost_jax.models import attention, strips
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from tests.conftest import relative_error
 from tests.torch_reference import autoencoder as twin
@@ -141,7 +141,7 @@ def test_strips_and_query_blocks_change_nothing(positions, height, width, block)
     whole = jax.jit(both)(state, latent, image)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(strips, "STRIP_POSITIONS", positions)
-        patch.setattr(autoencoder_kl, "QUERY_BLOCK", block)
+        patch.setattr(attention, "QUERY_BLOCK", block)
         # A new function, or jit would answer with what it compiled before.
         cut = jax.jit(lambda *arguments: both(*arguments))(state, latent, image)
     for expected, found in zip(whole, cut, strict=True):
