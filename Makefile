@@ -26,7 +26,7 @@ demo: .venv/demo.stamp
 	$(BIN)/python -m fmboost_jax.precompute --config configs/demo.py --images $(DEMO)/photos/held_out --out $(DEMO)/data/held_out
 	$(BIN)/python -m fmboost_jax.train --config configs/demo.py --workdir $(DEMO)/run \
 		--config.data.dir=$(DEMO)/data/train --config.evaluate.dir=$(DEMO)/data/held_out
-	$(BIN)/python -m fmboost_jax.sample --checkpoint $(DEMO)/run --input $(DEMO)/photos/held_out --compare --out $(DEMO)/boosted
+	$(BIN)/python -m fmboost_jax.sample --checkpoint $(DEMO)/run --input $(DEMO)/photos/held_out --steps 2 --compare --out $(DEMO)/boosted
 	$(BIN)/python tools/loss_curve.py $(DEMO)/run/metrics.jsonl $(DEMO)/loss.png
 	@echo; echo "Pictures: $(DEMO)/boosted/*_comparison.png (low-res | bilinear | boosted | original), $(DEMO)/loss.png"
 
