@@ -7,6 +7,8 @@ EXTRAS = {
     "diffusers": ["torch==2.13.0", "diffusers>=0.40", "transformers"],
     # importlib_resources: tensorflow-datasets needs it and does not ask for it.
     "tfds": ["tensorflow-datasets>=4.9.8", "importlib_resources"],
+    # What jax.export writes its programs with; jax does not ask for it.
+    "export": ["flatbuffers"],
     "demo": ["scikit-image", "scikit-learn", "matplotlib"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -15,6 +17,7 @@ EXTRAS["dev"] = [
     *EXTRAS["diffusers"],
     *EXTRAS["tfds"],
     *EXTRAS["demo"],
+    *EXTRAS["export"],
     "beartype",
     "hypothesis",
     "pytest",

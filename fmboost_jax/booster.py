@@ -1,12 +1,14 @@
 """Boosting from Python: low-res latents (or photographs) in, large images out.
 
-booster = Booster.load("runs/demo")
+booster = Booster.load("runs/demo")                 # a training run, a bundle's folder or its hub id
 images = booster.upscale(photographs, factor=2)     # uint8 (b, h, w, 3) → (b, 2h, 2w, 3)
 """
 
 import dataclasses
 import functools
+import math
 import os
+import warnings
 from collections.abc import Sequence
 
 import jax
@@ -14,68 +16,20 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
+from fmboost_jax.batches import in_batches
+from fmboost_jax.bundle import BundleConfig, Latents, is_bundle, read_bundle
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.coupling import couple, pixel_space_upsample, upsample
-from fmboost_jax.flow.solvers import integrate
+from fmboost_jax.flow.boost import Source, boost_latents
+from fmboost_jax.flow.coupling import pixel_space_upsample, upsample
+from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage, load_first_stage
 from fmboost_jax.models.parameters import Parameters, merge, split
-from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from fmboost_jax.models.unet import UNet, abstract_unet
 from fmboost_jax.pictures import to_float, to_uint8
 from fmboost_jax.training.checkpoints import load_weights
 
-
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """How a boost starts: the `source` section of a config with what its data says.
-
-    Attributes:
-        start: "low_res" or "noise", see `fmboost_jax.flow.coupling.couple`.
-        noise_step: diffusion step of the noise augmentation, of 1000.
-        upsampling: "psu" or "lsu": in which space the low-res input grows to the high-res latent's size.
-        mode: how a latent is resized ("lsu").
-    """
-
-    start: str = "low_res"
-    noise_step: int = 400
-    upsampling: str = "psu"
-    mode: str = "bilinear"
-
-
-def boost_latents(
-    unet: UNet,
-    low_res: Float[Array, "b h w c"],
-    noise: Float[Array, "b H W c"],
-    *,
-    source: Source,
-    method: str,
-    steps: int,
-    upsampling_noise: Float[Array, "b H W c"] | None = None,
-) -> Float[Array, "b H W c"]:
-    """The flow from t = 0 to 1: a pure function, to be jitted.
-
-    Args:
-        unet: the velocity.
-        low_res: scaled low-res latents, of the noise's size where they were upsampled in pixels (PSU).
-        noise: standard normal, of the high-res latents' shape.
-        source: how the flow starts.
-        method: see `fmboost_jax.flow.solvers.integrate`.
-        steps: intervals of the integration grid.
-        upsampling_noise: standard normal, for mode "noise" only.
-
-    Returns:
-        Scaled high-res latents, float32.
-    """
-    x0, context = couple(
-        low_res,
-        size=noise.shape[1:3],
-        start=source.start,
-        noise_step=source.noise_step,
-        mode="identity" if source.upsampling == "psu" else source.mode,
-        noise=noise,
-        upsampling_noise=upsampling_noise,
-    )
-    told = context if unet.config.context_channels else None
-    return integrate(lambda x, t: unet(x, t, told), x0, method=method, steps=steps)
+# Scaled latents have a standard deviation near 1. SD 1.x' unscaled ones have 5.5, FLUX.1's 2.8; SD's scaled twice 0.18.
+USUAL_DEVIATIONS = (0.3, 2.5)
 
 
 class Booster:
@@ -89,30 +43,42 @@ class Booster:
     """
 
     def __init__(self, unet: UNet, first_stage: FirstStage, source: Source, factor: int):
-        self._graph, self._parameters = split(unet)
+        self.graph, self.parameters = split(unet)
         self.unet_config, self.first_stage, self.source, self.factor = unet.config, first_stage, source, factor
 
     @classmethod
-    def load(cls, directory: str | os.PathLike, *, step: int | None = None, dtype: str | None = None) -> "Booster":
-        """A booster from a training run's folder: its averaged weights, and what its config says.
+    def load(
+        cls,
+        directory: str | os.PathLike,
+        *,
+        step: int | None = None,
+        dtype: str | None = None,
+        first_stage: str | None = None,
+    ) -> "Booster":
+        """A booster from a bundle or a training run: its averaged weights, and what its config says.
 
         Args:
-            directory: a run's working directory, its `checkpoints` folder, or one step's folder.
-            step: which checkpoint; the latest unless told.
+            directory: a bundle's folder, a run's working directory, its `checkpoints` folder, one step's folder, or
+                the hub id of a bundle (`owner/name`, needs huggingface_hub).
+            step: which checkpoint of a run; the latest unless told.
             dtype: "float32" or "bfloat16" to compute in; as it was trained unless told.
+            first_stage: folder or hub id of the autoencoder's weights, where they are no longer where they were.
 
         Raises:
-            InputError: no checkpoint there, or a first stage that cannot be loaded.
+            InputError: nothing of the kind there, or a first stage that cannot be loaded or does not fit.
         """
-        parameters, config, _ = load_weights(os.fspath(directory), step=step)
-        unet_config = UNetConfig.of(config["unet"])
-        if dtype:
-            unet_config = dataclasses.replace(unet_config, dtype=dtype)
+        folder = local_folder(os.fspath(directory), "booster")
+        if is_bundle(folder):
+            if step is not None:
+                raise InputError(f"bundle {directory} holds the weights of one step; step {step} was asked for")
+            parameters, config = read_bundle(folder)
+            stage = load_first_stage(config.latents.kind, first_stage or config.latents.path)
+            config.latents.check(Latents.of(stage), f"first stage {stage.path}")
+        else:
+            parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
+        unet_config = dataclasses.replace(config.unet, dtype=dtype) if dtype else config.unet
         graph = split(abstract_unet(unet_config))[0]
-        source = Source(**config["source"], upsampling=config["data"]["upsampling"])
-        first_stage = load_first_stage(**config["first_stage"])
-        factor = config["data"]["high_res"] // config["data"]["low_res"]
-        return cls(merge(graph, parameters), first_stage, source, factor)
+        return cls(merge(graph, parameters), stage, config.source, config.factor)
 
     def boost(
         self,
@@ -121,6 +87,9 @@ class Booster:
         steps: int = 4,
         method: str = "euler",
         seed: int | Sequence[int] = 0,
+        noise_step: int | None = None,
+        upsampling: str | None = None,
+        batch_size: int | None = None,
     ) -> Float[Array, "b H W c"]:
         """Low-res latents → high-res latents, `factor` times as high and wide. One compiled program a shape.
 
@@ -129,22 +98,69 @@ class Booster:
             steps: intervals of the integration grid, 1 or more; 4 Euler steps are 4 network evaluations.
             method: euler, midpoint, heun, heun3, rk4 or dopri5.
             seed: image i draws its noise from seed + i, or from its own number of a sequence.
+            noise_step: diffusion step of the noise augmentation, of 1000; as it was trained unless told. More noise
+                lets the flow invent more and keep less.
+            upsampling: "psu" (through pixels) or "lsu" (the latent itself); as it was trained unless told.
+            batch_size: images at once; all of them unless told. Halved by itself where the memory does not suffice.
 
         Returns:
             Scaled high-res latents, float32.
 
+        Warns:
+            UserWarning: latents whose standard deviation suggests that they are unscaled, or scaled twice.
+
         Raises:
-            InputError: channels other than the autoencoder's, values that are not finite, unknown method.
+            InputError: channels other than the autoencoder's, a size that the UNet cannot halve, values that are not
+                finite, unknown method or upsampling, or one image that does not fit into the memory.
         """
         latents = self._checked(latents)
+        source = self._source(noise_step, upsampling)
         size = latents.shape[1] * self.factor, latents.shape[2] * self.factor
-        if self.source.upsampling == "psu":
-            latents = self._grow(latents, size)
-        return self._flow(latents, size, steps=steps, method=method, seed=seed)
 
-    def decode(self, latents: Float[Array | np.ndarray, "b h w c"]) -> UInt8[np.ndarray, "b H W 3"]:
-        """Scaled latents → images."""
-        return to_uint8(np.asarray(self.first_stage.decode(jnp.asarray(latents))))
+        def act(low, keys):
+            low = self._grow(low, size) if source.upsampling == "psu" else low
+            return self._flow(low, keys, size, source, steps=steps, method=method)
+
+        inputs = latents, _keys(seed, len(latents))
+        return in_batches(act, inputs, batch_size, f"latents of {size[0]}×{size[1]}")
+
+    def cascade(
+        self,
+        latents: Float[Array | np.ndarray, "b h w c"],
+        boosters: Sequence["Booster"],
+        *,
+        intermediates: bool = False,
+        **options,
+    ) -> Float[Array, "b H W c"] | list[Float[Array, "b _ _ c"]]:
+        """Boost by this booster, then by each of the others: 128² → 512² → 2048².
+
+        Args:
+            latents: as for `boost`.
+            boosters: the later stages, in their order; all on the latents of one autoencoder.
+            intermediates: return the latents of every stage, the last one included, as a list.
+            options: as for `boost`, the same for every stage; `upsampling` says how latents grow in front of each.
+
+        Returns:
+            Scaled latents, larger by the product of the factors.
+
+        Raises:
+            InputError: boosters of different autoencoders; as for `boost`.
+        """
+        stages = [self, *boosters]
+        for number, stage in enumerate(stages[1:], 2):
+            Latents.of(self.first_stage).check(Latents.of(stage.first_stage), f"stage {number} of the cascade")
+        results = []
+        for stage in stages:
+            latents = stage.boost(latents, **options)
+            results.append(latents)
+        return results if intermediates else latents
+
+    def decode(
+        self, latents: Float[Array | np.ndarray, "b h w c"], *, batch_size: int | None = None
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        """Scaled latents → images, `batch_size` at once."""
+        size = "×".join(str(side * self.first_stage.downsampling) for side in latents.shape[1:3])
+        return in_batches(self._images, [jnp.asarray(latents)], batch_size, f"an image of {size} pixels to decode")
 
     def upscale(
         self,
@@ -154,28 +170,63 @@ class Booster:
         steps: int = 4,
         method: str = "euler",
         seed: int | Sequence[int] = 0,
+        noise_step: int | None = None,
+        batch_size: int | None = None,
     ) -> UInt8[np.ndarray, "b H W 3"]:
         """Photographs → `factor` times as high and wide; edges repeated to a size that the UNet takes, then cropped.
 
         Args:
             images: of one size.
             factor: what the booster was trained for, unless told.
-            steps, method, seed: as for `boost`.
+            steps, method, seed, noise_step, batch_size: as for `boost`.
 
         Raises:
             InputError: a factor that it was not trained for; as for `boost`.
         """
         if factor is not None and factor != self.factor:
             raise InputError(f"this booster was trained to enlarge ×{self.factor}; a factor of {factor} was asked for")
-        height, width = images.shape[1:3]
+        source = self._source(noise_step, None)
+        height, width = (side * self.factor for side in images.shape[1:3])
         images = _pad(images, self._image_multiple())
         size = images.shape[1] * self.factor, images.shape[2] * self.factor
-        pixels = jnp.asarray(to_float(images))
-        grown = upsample(pixels, size, "bilinear") if self.source.upsampling == "psu" else pixels
-        low = self.first_stage.scale(self.first_stage.encode(grown))
         latent_size = size[0] // self.first_stage.downsampling, size[1] // self.first_stage.downsampling
-        latents = self._flow(low, latent_size, steps=steps, method=method, seed=seed)
-        return self.decode(latents)[:, : height * self.factor, : width * self.factor]
+
+        def act(images, keys):
+            pixels = jnp.asarray(to_float(images))
+            grown = upsample(pixels, size, "bilinear") if source.upsampling == "psu" else pixels
+            low = self.first_stage.scale(self.first_stage.encode(grown))
+            return self._images(self._flow(low, keys, latent_size, source, steps=steps, method=method))
+
+        inputs = images, _keys(seed, len(images))
+        return in_batches(act, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")[:, :height, :width]
+
+    def check_size(self, height: int, width: int) -> None:
+        """Refuse low-res latents that the network cannot halve once they have grown.
+
+        Raises:
+            InputError: sides that do not fit.
+        """
+        multiple = self.unet_config.size_multiple
+        if height * self.factor % multiple or width * self.factor % multiple:
+            unit = multiple // math.gcd(multiple, self.factor)
+            raise InputError(
+                f"low-res latents of {height}×{width}: this network needs sides that are multiples of {unit} "
+                f"({unit * self.first_stage.downsampling} pixels of the small image)"
+            )
+
+    def _images(self, latents: Array) -> UInt8[np.ndarray, "b H W 3"]:
+        return to_uint8(np.asarray(self.first_stage.decode(latents)))
+
+    def _source(self, noise_step: int | None, upsampling: str | None) -> Source:
+        """The source that it was trained with, but for what is told."""
+        if upsampling not in (None, "psu", "lsu"):
+            raise InputError(f'upsampling must be "psu" or "lsu", found {upsampling!r}')
+        if noise_step is not None and not 0 <= noise_step < 1000:
+            raise InputError(
+                f"noise_step must be 0 to 999, found {noise_step}; this booster's is {self.source.noise_step}"
+            )
+        told = {"noise_step": noise_step, "upsampling": upsampling}
+        return dataclasses.replace(self.source, **{name: value for name, value in told.items() if value is not None})
 
     def _image_multiple(self) -> int:
         """What the sides of a small image must be multiples of for the autoencoder and the UNet to halve them."""
@@ -186,14 +237,22 @@ class Booster:
 
     def _checked(self, latents) -> Array:
         latents = jnp.asarray(latents, jnp.float32)
-        channels = self.first_stage.channels
-        if latents.ndim != 4 or latents.shape[-1] != channels:
+        stage = self.first_stage
+        if latents.ndim != 4 or latents.shape[-1] != stage.channels or not latents.size:
             raise InputError(
-                f"latents must be (batch, height, width, {channels}) for this booster's {self.first_stage.kind} "
+                f"latents must be (batch, height, width, {stage.channels}) for this booster's {stage.kind} "
                 f"autoencoder, found {latents.shape}; PyTorch's (batch, channels, height, width) needs a transpose"
             )
+        self.check_size(*latents.shape[1:3])
         if not bool(jnp.isfinite(latents).all()):
             raise InputError("the latents hold NaN or infinite values; nothing can be boosted from them")
+        deviation = float(jnp.std(latents))
+        if stage.scaling_factor != 1 and not USUAL_DEVIATIONS[0] < deviation < USUAL_DEVIATIONS[1]:
+            warnings.warn(
+                f"the latents' standard deviation is {deviation:.2f}, expected about 1: boost takes scaled latents, "
+                f"(latent − {stage.shift_factor}) · {stage.scaling_factor}, scaled once",
+                stacklevel=3,
+            )
         return latents
 
     def _grow(self, latents: Array, size: tuple[int, int]) -> Array:
@@ -201,18 +260,32 @@ class Booster:
         stage = self.first_stage
         return pixel_space_upsample(latents, size, lambda image: stage.scale(stage.encode(image)), stage.decode)
 
-    def _flow(self, low: Array, size: tuple[int, int], *, steps: int, method: str, seed) -> Array:
-        seeds = [seed + i for i in range(low.shape[0])] if isinstance(seed, int) else list(seed)
-        if len(seeds) != low.shape[0]:
-            raise InputError(f"{low.shape[0]} images need as many seeds, found {len(seeds)}")
-        keys = jnp.stack([jax.random.key(s) for s in seeds])
-        return _boost(
-            self._graph, self._parameters, low, keys, size=size, source=self.source, method=method, steps=steps
+    def _flow(self, low: Array, keys: Array, size: tuple[int, int], source: Source, *, steps: int, method: str):
+        return flow_from_keys(
+            self.graph, self.parameters, low, keys, size=size, source=source, method=method, steps=steps
         )
 
 
+def read_run(
+    folder: str, *, step: int | None = None, first_stage: str | None = None
+) -> tuple[Parameters, BundleConfig, FirstStage]:
+    """Averaged weights, config and first stage of a training run; arguments and errors as for `Booster.load`."""
+    parameters, config, step = load_weights(folder, step=step)
+    told = {"path": first_stage} if first_stage else {}
+    stage = load_first_stage(**{**config["first_stage"], **told})
+    return parameters, BundleConfig.of_run(config, stage, step), stage
+
+
+def _keys(seed: int | Sequence[int], count: int) -> Array:
+    seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
+    if len(seeds) != count:
+        raise InputError(f"{count} images need as many seeds, found {len(seeds)}")
+    return jnp.stack([jax.random.key(s) for s in seeds])
+
+
 @functools.partial(jax.jit, static_argnums=0, static_argnames=("size", "source", "method", "steps"))
-def _boost(graph, parameters: Parameters, low, keys, *, size, source: Source, method: str, steps: int):
+def flow_from_keys(graph, parameters: Parameters, low, keys, *, size, source: Source, method: str, steps: int):
+    """`boost_latents` with a split network and its noise from keys, one an image; `size` is the high-res latents'."""
     shape = (*size, low.shape[-1])
     # One key of its own for each of: noise, upsampling.
     noise_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T

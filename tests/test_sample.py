@@ -60,7 +60,7 @@ def test_compare_and_latents(run, photographs, tmp_path):
     [
         ({"--factor": "4"}, "×2"),
         ({"--steps": "0"}, "--steps"),
-        ({"--checkpoint": "nowhere"}, "no checkpoint in"),
+        ({"--checkpoint": "nowhere"}, "no such folder"),
         ({"--input": "nowhere.jpg"}, "nowhere.jpg"),
         ({"--input": "README.md"}, "README.md"),
     ],

@@ -10,11 +10,12 @@ _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
 _PATTERNS = ("config.json", "*.safetensors")
 
 
-def local_folder(path: str) -> str:
+def local_folder(path: str, what: str = "autoencoder") -> str:
     """`path` itself where it exists or is the prefix of files; else the downloaded folder of a hub id.
 
     Args:
         path: a folder, a file, the prefix of files, or `owner/name[/subfolder]`.
+        what: the thing that lies there, for messages.
 
     Raises:
         InputError: neither here nor on the hub, or the hub cannot be reached.
@@ -22,12 +23,12 @@ def local_folder(path: str) -> str:
     if os.path.exists(path) or glob.glob(f"{glob.escape(path)}_*"):
         return path
     if not _ID.fullmatch(path):
-        raise InputError(f"autoencoder {path}: no such folder or file")
+        raise InputError(f"{what} {path}: no such folder or file")
     try:
         import huggingface_hub
     except ImportError as error:
         raise InputError(
-            f"autoencoder {path}: no such folder; to fetch it from the hub: pip install huggingface_hub"
+            f"{what} {path}: no such folder; to fetch it from the hub: pip install huggingface_hub"
         ) from error
     owner, name, *inner = path.split("/", 2)
     patterns = [f"{inner[0]}/{pattern}" if inner else pattern for pattern in _PATTERNS]
@@ -36,5 +37,5 @@ def local_folder(path: str) -> str:
     # The hub's client fails in as many ways as the network does; all mean the same to the person who waits.
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"autoencoder {path}: no such folder, and the hub did not give it ({reason})") from error
+        raise InputError(f"{what} {path}: no such folder, and the hub did not give it ({reason})") from error
     return os.path.join(root, *inner)

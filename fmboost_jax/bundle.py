@@ -1,0 +1,207 @@
+"""Boost bundles: all that boosting needs of a trained network, in one folder that can be shared.
+
+    BUNDLE/config.json        network, source, path, factor, sizes, and the autoencoder it was trained for
+           unet.safetensors   the averaged weights under our parameters' names
+           README.md          the model card
+
+`python -m fmboost_jax.export` writes one; `Booster.load` reads it from a folder or a hub id. The autoencoder's weights
+stay where they are: the bundle says which ones, and a first stage of other channels or scale is refused.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+import tempfile
+from collections.abc import Iterator
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import load_file, save
+
+from fmboost_jax.data.files import publish, read_json, write_atomically
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.parameters import Parameters, count, split
+from fmboost_jax.models.unet import UNetConfig, abstract_unet
+
+CONFIG = "config.json"
+WEIGHTS = "unet.safetensors"
+FORMAT = "fmboost_jax bundle 1"
+
+
+@dataclasses.dataclass(frozen=True)
+class Latents:
+    """Which autoencoder's latents a network was trained on, and their scale.
+
+    Attributes:
+        kind, path, channels, downsampling, scaling_factor, shift_factor: see `fmboost_jax.models.first_stage`.
+    """
+
+    kind: str
+    path: str
+    channels: int
+    downsampling: int
+    scaling_factor: float
+    shift_factor: float
+
+    @classmethod
+    def of(cls, stage: FirstStage) -> "Latents":
+        """Those of a first stage."""
+        return cls(**{field.name: getattr(stage, field.name) for field in dataclasses.fields(cls)})
+
+    def check(self, other: "Latents", name: str) -> None:
+        """Refuse latents that a network trained on these cannot take.
+
+        Args:
+            other: what was found.
+            name: where, for the message.
+
+        Raises:
+            InputError: another number of channels, downsampling, scale or shift.
+        """
+        for field in ("channels", "downsampling", "scaling_factor", "shift_factor"):
+            expected, found = getattr(self, field), getattr(other, field)
+            if abs(expected - found) > 1e-6 * abs(expected):
+                raise InputError(
+                    f"{name}: its autoencoder has {field} {found}, this booster was trained for {expected} "
+                    f"({self.kind} {self.path}); take the autoencoder or the booster that fits"
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class BundleConfig:
+    """What `config.json` says.
+
+    Attributes:
+        unet: the network.
+        source: how its flow starts.
+        path: "linear" or "gvp", the path it was trained along.
+        factor: by how much it enlarges.
+        low_res, high_res: sizes in pixels of the images it was trained on.
+        latents: of which autoencoder.
+        step: training steps behind the weights.
+    """
+
+    unet: UNetConfig
+    source: Source
+    path: str
+    factor: int
+    low_res: int
+    high_res: int
+    latents: Latents
+    step: int
+
+    @classmethod
+    def of_run(cls, config: dict, stage: FirstStage, step: int) -> "BundleConfig":
+        """From the config of a training run."""
+        data = config["data"]
+        return cls(
+            unet=UNetConfig.of(config["unet"]),
+            source=Source(**config["source"], upsampling=data["upsampling"]),
+            path=config["path"],
+            factor=data["high_res"] // data["low_res"],
+            low_res=data["low_res"],
+            high_res=data["high_res"],
+            latents=Latents.of(stage),
+            step=step,
+        )
+
+
+def is_bundle(folder: str | os.PathLike) -> bool:
+    """Whether a folder holds a bundle."""
+    return all(os.path.isfile(os.path.join(folder, name)) for name in (CONFIG, WEIGHTS))
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder to fill under a temporary name; it gets its own when the block ends well, and is removed otherwise.
+
+    Raises:
+        InputError: the folder exists already.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    if folder.exists():
+        raise InputError(f"output {folder} exists already; name another or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        publish(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+
+
+def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleConfig) -> None:
+    """Fill a folder (see `new_folder`) with weights, config and model card."""
+    tensors = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
+    write_atomically(folder / WEIGHTS, save(tensors))
+    description = {"format": FORMAT, **dataclasses.asdict(config)}
+    write_atomically(folder / CONFIG, json.dumps(description, indent=2).encode())
+    write_atomically(folder / "README.md", _model_card(config, count(parameters)).encode())
+
+
+def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
+    """Weights and config of a bundle.
+
+    Raises:
+        InputError: a config or weights that are damaged, or that do not belong together.
+    """
+    folder = pathlib.Path(folder)
+    fields = read_json(folder / CONFIG)
+    if fields.pop("format", None) != FORMAT:
+        raise InputError(f'{folder / CONFIG}: expected "format": "{FORMAT}", as fmboost_jax.export writes it')
+    try:
+        parts = {"unet": UNetConfig.of, "source": lambda of: Source(**of), "latents": lambda of: Latents(**of)}
+        config = BundleConfig(**{name: parts.get(name, lambda value: value)(value) for name, value in fields.items()})
+    except (TypeError, AttributeError) as error:
+        raise InputError(f"{folder / CONFIG} does not describe a bundle ({error}); export it again") from error
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (safetensors.SafetensorError, OSError) as error:
+        raise InputError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); fetch it again") from error
+    expected = {name: shape.shape for name, shape in split(abstract_unet(config.unet))[1].items()}
+    found = {name: tensor.shape for name, tensor in tensors.items()}
+    if found != expected:
+        wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+        name = wrong[0]
+        raise InputError(
+            f"{folder / WEIGHTS}: {len(wrong)} parameters do not fit {CONFIG}, such as {name}: expected "
+            f"{expected.get(name, 'none')}, found {found.get(name, 'none')}; fetch both from one place"
+        )
+    return {name: jnp.asarray(tensor) for name, tensor in tensors.items()}, config
+
+
+def _model_card(config: BundleConfig, parameters: int) -> str:
+    latents, source = config.latents, config.source
+    sizes = f"{config.low_res}² → {config.high_res}²"
+    return f"""---
+library_name: fmboost_jax
+tags: [flow-matching, super-resolution, image-upscaling, jax]
+---
+# ×{config.factor} booster, {sizes}
+
+Enlarges latents of a diffusion model, or photographs, by flow matching (arXiv 2312.07360).
+
+| | |
+| --- | --- |
+| trained on | {sizes} pixels, {config.step:,} steps, averaged weights |
+| parameters | {parameters:,} |
+| autoencoder | {latents.kind} {latents.path}: {latents.channels} channels, {latents.downsampling}× smaller |
+| latents' scale | scaled = (latent − {latents.shift_factor}) · {latents.scaling_factor} |
+| flow | {config.path} path from {source.start}, noise step {source.noise_step} of 1000, {source.upsampling} |
+
+```python
+from fmboost_jax.booster import Booster
+
+booster = Booster.load("FOLDER_OR_HUB_ID")
+images = booster.upscale(photographs)                    # uint8 (b, h, w, 3)
+images = booster.decode(booster.boost(latents, steps=4)) # scaled latents (b, h, w, {latents.channels})
+```
+"""

@@ -1,0 +1,64 @@
+"""Make a boost bundle of a training run: one folder to share, which `Booster.load` and `fmboost_jax.sample` take.
+
+    python -m fmboost_jax.export --checkpoint RUN --out BUNDLE
+    python -m fmboost_jax.export --checkpoint RUN --out BUNDLE --stablehlo --sizes 64x64 64x96 --steps 4
+
+With --stablehlo the bundle also holds boost and decode as programs for CPU, CUDA and TPU, one a size, which run with
+jax alone: `BUNDLE/stablehlo/README.md` shows how. They take any batch size.
+"""
+
+import argparse
+import re
+
+from fmboost_jax.booster import Booster, read_run
+from fmboost_jax.bundle import is_bundle, new_folder, read_bundle, write_bundle
+from fmboost_jax.errors import InputError, run
+from fmboost_jax.flow.solvers import METHODS
+from fmboost_jax.models.parameters import count, merge, split
+from fmboost_jax.models.unet import abstract_unet
+from fmboost_jax.stablehlo import write_programs
+
+
+def main(argv: list[str] | None = None) -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "fmboost_jax.export", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or a bundle")
+    parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to be made")
+    parser.add_argument("--step", type=int, help="which checkpoint (the latest)")
+    parser.add_argument("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
+    parser.add_argument("--stablehlo", action="store_true", help="programs of boost and decode, too")
+    parser.add_argument(
+        "--sizes",
+        nargs="+",
+        metavar="HxW",
+        help="of the low-res latents the programs take; what the network was trained on by default",
+    )
+    parser.add_argument("--steps", type=int, default=4, help="integration steps of the programs (default 4)")
+    parser.add_argument("--method", default="euler", choices=METHODS, help="their ODE method (default euler)")
+    arguments = parser.parse_args(argv)
+    if is_bundle(arguments.checkpoint):
+        raise InputError(f"--checkpoint {arguments.checkpoint} is a bundle already; give the training run")
+    parameters, config, stage = read_run(arguments.checkpoint, step=arguments.step, first_stage=arguments.first_stage)
+    trained_on = config.low_res // stage.downsampling
+    sizes = [_size(text) for text in arguments.sizes or [f"{trained_on}x{trained_on}"]]
+    with new_folder(arguments.out) as folder:
+        write_bundle(folder, parameters, config)
+        read_bundle(folder)
+        if arguments.stablehlo:
+            unet = merge(split(abstract_unet(config.unet))[0], parameters)
+            booster = Booster(unet, stage, config.source, config.factor)
+            write_programs(folder / "stablehlo", booster, sizes, steps=arguments.steps, method=arguments.method)
+    print(f"{arguments.out}: step {config.step:,}, {count(parameters):,} parameters, ×{config.factor}")
+
+
+def _size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d+)x(\d+)", text)
+    if match is None:
+        raise InputError(f"--sizes {text}: expected HEIGHTxWIDTH of the low-res latents, as in 64x64")
+    return int(match[1]), int(match[2])
+
+
+if __name__ == "__main__":
+    run(main)

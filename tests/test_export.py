@@ -1,0 +1,139 @@
+"""`python -m fmboost_jax.export`: bundles that boost as their run does, and programs that run without this package."""
+
+import json
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from fmboost_jax.booster import Booster
+from fmboost_jax.bundle import Latents, new_folder
+from fmboost_jax.errors import InputError
+from tests.commands import command, environment, refused, train_words
+
+
+@pytest.fixture(scope="module")
+def run(pairs, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("run")
+    command("train", *train_words(pairs, workdir, "--config.train.steps=3", "--config.ema.copy_until=1"))
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def bundle(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundles") / "small"
+    command("export", "--checkpoint", run, "--out", folder, "--stablehlo", "--sizes", "8x16", "--steps", 2)
+    return folder
+
+
+@pytest.fixture
+def copy(bundle, tmp_path):
+    folder = tmp_path / "copy"
+    folder.mkdir()
+    for name in ("config.json", "unet.safetensors"):
+        (folder / name).write_bytes((bundle / name).read_bytes())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def latents():
+    return np.random.default_rng(0).uniform(-1, 1, (3, 8, 16, 3)).astype(np.float32)
+
+
+def test_a_bundle_boosts_as_its_run(run, bundle, latents):
+    trained, shared = Booster.load(run), Booster.load(bundle)
+    np.testing.assert_array_equal(trained.boost(latents, steps=2), shared.boost(latents, steps=2))
+    assert (shared.factor, shared.source) == (trained.factor, trained.source)
+    card = (bundle / "README.md").read_text()
+    assert "16² → 32²" in card
+    config = json.loads((bundle / "config.json").read_text())
+    assert (config["low_res"], config["high_res"], config["step"]) == (16, 32, 3)
+    assert config["latents"]["channels"] == 3
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["small"]
+
+
+def test_programs_run_without_this_package(bundle, latents, tmp_path):
+    """The page's own snippet, in a process that cannot import fmboost_jax or flax."""
+    page = (bundle / "stablehlo" / "README.md").read_text()
+    (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    np.save(tmp_path / "latents.npy", latents)
+    snippet = snippet.replace("latents = ...", f"latents = np.load({str(tmp_path / 'latents.npy')!r})")
+    images = tmp_path / "images.npy"
+    script = "\n".join(
+        [
+            "import sys",
+            "sys.modules.update(fmboost_jax=None, flax=None)",
+            snippet,
+            f"assert program.platforms == ('cpu', 'cuda', 'tpu')\nnp.save({str(images)!r}, np.asarray(images))",
+        ]
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=bundle / "stablehlo", env=environment(), capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    booster = Booster.load(bundle)
+    expected = booster.decode(booster.boost(latents, steps=2))
+    found = np.load(images)
+    assert found.shape == (3, 16, 32, 3)
+    assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_damaged_bundles_are_refused(copy):
+    tensors = load_file(copy / "unet.safetensors")
+    name = sorted(tensors)[0]
+    save_file({**tensors, name: tensors[name][..., :1]}, copy / "unet.safetensors")
+    with pytest.raises(InputError, match=re.escape(name)):
+        Booster.load(copy)
+    (copy / "unet.safetensors").write_bytes(b"\0" * 20)
+    with pytest.raises(InputError, match="not a whole safetensors file"):
+        Booster.load(copy)
+    (copy / "config.json").write_text('{"format": "another"}')
+    with pytest.raises(InputError, match="fmboost_jax bundle 1"):
+        Booster.load(copy)
+
+
+@pytest.mark.parametrize(("field", "value"), [("channels", 4), ("scaling_factor", 0.18215), ("shift_factor", 0.1)])
+def test_an_autoencoder_other_than_the_trained_one_is_refused(copy, field, value):
+    config = json.loads((copy / "config.json").read_text())
+    config["latents"][field] = value
+    (copy / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=f"has {field} .*, this booster was trained for {value}"):
+        Booster.load(copy)
+
+
+def test_scales_that_differ_by_rounding_are_the_same():
+    trained = Latents("kl", "a", 4, 8, 0.18215, 0.0)
+    trained.check(Latents("kl", "b", 4, 8, float(np.float32(0.18215)), 0.0), "b")
+    with pytest.raises(InputError, match="scaling_factor"):
+        trained.check(Latents("kl", "b", 4, 8, 0.13025, 0.0), "b")
+
+
+def test_nothing_is_left_of_an_export_that_failed(tmp_path):
+    def fill():
+        with new_folder(tmp_path / "bundle") as folder:
+            (folder / "half").write_text("half")
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fill()
+    assert not list(tmp_path.iterdir())
+
+
+def test_bad_input_gets_one_line(run, bundle, tmp_path):
+    assert "exists already" in refused("export", "--checkpoint", run, "--out", bundle)
+    options = ("--checkpoint", run, "--out", tmp_path / "new", "--stablehlo", "--sizes")
+    assert "HEIGHTxWIDTH" in refused("export", *options, "8")
+    assert "is a bundle already" in refused("export", "--checkpoint", bundle, "--out", tmp_path / "new")
+    assert "no such folder" in refused("sample", "--checkpoint", "nowhere", "--input", ".", "--out", tmp_path / "new")
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_flatbuffers_names_the_extra(bundle, tmp_path, monkeypatch):
+    from fmboost_jax import stablehlo
+
+    monkeypatch.setattr(stablehlo.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'fmboost_jax\[export\]'"):
+        stablehlo.write_programs(tmp_path / "programs", Booster.load(bundle), [(8, 8)], steps=1, method="euler")
