@@ -78,14 +78,14 @@ def get_config() -> ConfigDict:
     config.ema.copy_until = 20  # updates until which the average is a copy
 
     config.train = ConfigDict()
-    config.train.steps = 500
+    config.train.steps = 300
     config.train.batch_size = 2  # over all devices
     config.train.log_every = 20
     config.train.nan_patience = 3  # steps within which a loss that is not finite ends the run
     config.train.init_from = ""  # checkpoint whose averaged weights to start from
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 250
+    config.checkpoint.every = 100
     config.checkpoint.keep = 3  # the last ones
     config.checkpoint.keep_every = 0  # and every one whose step is a multiple of this; 0 for none
 
