@@ -1,0 +1,181 @@
+"""The Booster in Python: batches, cascades, compiled programs, warnings; small random networks."""
+
+import contextlib
+import dataclasses
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmboost_jax.batches import in_batches
+from fmboost_jax.booster import Booster, flow_from_keys
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from fmboost_jax.models.first_stage import FirstStage, load_first_stage
+from fmboost_jax.models.unet import UNet, UNetConfig
+from tests.random_models import random_model
+
+UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, dim_head=16)
+SOURCE = Source(noise_step=100)
+
+
+@pytest.fixture(scope="module")
+def booster():
+    return Booster(random_model(UNet, UNET), load_first_stage("identity"), SOURCE, 2)
+
+
+@pytest.fixture(scope="module")
+def latent_booster():
+    config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4, mid_attention=False)
+    stage = FirstStage("kl", "", random_model(AutoencoderKL, config), 4, 2, scaling_factor=0.18215)
+    unet = random_model(UNet, dataclasses.replace(UNET, in_channels=8, out_channels=4))
+    return Booster(unet, stage, dataclasses.replace(SOURCE, upsampling="lsu"), 2)
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, np.float32)
+
+
+@contextlib.contextmanager
+def compilations():
+    """The list that grows by one with each program compiled in the block."""
+    found = []
+
+    def listen(event, duration, **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            found.append(duration)
+
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        yield found
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+
+
+def test_a_second_call_of_one_shape_compiles_nothing(booster):
+    with compilations() as compiled:
+        booster.decode(booster.boost(normal(2, 4, 8, 3), steps=1))
+        assert compiled
+        compiled.clear()
+        booster.decode(booster.boost(normal(2, 4, 8, 3) / 2, steps=1, seed=5))
+        assert not compiled
+        booster.boost(normal(2, 8, 8, 3), steps=1)
+        assert compiled
+
+
+def test_batches_are_split_into_parts_of_one_shape(booster, monkeypatch):
+    latents = normal(5, 4, 4, 3)
+    whole = booster.boost(latents, steps=1, seed=3)
+    sizes = []
+
+    def watched(graph, parameters, low, *arguments, **options):
+        sizes.append(len(low))
+        return flow_from_keys(graph, parameters, low, *arguments, **options)
+
+    monkeypatch.setattr("fmboost_jax.booster.flow_from_keys", watched)
+    np.testing.assert_allclose(booster.boost(latents, steps=1, seed=3, batch_size=2), whole, atol=1e-4)
+    assert sizes == [2, 2, 2]
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(1, 9), batch_size=st.none() | st.integers(1, 10), fits=st.integers(1, 9))
+def test_parts_shrink_until_they_fit(count, batch_size, fits):
+    sizes = []
+
+    def act(numbers):
+        sizes.append(len(numbers))
+        if len(numbers) > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+        return numbers * 2
+
+    numbers = np.arange(count)
+    np.testing.assert_array_equal(in_batches(act, [numbers], batch_size, "a number"), 2 * numbers)
+    assert sizes == sorted(sizes, reverse=True)
+    assert max(sizes) <= min(count, batch_size or count)
+
+
+def test_out_of_memory_says_the_size_and_what_to_lower(booster, monkeypatch):
+    def exhausted(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
+
+    monkeypatch.setattr("fmboost_jax.booster.flow_from_keys", exhausted)
+    with pytest.raises(InputError, match=r"out of memory with latents of 8×16.*bfloat16"):
+        booster.boost(normal(2, 4, 8, 3))
+    with pytest.raises(InputError, match=r"an image of 8×8 pixels"):
+        booster.upscale(np.zeros((3, 4, 4, 3), np.uint8))
+
+    def broken(*arguments, **options):
+        raise jax.errors.JaxRuntimeError("INTERNAL: another thing")
+
+    monkeypatch.setattr("fmboost_jax.booster.flow_from_keys", broken)
+    with pytest.raises(jax.errors.JaxRuntimeError, match="another thing"):
+        booster.boost(normal(2, 4, 8, 3))
+
+
+def test_a_cascade_is_one_boost_after_the_other(booster):
+    options = {"steps": 1, "seed": 4}
+    latents = normal(1, 4, 4, 3)
+    first = booster.boost(latents, **options)
+    second = booster.boost(first, **options)
+    stages = booster.cascade(latents, [booster], intermediates=True, **options)
+    assert [stage.shape for stage in stages] == [(1, 8, 8, 3), (1, 16, 16, 3)]
+    for found, expected in zip(stages, (first, second), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(booster.cascade(latents, [booster], **options), second)
+
+
+def test_a_cascade_over_two_autoencoders_is_refused(booster, latent_booster):
+    with pytest.raises(InputError, match=r"stage 2 of the cascade: its autoencoder has channels 4"):
+        booster.cascade(normal(1, 4, 4, 3), [latent_booster])
+
+
+def test_upsampling_in_pixels_and_in_latents_differ(latent_booster):
+    latents = normal(1, 4, 4, 4)
+    trained = latent_booster.boost(latents, steps=1)
+    np.testing.assert_array_equal(latent_booster.boost(latents, steps=1, upsampling="lsu"), trained)
+    through_pixels = latent_booster.boost(latents, steps=1, upsampling="psu")
+    assert through_pixels.shape == trained.shape == (1, 8, 8, 4)
+    assert np.abs(through_pixels - trained).max() > 0.1
+    with pytest.raises(InputError, match='"psu" or "lsu"'):
+        latent_booster.boost(latents, upsampling="pixels")
+
+
+def test_noise_step_is_the_strength_of_the_noise(booster):
+    """Without noise the seed has no effect; with the trained step named, nothing changes."""
+    latents = normal(1, 4, 4, 3)
+    without = booster.boost(latents, steps=1, noise_step=0)
+    np.testing.assert_allclose(without, booster.boost(latents, steps=1, noise_step=0, seed=9), atol=1e-2)
+    trained = booster.boost(latents, steps=1)
+    np.testing.assert_array_equal(trained, booster.boost(latents, steps=1, noise_step=100))
+    assert np.abs(trained - booster.boost(latents, steps=1, seed=9)).max() > 0.1
+    with pytest.raises(InputError, match="0 to 999, found 1000"):
+        booster.boost(latents, noise_step=1000)
+
+
+def test_unscaled_latents_are_warned_of(latent_booster, booster):
+    latents = normal(1, 4, 4, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        latent_booster.boost(latents, steps=1)
+        booster.boost(0.01 * normal(1, 4, 4, 3), steps=1)  # dark photographs are no mix-up
+    for mistaken in (latents / 0.18215, latents * 0.18215):
+        with pytest.warns(UserWarning, match="expected about 1: boost takes scaled latents"):
+            latent_booster.boost(mistaken, steps=1)
+
+
+def test_sizes_and_empty_batches_are_refused(booster):
+    deeper = Booster(random_model(UNet, dataclasses.replace(UNET, channel_mult=(1, 1, 1))), *parts(booster))
+    with pytest.raises(InputError, match=r"low-res latents of 4×5: .* multiples of 2"):
+        deeper.boost(normal(1, 4, 5, 3))
+    with pytest.raises(InputError, match=r"found \(0, 4, 4, 3\)"):
+        booster.boost(normal(0, 4, 4, 3))
+    with pytest.raises(InputError, match="batch_size must be 1 or more"):
+        booster.boost(normal(1, 4, 4, 3), batch_size=0)
+
+
+def parts(booster):
+    return booster.first_stage, booster.source, booster.factor
