@@ -100,7 +100,7 @@ class Checkpoints:
 
 
 def _leave_failures_to_us() -> None:
-    """Keep Orbax and TensorStore from printing tracebacks of a save that fails: `Checkpoints` raises it in one line."""
+    """Keep Orbax and TensorStore from printing: what fails is raised here, in one line, without their tracebacks."""
     logging.getLogger("absl").setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
@@ -136,6 +136,7 @@ def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -
         wanted = "a checkpoint" if step is None else f"step {step}"
         raise InputError(f"no checkpoint in {directory}: expected {wanted}, found {steps or 'none'}")
     step = steps[-1] if step is None else step
+    _leave_failures_to_us()
     name = "ema" if ema else "parameters"
     folder = os.path.join(directory, str(step))
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
