@@ -1,6 +1,9 @@
 """`python -m fmboost_jax.sample` as a user types it, on a checkpoint that the training command wrote."""
 
 import json
+import re
+import struct
+import zlib
 
 import numpy as np
 import pytest
@@ -94,3 +97,68 @@ def test_latents_are_checked_at_the_door(booster):
         booster.boost(np.zeros((1, 3, 8, 8), np.float32))
     with pytest.raises(InputError, match="NaN"):
         booster.boost(np.full((1, 8, 8, 3), np.nan, np.float32))
+
+
+def test_transparency_is_kept(run, photographs, tmp_path):
+    """Opaque places are boosted as ever; the alpha channel comes out resized."""
+    photograph = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 32, 32))
+    alpha = np.full((32, 32), 255, np.uint8)
+    alpha[:, 16:] = 0
+    photograph.putalpha(Image.fromarray(alpha))
+    photograph.save(tmp_path / "half.png")
+    command("sample", "--checkpoint", run, "--input", tmp_path / "half.png", "--out", tmp_path / "out")
+    with Image.open(tmp_path / "out" / "half.png") as image:
+        assert image.mode == "RGBA"
+        found = np.asarray(image)
+    assert found.shape == (64, 64, 4)
+    assert (found[:, :24, 3] == 255).all()
+    assert (found[:, 40:, 3] == 0).all()
+
+
+def test_a_resumed_folder_makes_only_what_is_missing_or_changed(run, photographs, tmp_path):
+    folder, out = tmp_path / "photographs", tmp_path / "out"
+    folder.mkdir()
+    for name in ("coffee", "rocket"):
+        Image.open(photographs / f"{name}.png").crop((0, 0, 24, 24)).save(folder / f"{name}.png")
+    options = ("--checkpoint", run, "--input", folder, "--out", out, "--resume")
+    command("sample", *options)
+    before = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    Image.open(photographs / "chelsea.png").crop((0, 0, 24, 24)).save(folder / "rocket.png")
+    assert "1 of 2 were there already" in command("sample", *options).stdout
+    after = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
+    assert [name for name in before if after[name] != before[name]] == ["rocket.png"]
+    assert "already" not in command("sample", *options, "--noise-step", 0).stdout
+
+
+def test_a_cascade_with_its_intermediates(run, booster, photographs, tmp_path):
+    low = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 16, 24))
+    low.save(tmp_path / "small.png")
+    options = ("--booster", run, run, "--factor", 4, "--intermediates", "--verbose")
+    done = command("sample", *options, "--input", tmp_path / "small.png", "--out", tmp_path / "photo")
+    assert "s compiling" in done.stdout
+    first = booster.upscale(np.asarray(low)[None])
+    for name, expected in (("small_stage1", first), ("small", booster.upscale(first))):
+        with Image.open(tmp_path / "photo" / f"{name}.png") as image:
+            assert np.abs(np.asarray(image).astype(int) - expected[0]).max() <= 1
+    np.savez(tmp_path / "latents.npz", np.zeros((3, 4, 4, 3), np.float32))
+    done = ("--input", tmp_path / "latents.npz", "--batch-size", 2, "--out", tmp_path / "latents")
+    command("sample", *options, *done)
+    sizes = {path.name: Image.open(path).size for path in (tmp_path / "latents").iterdir()}
+    expected = {f"{i:05d}{stage}.png": (side, side) for i in range(3) for stage, side in (("_stage1", 8), ("", 16))}
+    assert sizes == expected
+
+
+def test_benchmark(run):
+    done = command("sample", "--checkpoint", run, "--benchmark", 2, "--size", "4x8", "--batch-size", 2)
+    assert re.fullmatch(r"boost: \d+\.\d+ s/image\ndecode: \d+\.\d+ s/image\n", done.stdout)
+    assert "HxW" in refused("sample", "--checkpoint", run, "--benchmark", 2, "--size", "4")
+
+
+def test_an_image_bomb_is_named(run, tmp_path):
+    """A file of a few bytes whose header claims 100,000 × 100,000 pixels."""
+    size = struct.pack(">II5B", 100_000, 100_000, 8, 2, 0, 0, 0)
+    header = b"IHDR" + size
+    content = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    (tmp_path / "bomb.png").write_bytes(content)
+    done = command("sample", "--checkpoint", run, "--input", tmp_path / "bomb.png", "--out", tmp_path, status=2)
+    assert "bomb.png: Image size (10000000000 pixels) exceeds limit" in done.stderr

@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from conftest import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,6 +17,7 @@ from fmboost_jax.flow.coupling import (
     sample_noise,
     upsample,
 )
+from tests.conftest import relative_error
 
 
 def normal(seed, *shape):

@@ -5,13 +5,13 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from conftest import relative_error
 
 from fmboost_jax.flow.loss import flow_matching_loss
 from fmboost_jax.flow.paths import GVPPath, LinearPath
 from fmboost_jax.flow.sde import integrate_sde
 from fmboost_jax.flow.solvers import guided, integrate, integrate_adaptive
 from fmboost_jax.interop import load_unet
+from tests.conftest import relative_error
 
 
 def nhwc(array):

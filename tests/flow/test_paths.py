@@ -4,12 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from conftest import relative_error
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.paths import DIFFUSION_FORMS, GVPPath, LinearPath, make_path
+from tests.conftest import relative_error
 
 PATHS = [LinearPath(), GVPPath()]
 TIMES = jnp.linspace(0.05, 0.95, 7)
