@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.attention import SpatialAttention
@@ -61,7 +62,7 @@ class UNetConfig:
     remat: bool = False
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "UNetConfig":
+    def of(cls, fields: Mapping[str, Any] | ConfigDict) -> "UNetConfig":
         """The config of a mapping such as a config file's `unet` section or what JSON made of it (lists for tuples).
 
         Raises:
