@@ -37,6 +37,15 @@ def write_png(path: str, image: UInt8[np.ndarray, "h w c"], settings: dict | Non
     os.replace(partial, path)
 
 
+def read_settings(path: str) -> dict | None:
+    """The settings that `write_png` put into a PNG; None where there is no such file or it has none."""
+    try:
+        with Image.open(path) as image:
+            return json.loads(image.text["fmboost"])
+    except (OSError, AttributeError, KeyError, ValueError):
+        return None
+
+
 def grid(rows: list[list[UInt8[np.ndarray, "_ _ 3"]]], labels: list[str]) -> UInt8[np.ndarray, "H W 3"]:
     """Pictures in rows, a label over each column; smaller ones are enlarged pixel by pixel, so blocks stay visible."""
     height = max(picture.shape[0] for row in rows for picture in row)

@@ -1,140 +1,248 @@
-"""Boost photographs or latents with a trained checkpoint.
+"""Boost photographs, latents or what a diffusion model makes of a prompt, with a training run or a bundle.
 
-    python -m fmboost_jax.sample --checkpoint RUN --input photo.jpg --out boosted
-    python -m fmboost_jax.sample --checkpoint RUN --input PHOTOS --factor 2 --steps 20 --method midpoint --out boosted
-    python -m fmboost_jax.sample --checkpoint RUN --input latents.npz --out boosted
-    python -m fmboost_jax.sample --checkpoint RUN --input PHOTOS --compare --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --input photo.jpg --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --steps 20 --method midpoint --resume --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --input latents.npz --batch-size 8 --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --compare --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --base-steps 4 --out boosted
+    python -m fmboost_jax.sample --booster FIRST SECOND --input latents.npz --intermediates --out cascade
+    python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
 
 Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes.
+Transparency is kept: it is resized, and the colours below it are boosted on white.
 """
 
 import argparse
+import functools
+import hashlib
+import io
 import os
 import pathlib
+import re
 import sys
 import zipfile
 
 import numpy as np
-from jaxtyping import UInt8
-from PIL import Image
 from tqdm import tqdm
 
 from fmboost_jax.booster import Booster
+from fmboost_jax.colour import FIXES, fix_colour
+from fmboost_jax.comparison import compare, details
 from fmboost_jax.data.images import UnusablePhoto, load_photo
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.flow.solvers import METHODS
-from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
-from fmboost_jax.pictures import grid, to_float, write_png
-
-DETAIL = 4
+from fmboost_jax.pictures import grid, read_settings, write_png
+from fmboost_jax.timing import CompileClock, seconds_an_image
+from fmboost_jax.transparency import load_alpha, with_alpha
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
+    arguments = _parser().parse_args(argv)
+    if arguments.steps < 1:
+        raise InputError(f"--steps must be 1 or more, found {arguments.steps}")
+    if arguments.batch_size < 1:
+        raise InputError(f"--batch-size must be 1 or more, found {arguments.batch_size}")
+    if not arguments.out and not arguments.benchmark:
+        raise InputError("--out: the folder for the PNG files is missing")
+    if arguments.prompt and not arguments.base:
+        raise InputError("--prompt needs a base model: --base FOLDER_OR_ID of a diffusers pipeline")
+    boosters = [Booster.load(path, first_stage=arguments.first_stage) for path in arguments.checkpoint]
+    names = " → ".join(os.path.basename(os.path.normpath(path)) for path in arguments.checkpoint)
+    factor = int(np.prod([booster.factor for booster in boosters]))
+    if arguments.factor not in (None, factor):
+        raise InputError(f"--factor {arguments.factor}: checkpoint {names} was trained to enlarge ×{factor}")
+    settings = {
+        "checkpoint": names,
+        "factor": factor,
+        "steps": arguments.steps,
+        "method": arguments.method,
+        "seed": arguments.seed,
+        "noise_step": boosters[0].source.noise_step if arguments.noise_step is None else arguments.noise_step,
+        "start": boosters[0].source.start,
+    }
+    if arguments.benchmark:
+        _benchmark(boosters[0], arguments)
+        return
+    os.makedirs(arguments.out, exist_ok=True)
+    with CompileClock() as clock:
+        if arguments.prompt:
+            _boost_prompts(boosters, arguments, settings)
+        elif arguments.input.endswith(".npz"):
+            _write_latents(boosters, _read_latents(arguments.input), arguments, [settings])
+        else:
+            _boost_photographs(boosters, arguments, settings)
+    print(f"pictures in {arguments.out}")
+    if arguments.verbose:
+        print(f"{clock.compiling:.1f} s compiling, {clock.elapsed - clock.compiling:.1f} s everything else")
+
+
+def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         "fmboost_jax.sample", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--checkpoint", required=True, metavar="DIR", help="a run's workdir, or one step of its checkpoints"
-    )
-    parser.add_argument(
-        "--input",
+    add = parser.add_argument
+    add(
+        "--booster",
+        "--checkpoint",
+        dest="checkpoint",
         required=True,
+        nargs="+",
+        metavar="DIR",
+        help="a bundle's folder or hub id, a run's workdir, or one step of its checkpoints; several are a cascade",
+    )
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--input",
         metavar="PATH",
         help="a photograph, a folder of them, or an .npz of scaled low-res latents (batch, height, width, channels)",
     )
-    parser.add_argument("--out", required=True, metavar="DIR", help="where the PNG files are to lie")
-    parser.add_argument(
-        "--factor", type=int, help="by how much to enlarge; what the checkpoint was trained for by default"
+    what.add_argument("--prompt", action="append", metavar="TEXT", help="for the base model; again for more images")
+    what.add_argument("--benchmark", type=int, metavar="N", help="time N boosts and decodes of random latents")
+    add("--out", metavar="DIR", help="where the PNG files are to lie")
+    add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, for --prompt")
+    add("--base-steps", type=int, metavar="N", help="of the base model; its own default unless told")
+    add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model; its own default unless told")
+    add("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
+    add("--factor", type=int, help="by how much to enlarge; what the checkpoint was trained for by default")
+    add("--steps", type=int, default=4, help="integration steps; more cost more (default 4)")
+    add("--method", default="euler", choices=METHODS, help="ODE method (default euler)")
+    add("--seed", type=int, default=0, help="of the noise augmentation and the base model (default 0)")
+    add(
+        "--noise-step",
+        type=int,
+        metavar="STEP",
+        help="strength of the noise augmentation, of 1000; as trained if not told",
     )
-    parser.add_argument("--steps", type=int, default=4, help="integration steps; more cost more (default 4)")
-    parser.add_argument("--method", default="euler", choices=METHODS, help="ODE method (default euler)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise augmentation (default 0)")
-    parser.add_argument(
+    add("--batch-size", type=int, default=1, metavar="N", help="latents or prompts at once (default 1)")
+    add("--intermediates", action="store_true", help="write what every stage of a cascade made")
+    add("--colour-fix", choices=tuple(FIXES), help="take the photograph's colours over into the result")
+    add("--verbose", action="store_true", help="say how long was spent compiling")
+    add("--size", default="64x64", metavar="HxW", help="of the low-res latents of --benchmark (default 64x64)")
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume", action="store_true", help="leave out photographs whose picture with these settings is there"
+    )
+    either.add_argument(
         "--compare",
         action="store_true",
         help="take the input as the original: shrink it by the factor, boost that, and set low-res | bilinear | "
         "boosted | original side by side, with PSNR and SSIM",
     )
-    arguments = parser.parse_args(argv)
-    if arguments.steps < 1:
-        raise InputError(f"--steps must be 1 or more, found {arguments.steps}")
-    booster = Booster.load(arguments.checkpoint)
-    if arguments.factor not in (None, booster.factor):
-        raise InputError(
-            f"--factor {arguments.factor}: checkpoint {arguments.checkpoint} was trained to enlarge ×{booster.factor}"
-        )
-    os.makedirs(arguments.out, exist_ok=True)
-    settings = {
-        "checkpoint": os.path.basename(os.path.normpath(arguments.checkpoint)),
-        "factor": booster.factor,
-        "steps": arguments.steps,
-        "method": arguments.method,
-        "seed": arguments.seed,
-        "noise_step": booster.source.noise_step,
-        "start": booster.source.start,
-    }
-    if arguments.input.endswith(".npz"):
-        _boost_latents(booster, arguments, settings)
-    else:
-        _boost_photographs(booster, arguments, settings)
+    return parser
 
 
-def _boost_latents(booster: Booster, arguments: argparse.Namespace, settings: dict) -> None:
+def _read_latents(path: str) -> np.ndarray:
     try:
-        with np.load(arguments.input, allow_pickle=False) as file:
+        with np.load(path, allow_pickle=False) as file:
             names = list(file)
             if len(names) != 1:
-                raise InputError(
-                    f"{arguments.input} must hold one array of latents, found {', '.join(names) or 'none'}"
-                )
-            latents = file[names[0]]
+                raise InputError(f"{path} must hold one array of latents, found {', '.join(names) or 'none'}")
+            return file[names[0]]
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         if isinstance(error, InputError):
             raise
-        raise InputError(f"latents {arguments.input} cannot be read as .npz: {error}") from error
-    for index in tqdm(range(len(latents)), unit="image"):
-        options = {"steps": arguments.steps, "method": arguments.method, "seed": arguments.seed + index}
-        image = booster.decode(booster.boost(latents[index : index + 1], **options))[0]
-        write_png(os.path.join(arguments.out, f"{index:05d}.png"), image, {**settings, "seed": options["seed"]})
+        raise InputError(f"latents {path} cannot be read as .npz: {error}") from error
 
 
-def _boost_photographs(booster: Booster, arguments: argparse.Namespace, settings: dict) -> None:
+def _write_latents(boosters: list[Booster], latents, arguments: argparse.Namespace, settings: list[dict]) -> None:
+    """Boost and decode latents; image i has the i-th settings, or the last."""
+    options = {"steps": arguments.steps, "method": arguments.method, "noise_step": arguments.noise_step}
+    bar = tqdm(total=len(latents), unit="image")
+    for first in range(0, len(latents), arguments.batch_size):
+        part = latents[first : first + arguments.batch_size]
+        seed = arguments.seed + first
+        stages = boosters[0].cascade(part, boosters[1:], intermediates=True, seed=seed, **options)
+        for number, stage in enumerate(stages, 1):
+            if number < len(stages) and not arguments.intermediates:
+                continue
+            suffix = f"_stage{number}" if number < len(stages) else ""
+            for index, image in enumerate(boosters[0].decode(stage), first):
+                told = {**settings[min(index, len(settings) - 1)], "seed": arguments.seed + index}
+                write_png(os.path.join(arguments.out, f"{index:05d}{suffix}.png"), image, told)
+        bar.update(len(part))
+    bar.close()
+
+
+def _boost_prompts(boosters: list[Booster], arguments: argparse.Namespace, settings: dict) -> None:
+    from fmboost_jax.interop.diffusers_pipelines import check_pipeline, load_pipeline, prompt_latents
+
+    pipe = load_pipeline(arguments.base)
+    check_pipeline(pipe, boosters[0])
+    guidance = {} if arguments.guidance is None else {"guidance_scale": arguments.guidance}
+    prompts, latents = arguments.prompt, []
+    for first in range(0, len(prompts), arguments.batch_size):
+        part = prompts[first : first + arguments.batch_size]
+        made = prompt_latents(pipe, part, steps=arguments.base_steps, seed=arguments.seed + first, **guidance)
+        latents.append(np.asarray(made))
+    told = {"base": os.path.basename(os.path.normpath(arguments.base)), "base_steps": arguments.base_steps, **guidance}
+    texts = [{**settings, **told, "prompt": prompt} for prompt in prompts]
+    _write_latents(boosters, np.concatenate(latents), arguments, texts)
+
+
+def _boost_photographs(boosters: list[Booster], arguments: argparse.Namespace, settings: dict) -> None:
     photographs = _photographs(arguments.input)
-    skipped, scores = [], []
+    options = {"steps": arguments.steps, "method": arguments.method, "seed": arguments.seed}
+    enlarge = functools.partial(_stages, boosters, arguments.colour_fix, noise_step=arguments.noise_step, **options)
+    settings = {**settings, "colour_fix": arguments.colour_fix}
+    skipped, scores, done = [], [], 0
     bar = tqdm(photographs.items(), unit="photo")
     for name, path in bar:
         try:
-            with open(path, "rb") as file:
-                photograph = np.asarray(load_photo(file))
+            content = pathlib.Path(path).read_bytes()
+            told = {**settings, "input": hashlib.sha256(content).hexdigest()}
+            target = os.path.join(arguments.out, pathlib.PurePath(name).with_suffix("").as_posix())
+            if arguments.resume and read_settings(f"{target}.png") == told:
+                done += 1
+                continue
+            photograph = np.asarray(load_photo(io.BytesIO(content)))
+            alpha = load_alpha(io.BytesIO(content))
         except (OSError, UnusablePhoto) as error:
             skipped.append(f"{name}: {error}")
             continue
-        options = {"steps": arguments.steps, "method": arguments.method, "seed": arguments.seed}
-        target = os.path.join(arguments.out, pathlib.PurePath(name).with_suffix("").as_posix())
-        if not arguments.compare:
-            write_png(f"{target}.png", booster.upscale(photograph[None], **options)[0], settings)
+        if arguments.compare:
+            factor = settings["factor"]
+            pictures, values = compare(lambda low: enlarge(low)[-1], factor, photograph)
+            write_png(f"{target}.png", pictures["boosted"], told)
+            rows = [list(pictures.values()), details(list(pictures.values()))]
+            write_png(f"{target}_comparison.png", grid(rows, list(pictures)), told)
+            scores.append(values)
+            bar.write(f"{name}: {_score(values)}")
             continue
-        pictures, values = _compare(booster, photograph, options)
-        write_png(f"{target}.png", pictures["boosted"], settings)
-        rows = [list(pictures.values()), _details(list(pictures.values()))]
-        write_png(f"{target}_comparison.png", grid(rows, list(pictures)), settings)
-        scores.append(values)
-        bar.write(
-            f"{name}: PSNR bilinear {values[0]:.2f}, boosted {values[1]:.2f} dB; SSIM {values[2]:.4f}, {values[3]:.4f}"
-        )
+        stages = enlarge(photograph[None])
+        if arguments.intermediates:
+            for number, image in enumerate(stages[:-1], 1):
+                write_png(f"{target}_stage{number}.png", image[0], told)
+        image = stages[-1][0]
+        write_png(f"{target}.png", image if alpha is None else with_alpha(image, alpha), told)
     if scores:
-        bilinear, boosted, ssim_bilinear, ssim_boosted = np.mean(scores, axis=0)
-        print(
-            f"mean of {len(scores)}: PSNR bilinear {bilinear:.2f} dB, boosted {boosted:.2f} dB; "
-            f"SSIM bilinear {ssim_bilinear:.4f}, boosted {ssim_boosted:.4f}"
-        )
+        print(f"mean of {len(scores)}: {_score(np.mean(scores, axis=0))}")
+    if done:
+        print(f"{done} of {len(photographs)} were there already")
     if skipped:
         print(f"{len(skipped)} of {len(photographs)} skipped:\n  " + "\n  ".join(skipped), file=sys.stderr)
         if len(skipped) == len(photographs):
             raise InputError(f"none of the photographs in {arguments.input} could be read")
-    print(f"pictures in {arguments.out}")
+
+
+def _stages(boosters: list[Booster], colour_fix: str | None, photographs: np.ndarray, **options) -> list[np.ndarray]:
+    """What each booster makes of the image of the one before it."""
+    images = []
+    for booster in boosters:
+        before = images[-1] if images else photographs
+        images.append(booster.upscale(before, **options))
+        if colour_fix:
+            images[-1] = fix_colour(images[-1], before, colour_fix)
+    return images
+
+
+def _score(values) -> str:
+    bilinear, boosted, ssim_bilinear, ssim_boosted = values
+    return (
+        f"PSNR bilinear {bilinear:.2f} dB, boosted {boosted:.2f} dB; "
+        f"SSIM bilinear {ssim_bilinear:.4f}, boosted {ssim_boosted:.4f}"
+    )
 
 
 def _photographs(path: str) -> dict[str, str]:
@@ -146,33 +254,19 @@ def _photographs(path: str) -> dict[str, str]:
     return {os.path.basename(path): path}
 
 
-def _compare(booster: Booster, photograph: UInt8[np.ndarray, "h w 3"], options: dict):
-    """The photograph shrunk, enlarged bilinearly, boosted and as it is; PSNR and SSIM of the two in the middle."""
-    factor = booster.factor
-    height, width = (side - side % factor for side in photograph.shape[:2])
-    original = photograph[:height, :width]
-    low = np.asarray(Image.fromarray(original).resize((width // factor, height // factor), Image.Resampling.BOX))
-    bilinear = np.asarray(Image.fromarray(low).resize((width, height), Image.Resampling.BILINEAR))
-    boosted = booster.upscale(low[None], **options)[0]
-    truth = to_float(original[None])
-    values = [
-        float(metric(to_float(image[None]), truth)[0]) for metric in (psnr, ssim) for image in (bilinear, boosted)
-    ]
-    return {"low-res": low, "bilinear": bilinear, "boosted": boosted, "original": original}, values
-
-
-def _details(pictures: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """The quarter of each picture's sides where the last one, the original, holds most detail."""
-    height, width = (side // DETAIL for side in pictures[-1].shape[:2])
-    corners = [(top, left) for top in range(0, DETAIL * height, height) for left in range(0, DETAIL * width, width)]
-    original = to_float(pictures[-1][None])
-    patches = [original[:, top : top + height, left : left + width] for top, left in corners]
-    top, left = corners[int(np.argmax([gradient_energy(patch)[0] for patch in patches]))]
-    cut = []
-    for picture in pictures:
-        scale = pictures[-1].shape[0] // picture.shape[0]
-        cut.append(picture[top // scale : (top + height) // scale, left // scale : (left + width) // scale])
-    return cut
+def _benchmark(booster: Booster, arguments: argparse.Namespace) -> None:
+    match = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
+    if match is None or arguments.benchmark < 1:
+        raise InputError(f"--benchmark {arguments.benchmark} --size {arguments.size}: expected N ≥ 1 and HxW")
+    shape = (arguments.batch_size, int(match[1]), int(match[2]), booster.first_stage.channels)
+    latents = np.random.default_rng(arguments.seed).standard_normal(shape, np.float32)
+    options = {"steps": arguments.steps, "method": arguments.method, "noise_step": arguments.noise_step}
+    boosted = booster.boost(latents, **options)
+    for name, act in (
+        ("boost", lambda: booster.boost(latents, **options)),
+        ("decode", lambda: booster.decode(boosted)),
+    ):
+        print(f"{name}: {seconds_an_image(act, arguments.benchmark, len(latents)):.4f} s/image")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,149 @@
+"""Any text-to-image pipeline of diffusers as a base model: prompt → latents in PyTorch → boost in JAX.
+
+Needs the extra `[diffusers]`. PyTorch stays on its device and JAX on its own; the latents go over by DLPack, without a
+copy where both see the same device.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+
+from fmboost_jax.booster import Booster
+from fmboost_jax.bundle import Latents
+from fmboost_jax.errors import InputError
+
+_MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"
+
+
+def load_pipeline(base: str):
+    """A diffusers pipeline from a folder or a hub id, on the GPU in half precision where PyTorch has one.
+
+    Raises:
+        InputError: diffusers is not installed, or there is no such pipeline with safetensors weights.
+    """
+    try:
+        import torch
+        from diffusers import DiffusionPipeline
+    except ImportError as error:
+        raise InputError(_MISSING) from error
+    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    try:
+        pipe = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
+    # A missing folder, a hub that cannot be reached and a pipeline of unknown parts each raise their own kind.
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(f"base model {base}: expected a diffusers pipeline's folder or hub id ({reason})") from error
+    return pipe.to(device, dtype)
+
+
+def pipeline_latents(pipe: Any) -> Latents:
+    """Which latents a pipeline makes, by the config of its autoencoder.
+
+    Raises:
+        InputError: no autoencoder, or one whose latents have a mean and deviation for each channel.
+    """
+    vae = getattr(pipe, "vae", None)
+    if vae is None:
+        raise InputError(f"{type(pipe).__name__} has no autoencoder (pipe.vae); a latent diffusion pipeline is needed")
+    config = vae.config
+    if config.get("latents_mean") is not None:
+        raise InputError(f"{type(pipe).__name__}: latents with a mean for each channel cannot be boosted; expected one")
+    return Latents(
+        kind=type(vae).__name__,
+        path=str(config.get("_name_or_path") or ""),
+        channels=config["latent_channels"],
+        downsampling=2 ** (len(config["block_out_channels"]) - 1),
+        scaling_factor=float(config.get("scaling_factor") or 1),
+        shift_factor=float(config.get("shift_factor") or 0),
+    )
+
+
+def to_jax(tensor: Any) -> Float[Array, "b h w c"]:
+    """PyTorch's (b, c, h, w) of any float type → float32 NHWC on JAX's first device, without touching disk."""
+    tensor = tensor.detach().contiguous()
+    device = jax.local_devices()[0]
+    if tensor.device.type == "cuda" and device.platform != "gpu":
+        tensor = tensor.cpu()
+    shared = jax.device_put(jnp.from_dlpack(tensor), device)
+    return jnp.transpose(shared, (0, 2, 3, 1)).astype(jnp.float32)
+
+
+def prompt_latents(
+    pipe: Any, prompt: str | Sequence[str], *, steps: int | None = None, seed: int = 0, **options: Any
+) -> Float[Array, "b h w c"]:
+    """Run a pipeline to its scaled latents.
+
+    Args:
+        pipe: a diffusers pipeline.
+        prompt: one, or several for a batch.
+        steps: `num_inference_steps`; the pipeline's own default unless told.
+        seed: image i draws its noise from a CPU generator of seed + i, so it is the same in any batch, on any device.
+        options: for the pipeline's call, such as `guidance_scale`, `negative_prompt`, `height` and `width`.
+
+    Raises:
+        InputError: a pipeline whose latents are not (b, c, h, w), as those that pack them into tokens.
+    """
+    try:
+        import torch
+    except ImportError as error:
+        raise InputError(_MISSING) from error
+    prompts = [prompt] if isinstance(prompt, str) else list(prompt)
+    if not prompts:
+        raise InputError("no prompt: expected one or more")
+    count = len(prompts) * options.get("num_images_per_prompt", 1)
+    generators = [torch.Generator().manual_seed(seed + i) for i in range(count)]
+    if steps is not None:
+        options["num_inference_steps"] = steps
+    latents = pipe(prompt=prompts, output_type="latent", generator=generators, **options).images
+    if getattr(latents, "ndim", 0) != 4:
+        found = tuple(getattr(latents, "shape", ())) or type(latents).__name__
+        raise InputError(f"{type(pipe).__name__}: expected latents (batch, channels, height, width), found {found}")
+    return to_jax(latents)
+
+
+def boost_pipeline(
+    pipe: Any,
+    prompt: str | Sequence[str],
+    booster: Booster,
+    *,
+    base_steps: int | None = None,
+    steps: int = 4,
+    method: str = "euler",
+    seed: int = 0,
+    noise_step: int | None = None,
+    batch_size: int | None = None,
+    cascade: Sequence[Booster] = (),
+    **options: Any,
+) -> UInt8[np.ndarray, "b H W 3"]:
+    """Prompt → latents → boost → images.
+
+    Args:
+        pipe: any diffusers pipeline of images whose autoencoder is the booster's.
+        prompt: one, or several for a batch.
+        booster: trained for the pipeline's latents.
+        base_steps: the base model's steps; the pipeline's own default unless told.
+        steps, method, noise_step, batch_size: see `Booster.boost`.
+        seed: of the base model and of the boost; image i takes seed + i.
+        cascade: further boosters, see `Booster.cascade`.
+        options: for the pipeline's call, such as `guidance_scale` and `negative_prompt`.
+
+    Raises:
+        InputError: an autoencoder that differs in channels, size or scale, before anything is run; diffusers missing.
+    """
+    check_pipeline(pipe, booster)
+    latents = prompt_latents(pipe, prompt, steps=base_steps, seed=seed, **options)
+    told = {"steps": steps, "method": method, "seed": seed, "noise_step": noise_step, "batch_size": batch_size}
+    return booster.decode(booster.cascade(latents, cascade, **told), batch_size=batch_size)
+
+
+def check_pipeline(pipe: Any, booster: Booster) -> None:
+    """Refuse a pipeline whose latents the booster was not trained for.
+
+    Raises:
+        InputError: another number of channels, downsampling, scale or shift.
+    """
+    Latents.of(booster.first_stage).check(pipeline_latents(pipe), f"base model {type(pipe).__name__}")
