@@ -139,6 +139,21 @@ def test_a_resumed_folder_makes_only_what_is_missing_or_changed(run, photographs
     assert "already" not in capsys.readouterr().out
 
 
+def test_colours_are_taken_over_where_told(run, tmp_path):
+    """Without its fix, a flow of 900 steps of noise changes the mean colour by far more."""
+    low = np.zeros((24, 24, 3), np.uint8)
+    low[:, 12:] = 80, 0, 200
+    Image.fromarray(low).save(tmp_path / "flag.png")
+    drifts = []
+    for fix in ((), ("--colour-fix", "adain")):
+        sample(
+            "--checkpoint", run, "--input", tmp_path / "flag.png", "--noise-step", 900, "--out", tmp_path / "out", *fix
+        )
+        with Image.open(tmp_path / "out" / "flag.png") as image:
+            drifts.append(np.abs(np.asarray(image).mean((0, 1)) - low.mean((0, 1))).max())
+    assert drifts[1] < 0.5 * drifts[0]
+
+
 def test_a_cascade_with_its_intermediates(run, booster, photographs, tmp_path, capsys):
     low = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 16, 24))
     low.save(tmp_path / "small.png")
