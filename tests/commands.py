@@ -47,7 +47,7 @@ def command(module: str, *arguments, status: int = 0, **options) -> subprocess.C
 def refused(module: str, *arguments, **options) -> str:
     """Run a command that must fail as bad input does; returns its one line."""
     done = command(module, *arguments, status=2, **options)
-    assert "Traceback" not in done.stderr
+    assert "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     return line
 

@@ -101,7 +101,8 @@ class Checkpoints:
 
 def _leave_failures_to_us() -> None:
     """Keep Orbax and TensorStore from printing: what fails is raised here, in one line, without their tracebacks."""
-    logging.getLogger("absl").setLevel(logging.CRITICAL)
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(failure):
