@@ -4,3 +4,12 @@ Source: "Boosting Latent Diffusion with Flow Matching", Schusterbauer et al., EC
 """
 
 __version__ = "0.1.0"
+
+
+def __getattr__(name: str):
+    """`fmboost_jax.Booster`, imported only when asked for: commands that need no network start at once."""
+    if name == "Booster":
+        from fmboost_jax.booster import Booster
+
+        return Booster
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

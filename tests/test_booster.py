@@ -10,6 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import fmboost_jax
 from fmboost_jax.batches import in_batches
 from fmboost_jax.booster import Booster, flow_from_keys
 from fmboost_jax.errors import InputError
@@ -179,3 +180,9 @@ def test_sizes_and_empty_batches_are_refused(booster):
 
 def parts(booster):
     return booster.first_stage, booster.source, booster.factor
+
+
+def test_the_package_offers_it():
+    assert fmboost_jax.Booster is Booster
+    with pytest.raises(AttributeError, match="Boost"):
+        fmboost_jax.Boost  # noqa: B018
