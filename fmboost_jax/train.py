@@ -57,10 +57,6 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
 
     # ---------------------------------------------------------------------------------------------------- data
     mesh = make_mesh(config.mesh)
-    if not config.data.dir:
-        raise InputError(
-            "data.dir is empty: expected the folder that fmboost_jax.precompute wrote; --config.data.dir=…"
-        )
     info = DatasetInfo.read(config.data.dir)
     first_stage = load_first_stage(**config.first_stage)
     info.check(config, first_stage)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fmboost_jax.booster import Source, boost_latents
+from fmboost_jax.flow.boost import Source, boost_latents
 from fmboost_jax.flow.coupling import upsample
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.first_stage import FirstStage
