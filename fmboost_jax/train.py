@@ -115,7 +115,8 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
                 window.restart()
             if step > start and (stop or step % config.checkpoint.every == 0):
                 window.add(0.0, watch.settle())
-                if watch.healthy:
+                # Steps that were not finite changed no parameter: what is saved at a stop is good all the same.
+                if watch.healthy or stop:
                     checkpoints.save(step, state, iterator, saved_config)
                 window.restart()
             if stop:
