@@ -1,0 +1,69 @@
+"""The demo's first stage: a tiny autoencoder, 8× smaller, 16 channels, trained on a few hundred photographs.
+
+    python tools/split_photos.py PHOTOS SPLIT
+    python -m fmboost_jax.train_autoencoder --config configs/autoencoder_demo.py \
+        --config.data.dir=SPLIT/train --config.evaluate.dir=SPLIT/held_out --workdir RUN
+
+The run ends with RUN/autoencoder/, which every `first_stage.path` of kind "tiny" and diffusers' AutoencoderTiny take.
+What came out of it lies in fmboost_jax/assets/demo-autoencoder/, with the numbers in its README.md and in
+docs/weights.md. It serves the demo and the tests. Whoever works on Stable Diffusion's latents loads its autoencoder.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def get_config() -> ConfigDict:
+    """The autoencoder's config."""
+    config = ConfigDict()
+    config.seed = 0
+
+    config.data = ConfigDict()
+    config.data.dir = placeholder(str)  # photographs; all are held in memory, decoded
+    config.data.crop = 128  # side of the random crops, pixels
+    config.data.crop_scale = 3.0  # largest side of a crop, in units of `crop`, before it is resized
+    config.data.num_threads = 2
+    config.data.prefetch = 8  # batches read ahead
+
+    # See fmboost_jax.models.autoencoder_tiny.AutoencoderTinyConfig. No blocks at full size: they cost the most.
+    config.autoencoder = ConfigDict()
+    config.autoencoder.latent_channels = 16
+    config.autoencoder.width = 32
+    config.autoencoder.encoder_blocks = (0, 1, 2, 3)
+    config.autoencoder.decoder_blocks = (4, 3, 1, 0)
+    config.autoencoder.dtype = "float32"
+
+    config.loss = ConfigDict()
+    config.loss.gradient = 1.0  # weight of the multi-scale gradient term beside L1
+    config.loss.scales = 3  # sizes 1, 1/2, 1/4 at which gradients are compared
+    config.loss.moments = 0.01  # weight of what draws the latents' mean to 0 and variance to 1
+    config.loss.latent_noise = 0.05  # standard deviation of the noise that the decoder must bear
+
+    config.optim = ConfigDict()
+    config.optim.lr = 1e-3  # falls to 0 along a cosine
+    config.optim.warmup_steps = 100
+    config.optim.b1 = 0.9
+    config.optim.b2 = 0.99
+    config.optim.eps = 1e-8
+    config.optim.clip_norm = 1.0
+
+    config.ema = ConfigDict()
+    config.ema.decay = 0.995
+    config.ema.copy_until = 200
+
+    config.train = ConfigDict()
+    config.train.steps = 8000
+    config.train.batch_size = 4
+    config.train.log_every = 50
+    config.train.nan_patience = 3
+
+    config.checkpoint = ConfigDict()
+    config.checkpoint.every = 500
+    config.checkpoint.keep = 2
+
+    config.evaluate = ConfigDict()
+    config.evaluate.every = 500  # 0 for never but at the end
+    config.evaluate.dir = ""  # held-out photographs; the training data's where empty
+    config.evaluate.size = 256  # side of the centred squares that are measured, shrunk where the photograph is larger
+    config.evaluate.images = 24
+    return config
