@@ -3,6 +3,7 @@
 import collections
 import gzip
 import os
+import pickle
 import zipfile
 
 import numpy as np
@@ -39,18 +40,20 @@ def same(found: np.ndarray, expected: torch.Tensor) -> bool:
     shapes=st.lists(st.lists(st.integers(0, 4), max_size=4), min_size=1, max_size=4),
     dtype=st.sampled_from(DTYPES),
     seed=st.integers(0, 100),
+    zipped=st.booleans(),
 )
-def test_tensors_are_read_bit_for_bit(tmp_path_factory, shapes, dtype, seed):
+def test_tensors_are_read_bit_for_bit(tmp_path_factory, shapes, dtype, seed, zipped):
     generator = torch.Generator().manual_seed(seed)
     tensors = {str(i): (torch.randn(shape, generator=generator) * 50).to(dtype) for i, shape in enumerate(shapes)}
     path = str(tmp_path_factory.mktemp("torch") / "tensors.pth")
-    torch.save(tensors, path)
+    torch.save(tensors, path, _use_new_zipfile_serialization=zipped)
     found = read_torch_file(path)
     assert found.keys() == tensors.keys()
     assert all(same(found[name], tensors[name]) for name in tensors)
 
 
-def test_views_parameters_and_nested_structure(tmp_path):
+@pytest.mark.parametrize("zipped", [True, False])
+def test_views_parameters_and_nested_structure(tmp_path, zipped):
     base = torch.arange(24.0).reshape(4, 6)
     model = torch.nn.Linear(3, 2)
     content = {
@@ -63,7 +66,7 @@ def test_views_parameters_and_nested_structure(tmp_path):
         "size": base.shape,
         "class": collections.Counter,
     }
-    torch.save(content, tmp_path / "x.pth")
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     found = read_torch_file(str(tmp_path / "x.pth"))
     for name in ("row", "corner", "turned", "spread", "parameter"):
         assert same(found[name], content[name]), name
@@ -96,9 +99,11 @@ class Innocent:
     """Pickles as an object of a class that the reader does not know."""
 
 
+@pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"state_dict": {"w": torch.ones(2)}, "callbacks": [x]}])
-def test_code_is_named_and_not_run(tmp_path, wrap):
-    torch.save(wrap(Harmful(str(tmp_path / "made"))), tmp_path / "x.pth")
+def test_code_is_named_and_not_run(tmp_path, wrap, zipped):
+    harmful = wrap(Harmful(str(tmp_path / "made")))
+    torch.save(harmful, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match=r"x\.pth: the file wants to run posix\.mkdir"):
         read_torch_file(str(tmp_path / "x.pth"))
     assert not (tmp_path / "made").exists()
@@ -138,10 +143,36 @@ def test_damaged_archives(tmp_path, change, message):
         read_torch_file(str(tmp_path / "x.pth"))
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: data[:-4], "cut short at storage"),
+        (lambda data: data[:60], "not a checkpoint|damaged"),
+        (lambda data: data.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"), "big-endian"),
+        # 6 values in the storage become 65286, and its list of keys another one.
+        (lambda data: data.replace(b"K\x06N", b"M\x06\xffN"), "larger than the file"),
+        (lambda data: data.replace(b"]q\x00X\x01\x00\x00\x000", b"]q\x00X\x01\x00\x00\x001"), "not those it lists"),
+        (lambda data: data.replace(b"K\x02K\x03\x86", b"K\x09K\x03\x86", 1), "beyond its storage"),
+    ],
+)
+def test_damaged_files_of_before_version_1_6(tmp_path, change, message):
+    torch.save({"a": torch.ones(2, 3)}, tmp_path / "good.pth", _use_new_zipfile_serialization=False)
+    good = (tmp_path / "good.pth").read_bytes()
+    # PyTorch names storages by their address, of any length.
+    key = pickle.loads(good[good.rindex(b"\x80\x02]") : -32])[0].encode()
+    short = good.replace(b"X" + len(key).to_bytes(4, "little") + key, b"X\x01\x00\x00\x000")
+    (tmp_path / "short.pth").write_bytes(short)
+    assert same(read_torch_file(str(tmp_path / "short.pth"))["a"], torch.ones(2, 3))
+    assert change(short) != short
+    (tmp_path / "x.pth").write_bytes(change(short))
+    with pytest.raises(InputError, match=message):
+        read_torch_file(str(tmp_path / "x.pth"))
+
+
 def test_other_formats_and_missing_files(tmp_path):
-    torch.save({"a": torch.ones(2)}, tmp_path / "old.pth", _use_new_zipfile_serialization=False)
     torch.save({"a": torch.ones(2)}, tmp_path / "good.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:-300])
-    for name, message in (("old", "zip format"), ("cut", "damaged"), ("absent", "No such file")):
+    (tmp_path / "text.pth").write_text("no weights")
+    for name, message in (("text", "torch.save wrote"), ("cut", "damaged"), ("absent", "No such file")):
         with pytest.raises(InputError, match=message):
             read_torch_file(str(tmp_path / f"{name}.pth"))
