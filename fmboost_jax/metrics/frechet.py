@@ -116,7 +116,7 @@ def frechet_distance(found: FeatureStatistics, reference: FeatureStatistics) -> 
     """
     if found.dimensions != reference.dimensions:
         raise InputError(
-            f"statistics of {found.dimensions} features against {reference.dimensions}: use one feature network for both"
+            f"statistics of {found.dimensions} features against {reference.dimensions}: use one network for both"
         )
     for side, statistics in (("evaluated", found), ("reference", reference)):
         if 2 <= statistics.count <= statistics.dimensions:
