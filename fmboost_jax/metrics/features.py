@@ -10,7 +10,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.metrics import efficientnet
+from fmboost_jax.metrics import efficientnet, inception
 from fmboost_jax.models.parameters import Parameters, merge, split
 
 
@@ -29,6 +29,7 @@ class Kind(NamedTuple):
 
 
 KINDS = {
+    "inception": Kind("fid", inception.FEATURES, inception.load_inception),
     "efficientnet-lite0": Kind(
         "frechet-efficientnet-lite0", efficientnet.FEATURES, efficientnet.load_efficientnet_lite0
     ),
@@ -57,7 +58,7 @@ def load_features(name: str, path: str | None = None) -> FeatureNetwork:
     """A feature network by name.
 
     Args:
-        name: "efficientnet-lite0".
+        name: "inception" or "efficientnet-lite0".
         path: its weights' file; where they usually are unless told.
 
     Raises:
