@@ -29,6 +29,7 @@ def paper_config(low_res: int, high_res: int) -> ConfigDict:
     """The paper's network and schedule for one pair of image sizes."""
     config = demo.get_config()
     config.first_stage.kind = "kl"
+    config.first_stage.path = ""
 
     config.data.low_res = low_res
     config.data.high_res = high_res

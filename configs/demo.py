@@ -1,10 +1,11 @@
-"""The demo: ×2 on real photographs with pixels as latents, a few minutes on two CPU cores.
+"""The demo: ×2 (variant `x4`: ×4) on real photographs, on the latents of the packaged autoencoder.
 
-    python -m fmboost_jax.precompute --config configs/demo.py --images PHOTOS --out DATA
+    python -m fmboost_jax.precompute --config configs/demo.py --images SPLIT/train --out DATA
     python -m fmboost_jax.train --config configs/demo.py --config.data.dir=DATA --workdir RUN
+    python -m fmboost_jax.export --checkpoint RUN --out BUNDLE
 
-`make demo` types both, on photographs that Python packages ship, and samples the held-out ones. The README shows the
-pictures and the PSNR that came out, beside bilinear's.
+These made the packaged boosters `demo-x2` and `demo-x4` (`configs/demo.py:x4`) from the photographs of
+tools/fetch_photos.sh; docs/weights.md says what came out. `make demo` runs the same with fewer photographs and steps.
 
 Every other config starts from this file: all fields stand here, with what they mean.
 """
@@ -12,24 +13,28 @@ Every other config starts from this file: all fields stand here, with what they 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+LOW_RES = {"": 128, "x4": 64}
 
-def get_config() -> ConfigDict:
-    """The demo's config."""
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The demo's config, of variant "" (×2) or "x4"."""
+    if variant not in LOW_RES:
+        raise ValueError(f"configs/demo.py knows the variants '' (×2) and 'x4', found {variant!r}")
     config = ConfigDict()
     config.seed = 0
 
     # The frozen autoencoder: "identity" (pixels as latents), "kl" (Stable Diffusion's) or "tiny" (TAESD's family).
     config.first_stage = ConfigDict()
-    config.first_stage.kind = "identity"
-    config.first_stage.path = ""  # folder or hub id of its weights
+    config.first_stage.kind = "tiny"
+    config.first_stage.path = "demo-autoencoder"  # folder, packaged name or hub id of its weights
 
     config.data = ConfigDict()
     config.data.dir = placeholder(str)  # what precompute wrote
-    config.data.low_res = 96  # images' sizes in pixels, square
-    config.data.high_res = 192
+    config.data.low_res = LOW_RES[variant]  # images' sizes in pixels, square
+    config.data.high_res = 256
     config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
-    config.data.crops = 48  # random crops a photograph; 0 for one from the centre
-    config.data.crop_scale = 1.0  # largest side of a random crop in units of high_res; smaller ones are native pixels
+    config.data.crops = 64  # random crops a photograph; 0 for one from the centre
+    config.data.crop_scale = 2.0  # largest side of a random crop in units of high_res; smaller ones are native pixels
     config.data.dtype = "float16"  # of stored latents
     config.data.num_threads = 4
     config.data.prefetch = 8  # batches read ahead
@@ -38,28 +43,26 @@ def get_config() -> ConfigDict:
     # "noise".
     config.source = ConfigDict()
     config.source.start = "low_res"
-    # The paper's 400 is for latents. Pixels hold their detail in far smaller steps, which that much noise would drown:
-    # 10 leaves √ᾱ = 0.9999 of the signal and adds noise of standard deviation 0.016, two grey levels of 255.
-    config.source.noise_step = 10
+    config.source.noise_step = 400  # the paper's; docs/method.md says what it is, docs/weights.md what less of it does
     config.source.mode = "bilinear"  # how "lsu" latents are upsampled: nearest, bilinear, bicubic, noise
 
     config.path = "linear"  # or "gvp"
 
     # See fmboost_jax.models.unet.UNetConfig. in_channels = state + context.
     config.unet = ConfigDict()
-    config.unet.in_channels = 6
-    config.unet.out_channels = 3
+    config.unet.in_channels = 32
+    config.unet.out_channels = 16
     config.unet.model_channels = 64
-    config.unet.channel_mult = (1, 1, 2)
+    config.unet.channel_mult = (1, 2)
     config.unet.num_res_blocks = 1
-    config.unet.attention_resolutions = ()
+    config.unet.attention_resolutions = (2,)
     config.unet.num_heads = 1
     config.unet.dim_head = 64
     config.unet.dropout = 0.0
     config.unet.conv_resample = True
     config.unet.use_linear_attn = False
     config.unet.use_scale_shift_norm = True
-    config.unet.pool_factor = 2
+    config.unet.pool_factor = 1
     config.unet.attention_layout = "heads"
     config.unet.dtype = "float32"  # "bfloat16" on TPUs and GPUs
     config.unet.remat = False
@@ -101,4 +104,16 @@ def get_config() -> ConfigDict:
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.spatial = 1
+
+    # Seconds without a sign of life of one process after which all others end, to be started again (docs/pods.md).
+    config.processes = ConfigDict()
+    config.processes.timeout = 60
+
+    # A trace of what devices and host do from one step to another, such as 10,20; () for none.
+    config.profile = ConfigDict()
+    config.profile.steps = ()
+
+    # Where compiled programs are kept: "auto" (~/.cache/fmboost_jax, or the run's folder with many processes), a
+    # folder, or "" for nowhere.
+    config.compilation_cache = "auto"
     return config

@@ -7,8 +7,19 @@ import sys
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What makes configs/demo.py small enough to train in seconds.
+# What turns configs/demo.py to pixels as latents, the first stage that costs nothing.
+PIXELS = (
+    "--config.first_stage.kind=identity",
+    "--config.first_stage.path=",
+    "--config.source.noise_step=10",
+    "--config.unet.in_channels=6",
+    "--config.unet.out_channels=3",
+    "--config.unet.attention_resolutions=()",
+)
+# And what makes it small enough to train in seconds.
 SMALL = (
+    *PIXELS,
+    "--config.data.crop_scale=1.0",
     "--config.data.low_res=16",
     "--config.data.high_res=32",
     "--config.data.crops=4",

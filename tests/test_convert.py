@@ -15,6 +15,7 @@ from fmboost_jax.interop import load_model, state_dict, unet_config
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.training.checkpoints import load_weights
+from tests.commands import PIXELS
 from tests.random_models import random_model
 from tests.torch_reference import randomised
 from tests.torch_reference.unet import UNet as Twin
@@ -29,7 +30,7 @@ NETWORK = {
     "dim_head": 16,
     "num_heads": 2,
 }
-CONFIG = ["--config", "configs/demo.py", "--config.data.high_res=64", "--config.data.low_res=32"]
+CONFIG = ["--config", "configs/demo.py", *PIXELS, "--config.data.high_res=64", "--config.data.low_res=32"]
 
 
 @pytest.fixture

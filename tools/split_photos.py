@@ -3,8 +3,8 @@
     tools/fetch_photos.sh PHOTOS
     python tools/split_photos.py PHOTOS SPLIT
 
-A photograph is held out where the SHA-256 of its file's name, without folder and suffix, is a multiple of 8. Of CID22 and
-budgie-backgrounds, charts, drawings and patterns are left out. The files are linked, not copied.
+A photograph is held out where the SHA-256 of its file's name, without folder and suffix, is a multiple of 8. Of CID22
+and budgie-backgrounds, charts, drawings and patterns are left out. The files are linked, not copied.
 """
 
 import hashlib

@@ -1,9 +1,11 @@
-"""Models by their id on the Hugging Face hub, where the network and the package `huggingface_hub` are there."""
+"""Models by name: of the weights that are packaged, or by their id on the Hugging Face hub, where the network and the
+package `huggingface_hub` are there."""
 
 import glob
 import os
 import re
 
+from fmboost_jax.assets import NAMES, packaged_folder
 from fmboost_jax.errors import InputError
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
@@ -11,10 +13,10 @@ _PATTERNS = ("config.json", "*.safetensors")
 
 
 def local_folder(path: str, what: str = "autoencoder") -> str:
-    """`path` itself where it exists or is the prefix of files; else the downloaded folder of a hub id.
+    """`path` itself where it exists or is the prefix of files; else packaged weights; else the folder of a hub id.
 
     Args:
-        path: a folder, a file, the prefix of files, or `owner/name[/subfolder]`.
+        path: a folder, a file, the prefix of files, a name such as `demo-x2`, or `owner/name[/subfolder]`.
         what: the thing that lies there, for messages.
 
     Raises:
@@ -22,8 +24,10 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
     """
     if os.path.exists(path) or glob.glob(f"{glob.escape(path)}_*"):
         return path
+    if packaged := packaged_folder(path):
+        return packaged
     if not _ID.fullmatch(path):
-        raise InputError(f"{what} {path}: no such folder or file")
+        raise InputError(f"{what} {path}: no such folder or file; packaged are {', '.join(NAMES)}")
     try:
         import huggingface_hub
     except ImportError as error:

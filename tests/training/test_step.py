@@ -9,8 +9,10 @@ from fmboost_jax.configuration import load_config
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
 from fmboost_jax.training.step import init_state, make_train_step
+from tests.commands import PIXELS
 
 TINY = (
+    *PIXELS,
     "--config.unet.model_channels=32",
     "--config.unet.channel_mult=(1,2)",
     "--config.unet.dim_head=16",

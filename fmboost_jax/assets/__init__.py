@@ -1,0 +1,15 @@
+"""The weights that come with the package, by name: `demo-x2`, `demo-x4` (boosters) and `demo-autoencoder`.
+
+Each is a folder here, with a model card as its README.md. `Booster.load`, `--booster` and `first_stage.path` take the
+name in place of a folder; a folder of that name, where there is one, comes first.
+"""
+
+import pathlib
+
+NAMES = ("demo-autoencoder", "demo-x2", "demo-x4")
+DEFAULT_BOOSTER = "demo-x2"
+
+
+def packaged_folder(name: str) -> str | None:
+    """The folder of packaged weights of this name; None for any other name."""
+    return str(pathlib.Path(__file__).parent / name) if name in NAMES else None
