@@ -13,14 +13,12 @@ the end.
 """
 
 import argparse
-import collections
 import itertools
 import pathlib
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +34,7 @@ from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.data.plan import FinishedShard, Plan
 from fmboost_jax.data.records import ShardWriter, encode
 from fmboost_jax.data.sources import FolderPhotos, Photos, TFDSPhotos
+from fmboost_jax.data.threads import batched, in_order
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.flow.coupling import upsample
 from fmboost_jax.models.first_stage import FirstStage, load_first_stage
@@ -171,7 +170,7 @@ def make_shards(
 ) -> None:
     """Make the given shards, with a progress bar; threads decode photographs ahead of the encoder."""
     photos = [photo for shard in shards for photo in plan.shard_photos(shard)]
-    loaded = _in_order(lambda photo: _load(source, plan.recipe, photo), photos, num_threads)
+    loaded = in_order(lambda photo: _load(source, plan.recipe, photo), photos, num_threads)
     started, images = time.perf_counter(), 0
     with tqdm(total=len(photos), desc="encoding", unit="photo", disable=not photos, dynamic_ncols=True) as bar:
         for shard, group in itertools.groupby(loaded, lambda item: item[0] // plan.photos_per_shard):
@@ -195,7 +194,7 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
             yield from ((photo, crop, image) for crop, image in enumerate(result))
 
     writer, place = ShardWriter(plan.folder, plan.shard_name(shard)), itertools.count()
-    for batch in _batched(images(), batch_size):
+    for batch in batched(images(), batch_size):
         pixels = np.stack([image for _, _, image in batch])
         # Always the same shape: one compilation, and the same arithmetic whatever came before.
         pixels = np.pad(pixels, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
@@ -229,26 +228,6 @@ def _check_range(low, high, recipe, name):
             f"photograph {name}: its latent reaches {largest}, which {recipe.dtype} cannot hold; "
             "try --config.data.dtype=bfloat16, and look at the first stage if it is not a number"
         )
-
-
-def _in_order(function: Callable, items: Iterable, num_threads: int) -> Iterator:
-    """`map` in threads, at most two results a thread ahead of who takes them."""
-    with ThreadPoolExecutor(max(1, num_threads)) as pool:
-        waiting = collections.deque()
-        try:
-            for item in items:
-                waiting.append(pool.submit(function, item))
-                if len(waiting) > 2 * num_threads:
-                    yield waiting.popleft().result()
-            while waiting:
-                yield waiting.popleft().result()
-        finally:
-            pool.shutdown(cancel_futures=True)
-
-
-def _batched(items: Iterator, size: int) -> Iterator[list]:
-    while batch := list(itertools.islice(items, size)):
-        yield batch
 
 
 def _remove_partial(plan: Plan, shard: int) -> None:
