@@ -5,6 +5,7 @@ import pathlib
 import tempfile
 
 # Meshes of several devices are tested on virtual ones; must be said before jax starts.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, installed to plan with, would look for TPUs
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 
 # Programs compiled once serve every test and every command of one run of the suite.

@@ -9,6 +9,8 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
+from fmboost_jax.models.convolution import convolve
+
 GROUPS = 32
 
 
@@ -51,6 +53,7 @@ def conv(
         bias_init=init,
         dtype=dtype,
         param_dtype=jnp.float32,
+        conv_general_dilated=convolve,
         rngs=rngs,
     )
 
