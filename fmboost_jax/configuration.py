@@ -6,6 +6,7 @@ document; what it may hold is what `configs/demo.py` holds, with the same types.
 
 import argparse
 import os
+import pathlib
 import sys
 
 from absl import flags
@@ -50,8 +51,9 @@ def load_config(config: str, overrides: list[str] | tuple[str, ...] = ()) -> Con
     for word in overrides:
         if word.startswith("-") and not word.startswith("--config."):
             raise InputError(f"unknown argument {word!r}; --help lists what there is")
-    # Configs build on each other: `from configs import demo`.
-    root = os.path.dirname(os.path.dirname(os.path.abspath(path)))
+    # Configs build on each other: `from configs import demo`, `from configs.protocols import folders`.
+    parents = pathlib.Path(path).absolute().parents
+    root = str(next((folder.parent for folder in parents if folder.name == "configs"), parents[1]))
     if root not in sys.path:
         sys.path.insert(0, root)
     values = flags.FlagValues()

@@ -42,16 +42,23 @@ class FeatureNetwork:
     Args:
         name: of the network, one of `KINDS`.
         model: the network.
+
+    Attributes:
+        metric: the name of the Fréchet distance in its features.
+        dimensions: length of a feature vector.
+        parameters: its weights.
+        function: (parameters, images) → features, jitted.
     """
 
     def __init__(self, name: str, model: nnx.Module):
         self.name = name
         self.metric, self.dimensions, _ = KINDS[name]
-        self._graph, self._parameters = split(model)
+        graph, self.parameters = split(model)
+        self.function = functools.partial(_features, graph)
 
     def __call__(self, images: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b d"]:
-        """Features of images of one size; one compiled program a shape. Sharded as the images are."""
-        return _features(self._graph, self._parameters, images)
+        """Features of images of one size; one compiled program a shape."""
+        return self.function(self.parameters, images)
 
 
 def load_features(name: str, path: str | None = None) -> FeatureNetwork:

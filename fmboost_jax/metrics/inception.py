@@ -2,7 +2,8 @@
 
 Source: Szegedy et al. 2015, arXiv 1512.00567, for the blocks; Heusel et al. 2017, arXiv 1706.08500, for its use. Unlike
 in later Inception v3 networks, average pooling leaves the padding out of the mean, the last block takes the maximum in
-its pooled branch, and images are resized as TensorFlow 1 did (no half-pixel centres, no antialiasing). The usual file `pt_inception-2015-12-05-6726825d.pth` holds its weights under torchvision's names.
+its pooled branch, and images are resized as TensorFlow 1 did (no half-pixel centres, no antialiasing).
+`pt_inception-2015-12-05-6726825d.pth` holds the weights under torchvision's names.
 """
 
 import hashlib

@@ -1,0 +1,48 @@
+"""Two folders of images, or one to boost: every size as it is found. The other protocols start from this file.
+
+    python -m fmboost_jax.evaluate --images BOOSTED --reference ORIGINALS --out RESULTS
+    python -m fmboost_jax.evaluate --images PHOTOS --booster BUNDLE --out RESULTS \
+        --config.high_res=192 --config.low_res=96
+
+Numbers are comparable with those of the same config alone: docs/evaluation.md says why. All fields stand here.
+"""
+
+from ml_collections import ConfigDict
+
+
+def get_config() -> ConfigDict:
+    """A protocol's config."""
+    config = ConfigDict()
+    config.name = "folders"
+    config.seed = 0  # of the choice of images, degradations, patches, the base model and the flow's noise
+
+    # --- which images ---
+    config.count = 0  # images, drawn by seed and name where there are more; 0 for all
+    config.high_res = (
+        0  # side of the square that is cut from the middle of each image and resized; 0 to leave all as is
+    )
+    config.high_res_filter = "lanczos"
+    config.enlarge = False  # whether images smaller than high_res are enlarged; they are skipped where not
+
+    # --- what is boosted ("photographs": the images, made small; "prompts": what a base model makes of their captions) ---
+    config.source = "photographs"
+    config.low_res = 0  # side of the small image
+    config.low_res_filter = "bicubic"
+    config.degradation = "none"  # "jpeg" and "blur_noise" go further: fmboost_jax.evaluation.degradations
+    config.base_steps = 25  # of the base model
+    config.guidance = 7.5
+    config.steps = 4  # of the flow
+    config.method = "euler"
+
+    # --- what is measured ---
+    config.metrics = ("psnr", "ssim", "fid")  # also lpips, ssimulacra2, clip, patch-fid
+    config.features = "inception"  # of fid and patch-fid; "efficientnet-lite0" gives a distance under its own name
+    config.patches = ((512, 4),)  # of patch-fid: (side, random crops an image), one distance each
+    config.lpips = ConfigDict()
+    config.lpips.path = ""  # folder of its weights; the hub's where empty
+    config.clip = ConfigDict()
+    config.clip.path = "openai/clip-vit-large-patch14"  # folder or hub id
+
+    config.batch_size = 4  # images at once
+    config.num_threads = 4  # that read images
+    return config

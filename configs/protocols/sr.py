@@ -1,0 +1,32 @@
+"""Super-resolution of degraded photographs: 512² → 1024².
+
+    python -m fmboost_jax.evaluate --config configs/protocols/sr.py:jpeg --booster BUNDLE --images PHOTOS --out RESULTS
+
+Images: all of a folder, no side below 1024; the largest square from the middle, resized to 1024² by Lanczos. Made small:
+
+    sr.py              512² by Pillow's bicubic filter
+    sr.py:jpeg         the same, then JPEG of a random quality from 30 to 95
+    sr.py:blur_noise   blur, resize, noise and JPEG, all random, as in Real-ESRGAN's first order (arXiv 2107.10833)
+
+What is random depends on the seed and the image's name alone. Each has its like at 256² (`--config.low_res=256`).
+"""
+
+from ml_collections import ConfigDict
+
+from configs.protocols import folders
+
+VARIANTS = {"": "none", "jpeg": "jpeg", "blur_noise": "blur_noise"}
+
+
+def get_config(variant: str = "") -> ConfigDict:
+    """The protocol of a variant: "" (bicubic), "jpeg" or "blur_noise"."""
+    if variant not in VARIANTS:
+        raise ValueError(f"configs/protocols/sr.py knows the variants '', 'jpeg' and 'blur_noise', found {variant!r}")
+    config = folders.get_config()
+    config.name = f"sr{':' * bool(variant)}{variant}"
+    config.high_res = 1024
+    config.low_res = 512
+    config.degradation = VARIANTS[variant]
+    config.steps = 40
+    config.metrics = ("psnr", "ssim", "lpips", "ssimulacra2", "fid", "patch-fid")
+    return config

@@ -1,0 +1,1 @@
+"""What `python -m fmboost_jax.evaluate` is made of."""

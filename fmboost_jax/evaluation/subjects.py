@@ -1,0 +1,192 @@
+"""What is evaluated: images as they lie in a folder, photographs made small and boosted, or boosted prompts."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+from typing import Protocol as Interface
+
+import numpy as np
+from jaxtyping import UInt8
+from PIL import Image
+
+from fmboost_jax.booster import Booster
+from fmboost_jax.data.images import UnusablePhoto
+from fmboost_jax.errors import InputError
+from fmboost_jax.evaluation.collection import Collection
+from fmboost_jax.evaluation.degradations import FILTERS, degrade
+from fmboost_jax.evaluation.protocol import Protocol
+from fmboost_jax.timing import CompileClock
+
+Picture = UInt8[np.ndarray, "h w 3"]
+
+
+class Batch(NamedTuple):
+    """Images to measure.
+
+    Attributes:
+        images: what is evaluated.
+        originals: what to compare with, or None.
+        seconds: spent making the images, without compiling; 0 where nothing was made.
+    """
+
+    images: list[Picture]
+    originals: list[Picture] | None
+    seconds: float
+
+
+class Subject(Interface):
+    """Something to evaluate, image by image.
+
+    Attributes:
+        names: of the images.
+    """
+
+    names: list[str]
+
+    def load(self, name: str) -> Any:
+        """What can be done in a thread ahead of `batch`; UnusablePhoto where the image is to be skipped."""
+        ...
+
+    def batch(self, names: list[str], loaded: list[Any]) -> Batch:
+        """The images of what was loaded."""
+        ...
+
+
+class Folder:
+    """Images as they are, beside those of the same names.
+
+    Args:
+        images: what is evaluated.
+        originals: their originals, or None where no metric compares with them.
+    """
+
+    def __init__(self, images: Collection, originals: Collection | None = None):
+        self.names = images.names
+        self._images, self._originals = images, originals
+
+    def load(self, name: str) -> tuple[Picture, Picture | None]:
+        """An image and its original."""
+        return self._images.load(name), self._originals.load(name) if self._originals else None
+
+    def batch(self, names: list[str], loaded: list[tuple[Picture, Picture | None]]) -> Batch:
+        """As loaded."""
+        images = [image for image, _ in loaded]
+        return Batch(images, [original for _, original in loaded] if self._originals else None, 0.0)
+
+
+class SmallPhotographs:
+    """Photographs made small by the protocol, and enlarged again.
+
+    Args:
+        originals: the photographs, cut to the protocol's high_res.
+        protocol: says how they become small.
+        enlarge: (small images, seeds) → images of high_res.
+    """
+
+    def __init__(self, originals: Collection, protocol: Protocol, enlarge: Callable):
+        self.names = originals.names
+        self._originals, self._protocol, self._enlarge = originals, protocol, enlarge
+        self._number = {name: number for number, name in enumerate(self.names)}
+
+    def load(self, name: str) -> tuple[Picture, Picture]:
+        """A small image and its original."""
+        protocol = self._protocol
+        original = self._originals.load(name)
+        small = degrade(
+            original,
+            name,
+            size=protocol.low_res,
+            kind=protocol.degradation,
+            resize=protocol.low_res_filter,
+            seed=protocol.seed,
+        )
+        return small, original
+
+    def batch(self, names: list[str], loaded: list[tuple[Picture, Picture]]) -> Batch:
+        """The small images, enlarged; always as many at once, so that one program serves all."""
+        chosen = np.minimum(np.arange(self._protocol.batch_size), len(names) - 1)
+        small = np.stack([loaded[index][0] for index in chosen])
+        seeds = [self._protocol.seed + self._number[names[index]] for index in chosen]
+        with CompileClock() as clock:
+            images = np.asarray(self._enlarge(small, seeds))[: len(names)]
+        return Batch(list(images), [original for _, original in loaded], clock.elapsed - clock.compiling)
+
+
+class Prompts:
+    """What a base model makes of captions, boosted.
+
+    Args:
+        captions: by name.
+        protocol: says by how many steps.
+        boosters: one, or a cascade.
+        pipe: a diffusers pipeline whose latents the first of them takes.
+    """
+
+    def __init__(self, captions: dict[str, str], protocol: Protocol, boosters: list[Booster], pipe: Any):
+        self.names = list(captions)
+        self._captions, self._protocol, self._boosters, self._pipe = captions, protocol, boosters, pipe
+        self._number = {name: number for number, name in enumerate(self.names)}
+
+    def load(self, name: str) -> str:
+        """The caption."""
+        return self._captions[name]
+
+    def batch(self, names: list[str], loaded: list[str]) -> Batch:
+        """Base model, flow and decoder; the time is that of the last two."""
+        from fmboost_jax.interop.diffusers_pipelines import prompt_latents
+
+        protocol, first = self._protocol, self._boosters[0]
+        seed = protocol.seed + self._number[names[0]]
+        options: dict[str, Any] = {"guidance_scale": protocol.guidance}
+        if protocol.low_res:
+            options |= {"height": protocol.low_res, "width": protocol.low_res}
+        latents = np.asarray(prompt_latents(self._pipe, loaded, steps=protocol.base_steps, seed=seed, **options))
+        chosen = np.minimum(np.arange(protocol.batch_size), len(names) - 1)
+        seeds = [seed + int(index) for index in chosen]
+        with CompileClock() as clock:
+            grown = first.cascade(
+                latents[chosen], self._boosters[1:], steps=protocol.steps, method=protocol.method, seed=seeds
+            )
+            images = first.decode(grown)[: len(names)]
+        return Batch(list(images), None, clock.elapsed - clock.compiling)
+
+
+def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
+    """(small images, seeds) → boosted images.
+
+    Raises:
+        InputError: boosters whose factor does not lead from low_res to high_res.
+    """
+    factor = int(np.prod([booster.factor for booster in boosters]))
+    if protocol.low_res * factor != protocol.high_res or not protocol.high_res:
+        raise InputError(
+            f"the booster enlarges ×{factor}: low_res {protocol.low_res} gives {protocol.low_res * factor}, the protocol "
+            f"has high_res {protocol.high_res}; set --config.low_res and --config.high_res"
+        )
+
+    def enlarge(images, seeds):
+        for booster in boosters:
+            images = booster.upscale(images, steps=protocol.steps, method=protocol.method, seed=seeds)
+        return images
+
+    return enlarge
+
+
+def filter_enlarges(name: str, protocol: Protocol) -> Callable:
+    """(small images, seeds) → images enlarged by a filter of Pillow: what a booster has to beat."""
+    if not 0 < protocol.low_res <= protocol.high_res:
+        raise InputError(
+            f"low_res {protocol.low_res} is to be enlarged to high_res {protocol.high_res}; set --config.low_res and "
+            "--config.high_res"
+        )
+    size = (protocol.high_res, protocol.high_res)
+    return lambda images, seeds: np.stack(
+        [np.asarray(Image.fromarray(image).resize(size, FILTERS[name])) for image in images]
+    )
+
+
+def load_quietly(subject: Subject, name: str) -> tuple[str, Any]:
+    """(name, what `load` gives), an UnusablePhoto as a value, for threads."""
+    try:
+        return name, subject.load(name)
+    except UnusablePhoto as reason:
+        return name, reason

@@ -1,0 +1,56 @@
+"""How well images fit their captions, by CLIP, through the package `transformers` (PyTorch)."""
+
+import os
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+from fmboost_jax.errors import InputError
+
+
+class CLIPScore:
+    """100 · max(cos(image, caption), 0), the cosine of CLIP's two embeddings.
+
+    Source: Hessel et al. 2021, arXiv 2104.08718, equation 1, with the weight 100 that is usual today instead of 2.5.
+    Images are resized and cropped to the model's size by its own processor. Captions are cut at 77 tokens.
+
+    Args:
+        model: folder or hub id of a CLIP model with its processor; published scores name theirs.
+
+    Raises:
+        InputError: transformers or PyTorch are not installed, or no such model.
+    """
+
+    def __init__(self, model: str):
+        try:
+            import torch
+            from transformers import CLIPModel, CLIPProcessor
+        except ImportError as error:
+            raise InputError("clip needs transformers and PyTorch: pip install 'fmboost_jax[eval]'") from error
+        self._torch = torch
+        self._device = "cuda" if torch.cuda.is_available() else "cpu"
+        self._model = _pretrained(CLIPModel, model).eval().to(self._device)
+        self._processor = _pretrained(CLIPProcessor, model)
+
+    def __call__(self, images: UInt8[np.ndarray, "b h w 3"], captions: list[str]) -> Float[np.ndarray, "b"]:
+        """One score an image."""
+        inputs = self._processor(
+            text=captions, images=list(images), return_tensors="pt", padding=True, truncation=True, max_length=77
+        )
+        with self._torch.no_grad():
+            found = self._model(**inputs.to(self._device))
+        cosines = self._torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds)
+        return 100 * cosines.clamp(min=0).cpu().numpy()
+
+
+def _pretrained(kind: Any, model: str) -> Any:
+    try:
+        return kind.from_pretrained(model)
+    except (OSError, ValueError) as error:
+        known = "the folder" if os.path.isdir(model) else "neither a folder nor on the hub:"
+        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
+        raise InputError(
+            f"clip model {model}: {known} cannot be loaded ({reason}); fetch it (config.json, model.safetensors, "
+            "tokenizer and preprocessor files) and name its folder: --config.clip.path=FOLDER"
+        ) from error
