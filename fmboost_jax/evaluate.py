@@ -3,7 +3,7 @@
     python -m fmboost_jax.evaluate --images BOOSTED --reference ORIGINALS --out RESULTS
     python -m fmboost_jax.evaluate --images A --reference B --metrics fid --features efficientnet-lite0 --out RESULTS
     python -m fmboost_jax.evaluate --config configs/protocols/sr.py:jpeg --images PHOTOS --booster BUNDLE --out RESULTS
-    python -m fmboost_jax.evaluate --config configs/protocols/sr.py --tfds div2k:validation --resize bicubic --out RESULTS
+    python -m fmboost_jax.evaluate --config configs/protocols/sr.py --tfds div2k:validation --resize bicubic --out R
     python -m fmboost_jax.evaluate --config configs/protocols/coco5k.py --images val2017 \
         --captions captions_val2017.json --base SD_FOLDER_OR_ID --booster BUNDLE --out RESULTS
 
@@ -210,8 +210,8 @@ def _subject(
     if not arguments.reference:
         if protocol.paired or protocol.feature_sets:
             raise InputError(
-                f"{', '.join(protocol.metrics)}: there is nothing to compare the images with; give --reference FOLDER, or "
-                "--booster DIR to boost them from small ones"
+                f"{', '.join(protocol.metrics)}: there is nothing to compare the images with; give --reference FOLDER, "
+                "or --booster DIR to boost them from small ones"
             )
         return Folder(images), None, captions, []
     reference = Collection(FolderPhotos(arguments.reference), protocol)

@@ -18,14 +18,12 @@ def get_config() -> ConfigDict:
 
     # --- which images ---
     config.count = 0  # images, drawn by seed and name where there are more; 0 for all
-    config.high_res = (
-        0  # side of the square that is cut from the middle of each image and resized; 0 to leave all as is
-    )
+    config.high_res = 0  # side of the square cut from the middle of each image and resized; 0 to leave all as it is
     config.high_res_filter = "lanczos"
     config.enlarge = False  # whether images smaller than high_res are enlarged; they are skipped where not
 
-    # --- what is boosted ("photographs": the images, made small; "prompts": what a base model makes of their captions) ---
-    config.source = "photographs"
+    # --- what is boosted ---
+    config.source = "photographs"  # the images, made small; or "prompts": what a base model makes of their captions
     config.low_res = 0  # side of the small image
     config.low_res_filter = "bicubic"
     config.degradation = "none"  # "jpeg" and "blur_noise" go further: fmboost_jax.evaluation.degradations

@@ -2,7 +2,8 @@
 
     python -m fmboost_jax.evaluate --config configs/protocols/sr.py:jpeg --booster BUNDLE --images PHOTOS --out RESULTS
 
-Images: all of a folder, no side below 1024; the largest square from the middle, resized to 1024² by Lanczos. Made small:
+Images: all of a folder, no side below 1024; the largest square from the middle, resized to 1024² by Lanczos. They are
+made small in one of three ways:
 
     sr.py              512² by Pillow's bicubic filter
     sr.py:jpeg         the same, then JPEG of a random quality from 30 to 95

@@ -113,7 +113,7 @@ class Session:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     distance = frechet_distance(statistics, expected[name])
-                told += [str(warning.message) for warning in caught]
+                told += [f"{name}: {warning.message}" for warning in caught]
                 metrics[name] = {"value": distance, "standard_error": None, "images": statistics.count}
         wanted = self._protocol.count
         if len(rows) < wanted:

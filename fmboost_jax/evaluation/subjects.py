@@ -159,8 +159,8 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
     factor = int(np.prod([booster.factor for booster in boosters]))
     if protocol.low_res * factor != protocol.high_res or not protocol.high_res:
         raise InputError(
-            f"the booster enlarges ×{factor}: low_res {protocol.low_res} gives {protocol.low_res * factor}, the protocol "
-            f"has high_res {protocol.high_res}; set --config.low_res and --config.high_res"
+            f"the booster enlarges ×{factor}: low_res {protocol.low_res} gives {protocol.low_res * factor}, the "
+            f"protocol has high_res {protocol.high_res}; set --config.low_res and --config.high_res"
         )
 
     def enlarge(images, seeds):

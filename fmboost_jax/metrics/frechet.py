@@ -118,13 +118,13 @@ def frechet_distance(found: FeatureStatistics, reference: FeatureStatistics) -> 
         raise InputError(
             f"statistics of {found.dimensions} features against {reference.dimensions}: use one network for both"
         )
-    for side, statistics in (("evaluated", found), ("reference", reference)):
-        if 2 <= statistics.count <= statistics.dimensions:
-            warnings.warn(
-                f"{statistics.count} {side} images for {statistics.dimensions} features: the covariance is singular, "
-                "and a Fréchet distance falls as images come in; compare it with one of as many images alone",
-                stacklevel=2,
-            )
+    fewest = min(found.count, reference.count)
+    if 2 <= fewest <= found.dimensions:
+        warnings.warn(
+            f"{fewest} images for {found.dimensions} features: the covariance is singular, and a Fréchet distance falls "
+            "as images come in; compare it with one of as many images alone",
+            stacklevel=2,
+        )
     roots = [_root(statistics.covariance) for statistics in (found, reference)]
     shared = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
     traces = np.trace(found.covariance) + np.trace(reference.covariance)

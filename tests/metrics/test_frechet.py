@@ -67,7 +67,7 @@ def test_constant_sets_differ_by_their_means():
 
 
 def test_too_few_images():
-    with pytest.warns(UserWarning, match="3 evaluated images for 8 features"):
+    with pytest.warns(UserWarning, match="3 images for 8 features"):
         frechet_distance(statistics(np.eye(3, 8)), statistics(np.random.default_rng(0).normal(size=(20, 8))))
     with pytest.raises(InputError, match="2 images or more, found 1"):
         frechet_distance(statistics(np.ones((1, 8))), statistics(np.ones((3, 8))))
