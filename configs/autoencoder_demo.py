@@ -20,7 +20,7 @@ def get_config() -> ConfigDict:
 
     config.data = ConfigDict()
     config.data.dir = placeholder(str)  # photographs; all are held in memory, decoded
-    config.data.crop = 128  # side of the random crops, pixels
+    config.data.crop = 64  # side of the random crops, pixels
     config.data.crop_scale = 3.0  # largest side of a crop, in units of `crop`, before it is resized
     config.data.num_threads = 2
     config.data.prefetch = 8  # batches read ahead
@@ -40,7 +40,7 @@ def get_config() -> ConfigDict:
     config.loss.latent_noise = 0.05  # standard deviation of the noise that the decoder must bear
 
     config.optim = ConfigDict()
-    config.optim.lr = 1e-3  # falls to 0 along a cosine
+    config.optim.lr = 2e-3  # falls to 0 along a cosine
     config.optim.warmup_steps = 100
     config.optim.b1 = 0.9
     config.optim.b2 = 0.99
@@ -53,7 +53,7 @@ def get_config() -> ConfigDict:
 
     config.train = ConfigDict()
     config.train.steps = 8000
-    config.train.batch_size = 4
+    config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3
 

