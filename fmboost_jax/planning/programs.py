@@ -1,0 +1,109 @@
+"""The programs that a plan compiles: the train step, the boost of a batch, the decoding of its latents."""
+
+import dataclasses
+import math
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from fmboost_jax.booster import flow_from_keys
+from fmboost_jax.data.dataset import Recipe
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from fmboost_jax.models.first_stage import FirstStage, load_first_stage
+from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.unet import UNetConfig, abstract_unet
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.training.program import lower_train_step
+
+MODES = ("train", "sample", "decode")
+_STOCK = {"kl": (AutoencoderKL, AutoencoderKLConfig), "tiny": (AutoencoderTiny, AutoencoderTinyConfig)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Integration:
+    """How sampling goes along the flow: see `fmboost_jax.flow.solvers.integrate`."""
+
+    method: str = "euler"
+    steps: int = 4
+
+
+def lower(config: ConfigDict, mode: str, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
+    """The program of a mode for `config.train.batch_size` images on the devices of a mesh; to be compiled.
+
+    Raises:
+        InputError: a batch that the mesh cannot share, a config whose parts do not fit each other.
+    """
+    rows = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
+    parts = rows * (config.optim.accumulate if mode == "train" else 1)
+    if config.train.batch_size % parts:
+        raise InputError(
+            f"a batch of {config.train.batch_size} cannot be shared by the mesh: expected a multiple of {parts}, "
+            "data × fsdp × optim.accumulate; set --batch_per_chip or --config.train.batch_size"
+        )
+    stage = first_stage(config)
+    recipe = Recipe.of(config, stage)
+    if mode == "train":
+        return lower_train_step(config, recipe, mesh)
+    if mode == "sample":
+        return _lower_sample(config, recipe, mesh, integration)
+    return _lower_decode(config, recipe, stage, mesh)
+
+
+def first_stage(config: ConfigDict) -> FirstStage:
+    """The config's first stage; where it names no weights, Stable Diffusion's architecture of its kind, without any."""
+    kind, path = config.first_stage.kind, config.first_stage.path
+    if kind not in _STOCK or path:
+        return load_first_stage(**config.first_stage)
+    network, architecture = _STOCK[kind]
+    options = {name: value for name, value in config.first_stage.items() if name == "dtype"}
+    settings = architecture(latent_channels=config.unet.out_channels, **options)
+    model = nnx.eval_shape(lambda: network(settings, rngs=nnx.Rngs(0)))
+    return FirstStage(
+        kind,
+        path,
+        model,
+        channels=settings.latent_channels,
+        downsampling=settings.downsampling,
+        scaling_factor=settings.scaling_factor,
+        shift_factor=settings.shift_factor,
+    )
+
+
+def _lower_sample(config: ConfigDict, recipe: Recipe, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
+    """The Booster's own program: noise from keys, coupling, integration."""
+    graph, parameters = split(abstract_unet(UNetConfig.of(config.unet)))
+    batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
+    source = Source(config.source.start, config.source.noise_step, config.data.upsampling, config.source.mode)
+    return flow_from_keys.lower(
+        graph,
+        _placed(parameters, state_shardings(mesh, parameters)),
+        jax.ShapeDtypeStruct((batch, *recipe.low_shape), "float32", sharding=batch_sharding(mesh)),
+        jax.ShapeDtypeStruct((batch,), keys.dtype, sharding=example_sharding(mesh)),
+        size=recipe.high_shape[:2],
+        source=source,
+        method=integration.method,
+        steps=integration.steps,
+    )
+
+
+def _lower_decode(config: ConfigDict, recipe: Recipe, stage: FirstStage, mesh: Mesh) -> jax.stages.Lowered:
+    graph, parameters = split(stage.model)
+    everywhere = NamedSharding(mesh, PartitionSpec())
+    shape = (config.train.batch_size, *recipe.high_shape)
+
+    def decode(parameters, latent):
+        return merge(graph, parameters).decode(stage.unscale(latent))
+
+    return jax.jit(decode).lower(
+        _placed(parameters, jax.tree.map(lambda _: everywhere, parameters)),
+        jax.ShapeDtypeStruct(shape, "float32", sharding=batch_sharding(mesh)),
+    )
+
+
+def _placed(shapes, shardings):
+    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)

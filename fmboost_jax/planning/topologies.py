@@ -1,0 +1,92 @@
+"""TPU slices by name, as libtpu knows them, and what their chips can do.
+
+libtpu compiles for slices that are not there. It writes a lock file so that one process at a time may drive a machine's
+chips; nothing here touches a chip, so any number of plans may run beside each other and beside a training run.
+"""
+
+import dataclasses
+import importlib.util
+import math
+import os
+import re
+
+import jax
+from jax.experimental import topologies
+
+from fmboost_jax.errors import InputError
+
+# What libtpu would else look for on a TPU machine, wait for, or write about it to stderr.
+_QUIET = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_LOG_DIR": "disabled",
+    "TPU_MIN_LOG_LEVEL": "3",
+    "TPU_STDERR_LOG_LEVEL": "3",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """One device of a slice.
+
+    Attributes:
+        name: as in a topology's name.
+        clock: cycles a second that `estimated_cycles` count.
+        peak: bfloat16 FLOP a second.
+        memory: bytes of HBM.
+        bandwidth: HBM's, bytes a second.
+        axes: of a slice: 2 or 3.
+    """
+
+    name: str
+    clock: float
+    peak: float
+    memory: int
+    bandwidth: float
+    axes: int
+
+
+CHIPS = {
+    chip.name: chip
+    for chip in (
+        Chip("v5e", 1.5e9, 197e12, 16 * 2**30, 819e9, 2),
+        Chip("v5p", 1.75e9, 459e12, 95 * 2**30, 2765e9, 3),
+        Chip("v6e", 1.75e9, 918e12, 32 * 2**30, 1640e9, 2),
+    )
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """A slice of TPUs to compile for: its name, its kind of chip, its devices."""
+
+    name: str
+    chip: Chip
+    devices: list[jax.Device]
+
+
+def tpu_slice(name: str) -> Slice:
+    """The slice of a name such as `v5e:2x2`, `v5p:4x4x4`, `v6e:16x16`; on no hardware.
+
+    Raises:
+        InputError: a name that there is no such slice for, or no libtpu.
+    """
+    kind, _, sides = name.partition(":")
+    shape = [int(side) for side in sides.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", sides) else []
+    if kind not in CHIPS or len(shape) != CHIPS[kind].axes:
+        known = ", ".join(f"{chip.name}:{'x'.join('4' * chip.axes)}" for chip in CHIPS.values())
+        raise InputError(
+            f"topology {name!r} is unknown; expected a kind of chip and the slice's sides, such as {known}"
+        )
+    if importlib.util.find_spec("libtpu") is None:
+        raise InputError("libtpu, which holds the TPU compiler, is not installed: pip install 'fmboost_jax[tpu]'")
+    for variable, value in _QUIET.items():
+        os.environ.setdefault(variable, value)
+    options = {"chips_per_host_bounds": (*shape, 1, 1)[:3]} if math.prod(shape) < 4 else {}
+    try:
+        devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        raise InputError(f"topology {name!r} cannot be compiled for: {' '.join(str(error).split())}") from error
+    return Slice(name, CHIPS[kind], sorted(devices, key=lambda device: device.id))

@@ -1,0 +1,43 @@
+"""The train step as one program: what goes in and where it lies. Training runs it, `fmboost_jax.plan` looks at it."""
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from fmboost_jax.data.dataset import DTYPES, Recipe
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.training.step import init_state, make_train_step
+
+
+def abstract_state(config: ConfigDict, mesh: Mesh):
+    """Shapes of the training state, each with its sharding."""
+    shapes = jax.eval_shape(lambda: init_state(config))
+    return jax.tree.map(
+        lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
+        shapes,
+        state_shardings(mesh, shapes),
+    )
+
+
+def abstract_batch(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes of one batch of latent pairs, each with its sharding."""
+    dtype, pairs = DTYPES[recipe.dtype], batch_sharding(mesh)
+    arrays = {
+        "low": (recipe.low_shape, dtype, pairs),
+        "high": (recipe.high_shape, dtype, pairs),
+        "position": ((), np.uint32, example_sharding(mesh)),
+    }
+    return {
+        name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype, sharding) in arrays.items()
+    }
+
+
+def lower_train_step(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
+    """The train step of a config for the devices of a mesh, state donated; to be compiled."""
+    state = abstract_state(config, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    step = make_train_step(config, scaling_factor=recipe.scaling_factor, shift_factor=recipe.shift_factor)
+    program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
+    return program.lower(state, abstract_batch(config, recipe, mesh))
