@@ -34,9 +34,9 @@ def get_config() -> ConfigDict:
     config.autoencoder.dtype = "float32"
 
     config.loss = ConfigDict()
-    config.loss.gradient = 1.0  # weight of the multi-scale gradient term beside L1
-    config.loss.scales = 3  # sizes 1, 1/2, 1/4 at which gradients are compared
-    config.loss.moments = 0.01  # weight of what draws the latents' mean to 0 and variance to 1
+    config.loss.scales = 4  # sizes 1, 1/2, 1/4, 1/8 at which pictures are compared
+    config.loss.gradient = 0.25  # weight of their gradients beside L1
+    config.loss.moments = 0.01  # weight of what draws the latents' mean to 0 and covariance to the unit matrix
     config.loss.latent_noise = 0.05  # standard deviation of the noise that the decoder must bear
 
     config.optim = ConfigDict()
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.ema.copy_until = 200
 
     config.train = ConfigDict()
-    config.train.steps = 8000
+    config.train.steps = 5500
     config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3
