@@ -138,9 +138,9 @@ def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
         raise
 
 
-def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleConfig) -> None:
-    """Fill a folder (see `new_folder`) with weights, config and model card."""
-    tensors = {name: np.ascontiguousarray(array) for name, array in parameters.items()}
+def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleConfig, dtype: str = "float32") -> None:
+    """Fill a folder (see `new_folder`) with weights, stored as `dtype`, config and model card."""
+    tensors = {name: np.ascontiguousarray(array, dtype) for name, array in parameters.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **dataclasses.asdict(config)}
     write_atomically(folder / CONFIG, json.dumps(description, indent=2).encode())
@@ -175,7 +175,7 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
             f"{folder / WEIGHTS}: {len(wrong)} parameters do not fit {CONFIG}, such as {name}: expected "
             f"{expected.get(name, 'none')}, found {found.get(name, 'none')}; fetch both from one place"
         )
-    return {name: jnp.asarray(tensor) for name, tensor in tensors.items()}, config
+    return {name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()}, config
 
 
 def _model_card(config: BundleConfig, parameters: int) -> str:

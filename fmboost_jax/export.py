@@ -28,6 +28,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to be made")
     parser.add_argument("--step", type=int, help="which checkpoint (the latest)")
     parser.add_argument("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
+    parser.add_argument("--half", action="store_true", help="store the weights as float16: half the size")
     parser.add_argument("--stablehlo", action="store_true", help="programs of boost and decode, too")
     parser.add_argument(
         "--sizes",
@@ -44,7 +45,7 @@ def main(argv: list[str] | None = None) -> None:
     trained_on = config.low_res // stage.downsampling
     sizes = [_size(text) for text in arguments.sizes or [f"{trained_on}x{trained_on}"]]
     with new_folder(arguments.out) as folder:
-        write_bundle(folder, parameters, config)
+        write_bundle(folder, parameters, config, "float16" if arguments.half else "float32")
         read_bundle(folder)
         if arguments.stablehlo:
             unet = merge(split(abstract_unet(config.unet))[0], parameters)

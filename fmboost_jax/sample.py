@@ -1,5 +1,6 @@
 """Boost photographs, latents or what a diffusion model makes of a prompt, with a training run or a bundle.
 
+    python -m fmboost_jax.sample --input photo.jpg
     python -m fmboost_jax.sample --booster BUNDLE --input photo.jpg --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --steps 20 --method midpoint --resume --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --input latents.npz --batch-size 8 --out boosted
@@ -25,6 +26,7 @@ import zipfile
 import numpy as np
 from tqdm import tqdm
 
+from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.booster import Booster
 from fmboost_jax.colour import FIXES, fix_colour
 from fmboost_jax.comparison import compare, details
@@ -44,8 +46,6 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--steps must be 1 or more, found {arguments.steps}")
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, found {arguments.batch_size}")
-    if not arguments.out and not arguments.benchmark:
-        raise InputError("--out: the folder for the PNG files is missing")
     if arguments.prompt and not arguments.base:
         raise InputError("--prompt needs a base model: --base FOLDER_OR_ID of a diffusers pipeline")
     boosters = [Booster.load(path, first_stage=arguments.first_stage) for path in arguments.checkpoint]
@@ -87,10 +87,11 @@ def _parser() -> argparse.ArgumentParser:
         "--booster",
         "--checkpoint",
         dest="checkpoint",
-        required=True,
+        default=[DEFAULT_BOOSTER],
         nargs="+",
         metavar="DIR",
-        help="a bundle's folder or hub id, a run's workdir, or one step of its checkpoints; several are a cascade",
+        help="a bundle's folder or hub id, a run's workdir, or one step of its checkpoints; several are a cascade "
+        f"(default {DEFAULT_BOOSTER}, which comes with the package)",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
@@ -100,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     what.add_argument("--prompt", action="append", metavar="TEXT", help="for the base model; again for more images")
     what.add_argument("--benchmark", type=int, metavar="N", help="time N boosts and decodes of random latents")
-    add("--out", metavar="DIR", help="where the PNG files are to lie")
+    add("--out", default="boosted", metavar="DIR", help="where the PNG files are to lie (default boosted)")
     add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, for --prompt")
     add("--base-steps", type=int, metavar="N", help="of the base model; its own default unless told")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model; its own default unless told")
