@@ -1,4 +1,5 @@
-# make demo   virtual environment, then the whole way on real photographs: precompute, train, sample; pictures in demo/
+# make demo   virtual environment, then photographs boosted with the weights that come with the package, then the whole
+#             way from scratch on a few: precompute, train, sample; pictures in demo/
 # make test   virtual environment, lint, format check and the whole test suite
 # make clean  remove what both made
 
@@ -22,13 +23,16 @@ test: .venv/dev.stamp
 
 demo: .venv/demo.stamp
 	$(BIN)/python tools/demo_photos.py $(DEMO)/photos
+	$(BIN)/python -m fmboost_jax.sample --input $(DEMO)/photos/held_out --compare --out $(DEMO)/packaged
+	@echo; echo "Boosted with the packaged weights: $(DEMO)/packaged/*_comparison.png. Now from scratch, a few minutes:"; echo
 	$(BIN)/python -m fmboost_jax.precompute --config configs/demo.py --images $(DEMO)/photos/train --out $(DEMO)/data/train
 	$(BIN)/python -m fmboost_jax.precompute --config configs/demo.py --images $(DEMO)/photos/held_out --out $(DEMO)/data/held_out
 	$(BIN)/python -m fmboost_jax.train --config configs/demo.py --workdir $(DEMO)/run \
-		--config.data.dir=$(DEMO)/data/train --config.evaluate.dir=$(DEMO)/data/held_out
-	$(BIN)/python -m fmboost_jax.sample --checkpoint $(DEMO)/run --input $(DEMO)/photos/held_out --steps 2 --compare --out $(DEMO)/boosted
+		--config.data.dir=$(DEMO)/data/train --config.evaluate.dir=$(DEMO)/data/held_out \
+		--config.train.steps=200 --config.evaluate.every=100 --config.checkpoint.every=100
+	$(BIN)/python -m fmboost_jax.sample --checkpoint $(DEMO)/run --input $(DEMO)/photos/held_out --compare --out $(DEMO)/boosted
 	$(BIN)/python tools/loss_curve.py $(DEMO)/run/metrics.jsonl $(DEMO)/loss.png
-	@echo; echo "Pictures: $(DEMO)/boosted/*_comparison.png (low-res | bilinear | boosted | original), $(DEMO)/loss.png"
+	@echo; echo "Pictures: $(DEMO)/packaged and $(DEMO)/boosted, *_comparison.png (low-res | bilinear | boosted | original); $(DEMO)/loss.png"
 
 clean:
 	rm -rf .venv $(DEMO)

@@ -45,6 +45,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_packages(include=["fmboost_jax", "fmboost_jax.*"]),
+    package_data={"fmboost_jax.assets": ["*/*"]},
     install_requires=[
         "jax>=0.10,<0.13",
         "flax>=0.12",

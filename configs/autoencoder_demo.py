@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
     config.ema.copy_until = 200
 
     config.train = ConfigDict()
-    config.train.steps = 5500
+    config.train.steps = 4000
     config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3

@@ -13,7 +13,7 @@ Every other config starts from this file: all fields stand here, with what they 
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-LOW_RES = {"": 128, "x4": 64}
+LOW_RES = {"": 64, "x4": 32}
 
 
 def get_config(variant: str = "") -> ConfigDict:
@@ -31,9 +31,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.dir = placeholder(str)  # what precompute wrote
     config.data.low_res = LOW_RES[variant]  # images' sizes in pixels, square
-    config.data.high_res = 256
+    config.data.high_res = 128
     config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
-    config.data.crops = 64  # random crops a photograph; 0 for one from the centre
+    config.data.crops = 32  # random crops a photograph; 0 for one from the centre
     config.data.crop_scale = 2.0  # largest side of a random crop in units of high_res; smaller ones are native pixels
     config.data.dtype = "float16"  # of stored latents
     config.data.num_threads = 4
@@ -68,8 +68,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unet.remat = False
 
     config.optim = ConfigDict()
-    config.optim.lr = 3e-4
-    config.optim.warmup_steps = 50
+    config.optim.lr = 5e-4
+    config.optim.warmup_steps = 100
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8
@@ -78,24 +78,24 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.ema = ConfigDict()
     config.ema.decay = 0.995
-    config.ema.copy_until = 20  # updates until which the average is a copy
+    config.ema.copy_until = 100  # updates until which the average is a copy
 
     config.train = ConfigDict()
-    config.train.steps = 300
-    config.train.batch_size = 2  # over all devices
-    config.train.log_every = 20
+    config.train.steps = 2500
+    config.train.batch_size = 8  # over all devices
+    config.train.log_every = 50
     config.train.nan_patience = 3  # steps within which a loss that is not finite ends the run
     config.train.init_from = ""  # checkpoint whose averaged weights to start from
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 100
+    config.checkpoint.every = 500
     config.checkpoint.keep = 3  # the last ones
     config.checkpoint.keep_every = 0  # and every one whose step is a multiple of this; 0 for none
 
     config.evaluate = ConfigDict()
-    config.evaluate.every = 100  # 0 for never
+    config.evaluate.every = 500  # 0 for never
     config.evaluate.dir = ""  # held-out latents; the training data's where empty
-    config.evaluate.images = 8
+    config.evaluate.images = 16
     config.evaluate.method = "euler"
     config.evaluate.steps = 4
 
