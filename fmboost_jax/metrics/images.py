@@ -20,8 +20,10 @@ def ssim(
 ) -> Float[Array, "b"]:
     """Structural similarity with an 11×11 Gaussian window of σ 1.5 where it fits whole, the mean over channels.
 
-    Source: Wang et al. 2004, "Image quality assessment", equation 13, K1 = 0.01, K2 = 0.03, range 2. At least 11×11.
+    Source: Wang et al. 2004, "Image quality assessment", equation 13, K1 = 0.01, K2 = 0.03. At least 11×11. Brightness
+    counts from black, as everywhere: the equation's first factor compares means, and is another one of values around 0.
     """
+    image, original = image + 1, original + 1  # [0, 2]
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
     mean_x, mean_y = _blur(image), _blur(original)
     var_x = _blur(image**2) - mean_x**2
