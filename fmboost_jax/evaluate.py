@@ -186,9 +186,7 @@ def _subject(
     captions = {}
     if protocol.source == "prompts" or "clip" in protocol.metrics:
         if not arguments.captions:
-            raise InputError(
-                "clip and source 'prompts' need captions: --captions FILE, JSON of {name: caption} or COCO's"
-            )
+            raise InputError("clip and source 'prompts' need --captions FILE: JSON of {name: caption}, or COCO's")
         captions = read_captions(arguments.captions, images.names)
     if protocol.source == "prompts" and not (arguments.booster and arguments.base):
         raise InputError("source 'prompts' needs --base, a diffusers pipeline, and --booster")

@@ -15,7 +15,7 @@ from fmboost_jax.metrics.images import WINDOW, psnr, ssim
 from fmboost_jax.metrics.perceptual import LPIPS, ssimulacra2
 from fmboost_jax.metrics.spread import Spread
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Measures:

@@ -50,6 +50,9 @@ class Protocol:
         """
         fields = {field.name for field in dataclasses.fields(cls)} - {"lpips", "clip"}
         values = {name: config[name] for name in fields}
+        for patch in config.patches:
+            if not (isinstance(patch, tuple) and len(patch) == 2 and all(type(n) is int and n > 0 for n in patch)):
+                raise InputError(f"patches {config.patches}: expected ((side, crops an image), …), as in ((512, 4),)")
         protocol = cls(**values, lpips=config.lpips.path, clip=config.clip.path)
         protocol._check()
         return protocol
@@ -78,11 +81,9 @@ class Protocol:
         for name, least in lowest.items():
             if getattr(self, name) < least:
                 raise InputError(f"{name} is {getattr(self, name)}, expected {least} or more")
-        for patch in self.patches:
-            if not (isinstance(patch, tuple) and len(patch) == 2 and min(patch) > 0):
-                raise InputError(f"patches {self.patches!r}: expected ((side, crops an image), …), as in ((512, 4),)")
-            if "patch-fid" in self.metrics and 0 < self.high_res < patch[0]:
-                raise InputError(f"patches of {patch[0]} pixels do not fit into images of {self.high_res}")
+        for side, _ in self.patches:
+            if "patch-fid" in self.metrics and 0 < self.high_res < side:
+                raise InputError(f"patches of {side} pixels do not fit into images of {self.high_res}")
 
     @property
     def paired(self) -> tuple[str, ...]:

@@ -1,7 +1,7 @@
 """What is evaluated: images as they lie in a folder, photographs made small and boosted, or boosted prompts."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, runtime_checkable
 from typing import Protocol as Interface
 
 import numpy as np
@@ -16,7 +16,7 @@ from fmboost_jax.evaluation.degradations import FILTERS, degrade
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.timing import CompileClock
 
-Picture = UInt8[np.ndarray, "h w 3"]
+Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Batch(NamedTuple):
@@ -33,6 +33,7 @@ class Batch(NamedTuple):
     seconds: float
 
 
+@runtime_checkable
 class Subject(Interface):
     """Something to evaluate, image by image.
 

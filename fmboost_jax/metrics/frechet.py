@@ -121,8 +121,8 @@ def frechet_distance(found: FeatureStatistics, reference: FeatureStatistics) -> 
     fewest = min(found.count, reference.count)
     if 2 <= fewest <= found.dimensions:
         warnings.warn(
-            f"{fewest} images for {found.dimensions} features: the covariance is singular, and a Fréchet distance falls "
-            "as images come in; compare it with one of as many images alone",
+            f"{fewest} images for {found.dimensions} features: the covariance is singular, and a Fréchet distance "
+            "falls as images come in; compare it with one of as many images alone",
             stacklevel=2,
         )
     roots = [_root(statistics.covariance) for statistics in (found, reference)]
