@@ -1,20 +1,38 @@
-"""How commands speak of input that they cannot use: one clear line, exit code 2, no traceback."""
+"""How commands end: exit codes, and how they speak of input that they cannot use.
+
+0: done. 2: input that a person must mend, one clear line, no traceback. 143 (128 + SIGTERM): stopped by SIGTERM, all is
+saved, the same command goes on. Anything else: it broke, the same command goes on from what was saved last.
+"""
 
 import sys
+import traceback
 from collections.abc import Callable
+
+BAD_INPUT = 2
+PREEMPTED = 143
 
 
 class InputError(ValueError):
     """Input that a person can mend. The message names the thing, what was expected, what was found, what to do."""
 
 
+def report(error: BaseException) -> int:
+    """Print to stderr what ended a command; returns the exit code."""
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
+    if isinstance(error, InputError):
+        print(f"error: {error}", file=sys.stderr)
+        return BAD_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        print("interrupted", file=sys.stderr)
+        return 130
+    traceback.print_exception(error)
+    return 1
+
+
 def run(main: Callable[[], None]) -> None:
     """Run a command's main function; an `InputError` becomes one line on stderr and exit code 2."""
     try:
         main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    except (InputError, KeyboardInterrupt) as error:
+        sys.exit(report(error))

@@ -3,15 +3,14 @@
     python -m fmboost_jax.train --config configs/cfm1024.py --config.data.dir=DATA --workdir RUN
 
 Started again with the same words it goes on from its last checkpoint, and ends with the very bits it would have ended
-with; SIGTERM saves and stops.
+with; SIGTERM saves and stops, with exit code 143. On many hosts each runs this same command (docs/pods.md).
 """
 
 import argparse
 import json
+import math
 import os
-import signal
 import sys
-import threading
 import time
 
 import jax
@@ -20,19 +19,25 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
+from fmboost_jax.compilation import CompilationCache
 from fmboost_jax.configuration import changes, parse_arguments
 from fmboost_jax.data.dataset import DTYPES, DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
-from fmboost_jax.errors import InputError, run
+from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import count
+from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
-from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, place, process_share, state_shardings
 from fmboost_jax.training.checkpoints import Checkpoints, load_weights
 from fmboost_jax.training.evaluation import make_evaluate
 from fmboost_jax.training.logs import Logs, size, table
 from fmboost_jax.training.monitor import FiniteWatch, Window
+from fmboost_jax.training.profile import Profile
 from fmboost_jax.training.step import init_state, make_train_step
+
+# Sections of a config that may change while a run goes on: where it is computed, not what.
+SURROUNDINGS = ("mesh.", "processes.", "profile.", "compilation_cache:")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -42,18 +47,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
     parser.add_argument("--allow_config_change", action="store_true", help="go on although the config has changed")
+    distributed.add_arguments(parser)
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
-    train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
+    with distributed.processes(arguments, config.processes.timeout):
+        finished = train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
+    if not finished:
+        sys.exit(PREEMPTED)
 
 
-def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> None:
+def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> bool:
     """Train to `config.train.steps`, from the last checkpoint in `workdir` where there is one.
+
+    Returns:
+        Whether the last step was reached; else SIGTERM stopped the run, and it is saved.
 
     Raises:
         InputError: data, checkpoint or config that do not fit, a loss that is not finite, a disk that is full.
     """
-    terminated = _listen_for_sigterm()
+    terminated = distributed.listen_for_sigterm()
     first_process = jax.process_index() == 0
+    compiled = CompilationCache(config.compilation_cache, workdir)
+    profile = Profile(workdir, config.profile.steps)
 
     # ---------------------------------------------------------------------------------------------------- data
     mesh = make_mesh(config.mesh)
@@ -72,7 +86,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     placed = state_shardings(mesh, abstract)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     saved_config = json.loads(config.to_json())
-    start = checkpoints.latest or 0
+    start = distributed.agree(checkpoints.latest or 0)
     if start:
         _check_config(checkpoints.config(start), saved_config, f"{workdir} step {start}", allow_config_change)
         abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
@@ -90,10 +104,11 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         .lower(state, _abstract_batch(config, info, shardings))
         .compile()
     )
+    seconds = time.perf_counter() - started
     if config.evaluate.every:
         evaluate, pairs = make_evaluate(config, first_stage, mesh), spread_records(held_out, config.evaluate.images)
     if first_process:
-        print(_describe(config, workdir, info, mesh, state, start, train_step, time.perf_counter() - started))
+        print(_describe(config, workdir, info, mesh, state, start, train_step, f"in {seconds:.1f} s, {compiled}"))
 
     # ---------------------------------------------------------------------------------------------------- loop
     logs = Logs(workdir, start) if first_process else None
@@ -104,7 +119,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
         # Evaluate, save, and only then take the next batch: a checkpoint holds the iterator as it stands at its step.
         while True:
             last = step >= config.train.steps
-            stop = last or terminated()
+            stop = last or terminated(step)
             if config.evaluate.every and step > start and (last or step % config.evaluate.every == 0):
                 window.add(0.0, watch.settle())
                 scores, picture = evaluate(state["ema"], pairs)
@@ -124,8 +139,10 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
             waiting = time.perf_counter()
             batch, names = next(iterator)
             waited = time.perf_counter() - waiting
+            profile.before(step + 1)
             state, metrics = train_step(state, batch)
             step += 1
+            profile.after(step, metrics)
             window.add(waited, watch.add(step, metrics, names))
             bar.update()
             if step % config.train.log_every == 0:
@@ -137,6 +154,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
                 if logs:
                     logs.scalars(step, values)
     finally:
+        profile.close()
         bar.close()
         if logs:
             logs.close()
@@ -145,35 +163,33 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     if first_process:
         reason = "finished" if last else "SIGTERM: stopped, the same command goes on"
         print(f"{reason}; step {step} of {config.train.steps}, checkpoints in {checkpoints.directory}")
-
-
-def _listen_for_sigterm():
-    """A function that tells whether SIGTERM has come."""
-    came = threading.Event()
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: came.set())
-    return came.is_set
+    return last
 
 
 def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
     """Batches on the devices, each with the host's `record` and `position` of its examples beside it."""
-    if config.train.batch_size % (jax.process_count() * config.optim.accumulate):
+    size, rows = config.train.batch_size, math.prod(shardings["low"].mesh.shape[axis] for axis in ("data", "fsdp"))
+    if size % (rows * config.optim.accumulate):
         raise InputError(
-            f"train.batch_size {config.train.batch_size} must be a multiple of {jax.process_count()} processes times "
-            f"optim.accumulate {config.optim.accumulate}"
+            f"train.batch_size {size} must be a multiple of the mesh's data × fsdp, {rows}, times optim.accumulate "
+            f"{config.optim.accumulate}"
         )
+    share, shares = process_share(shardings["position"], size)
 
     def to_devices(batch):
-        arrays = {name: jax.make_array_from_process_local_data(s, batch[name]) for name, s in shardings.items()}
+        arrays = {
+            name: jax.make_array_from_process_local_data(sharding, batch[name], (size, *batch[name].shape[1:]))
+            for name, sharding in shardings.items()
+        }
         return arrays, {name: batch[name] for name in ("record", "position")}
 
     return iter(
         batches(
             info,
-            batch_size=config.train.batch_size // jax.process_count(),
+            batch_size=size // shares,
             seed=config.seed,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
+            process_index=share,
+            process_count=shares,
             num_threads=config.data.num_threads,
             prefetch=config.data.prefetch,
             to_devices=to_devices,
@@ -198,7 +214,7 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
             f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
             "set the config back or choose another --workdir"
         )
-    others = changes(saved, present)
+    others = [line for line in changes(saved, present) if not line.startswith(SURROUNDINGS)]
     if others and not allow_change:
         raise InputError(
             f"the config has changed since checkpoint {where}: {', '.join(others)}; set it back, choose another "
@@ -210,11 +226,10 @@ def _initial_weights(config: ConfigDict, placed) -> dict:
     """Parameters and average of another run's averaged weights."""
     parameters, saved, step = load_weights(config.train.init_from)
     _check_config(saved, json.loads(config.to_json()), f"{config.train.init_from} step {step}", allow_change=True)
-    place = {name: jax.device_put(parameters, placed[name]) for name in ("parameters", "ema")}
-    return {name: jax.tree.map(lambda array: array.copy(), tree) for name, tree in place.items()}
+    return {name: place(parameters, placed[name]) for name in ("parameters", "ema")}
 
 
-def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start: int, program, seconds: float) -> str:
+def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start: int, program, compiled: str) -> str:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     rows = {
         "workdir": f"{os.path.abspath(workdir)}, {f'going on from step {start}' if start else 'from the beginning'}",
@@ -224,7 +239,7 @@ def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start:
         "training": f"{config.train.steps:,} steps of {config.train.batch_size} in {config.optim.accumulate} part(s)",
         "devices": f"{len(mesh.devices.flat)} × {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),
-        "compiled": f"in {seconds:.1f} s: {size(memory.argument_size_in_bytes)} arguments and "
+        "compiled": f"{compiled}: {size(memory.argument_size_in_bytes)} arguments and "
         f"{size(memory.temp_size_in_bytes)} temporaries, {size(cost.get('flops', 0), 'FLOP')} a step, each a device",
     }
     sections = {

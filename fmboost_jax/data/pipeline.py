@@ -2,9 +2,9 @@
 
 The order is one endless global stream: every epoch holds each record once, in an order of its own that depends on the
 seed. An element's place in that stream is its `position`; whatever is random about an element is to be drawn from
-`fold_in(seed, position)`, so it does not depend on who reads it. Process p of P takes positions p, p + P, p + 2P, …;
-global batch number k is positions k·B to (k + 1)·B − 1 whatever P is: the same records in 1, 2 or 4 processes, none
-twice, in another order of rows.
+`fold_in(seed, position)`, so it does not depend on who reads it. Global batch number k is positions k·B to
+(k + 1)·B − 1 whatever the number P of processes is; process p reads rows p·B/P to (p + 1)·B/P − 1 of it. So 1, 2 or 4
+processes see the same batches, in the same order of rows.
 """
 
 from collections.abc import Callable
@@ -51,7 +51,8 @@ def batches(
         num_threads: that read and decode.
         prefetch: batches read ahead; 0 reads in the calling thread.
         shuffle: whether each epoch has an order of its own; else records come in the dataset's.
-        repeat: whether the stream is endless; else it is one epoch, whose last batch may be smaller.
+        repeat: whether the stream is endless; else it is one epoch, whose last batch may be smaller, and the last
+            processes may have one batch less.
         to_devices: applied to each batch in a thread of its own, two batches ahead; for transfers to the devices.
     """
     stream = grain.MapDataset.source(PairSource(info)).seed(seed % 2**32)
@@ -59,9 +60,9 @@ def batches(
         stream = stream.shuffle()
     if repeat:
         stream = stream.repeat()
-    # Before the slice, so that the index is the global one.
-    stream = stream.map_with_index(_with_position)[process_index::process_count]
-    stream = stream.batch(batch_size, drop_remainder=repeat)
+    # Before the batches are shared out, so that the index is the global one.
+    stream = stream.map_with_index(_with_position).batch(batch_size, drop_remainder=repeat)
+    stream = stream[process_index::process_count]
     dataset = stream.to_iter_dataset(grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=prefetch))
     if to_devices is not None:
         dataset = grain.experimental.ThreadPrefetchIterDataset(dataset.map(to_devices), prefetch_buffer_size=_ON_DEVICE)
@@ -71,7 +72,7 @@ def batches(
 def seek(iterator: grain.DatasetIterator, step: int) -> None:
     """Make global batch number `step`, from 0, the next that an iterator of `batches` gives.
 
-    A saved iterator can only be restored into as many processes as saved it. Since batch `step` is the same set of
+    A saved iterator can only be restored into as many processes as saved it. Since batch `step` is the same
     records in any number of processes, this is how a run goes on in another number, if the global batch stays the same.
     """
     grain.experimental.set_next_index(iterator, step)

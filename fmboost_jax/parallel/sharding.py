@@ -7,7 +7,10 @@ the same devices (ZeRO stage 3, Rajbhandari et al. 2019, arXiv 1910.02054).
 import re
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from fmboost_jax.errors import InputError
 
 # (pattern of the leaf's path, axis that splits its largest divisible dimension or None to replicate it); the first
 # match wins.
@@ -30,6 +33,31 @@ def example_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def process_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
+    """Which share of a global batch this process has to read, and how many shares there are.
+
+    As a rule a process reads what its devices hold: share p of P. Processes that hold different heights of the same
+    examples have a share in common, and each reads all of it.
+
+    Args:
+        sharding: of the batch's examples.
+        batch_size: of the global batch.
+
+    Raises:
+        InputError: a mesh that gives processes different parts of a batch that overlap.
+    """
+    held: dict[int, set[int]] = {}
+    for device, index in sharding.devices_indices_map((batch_size,)).items():
+        held.setdefault(device.process_index, set()).add(index[0].indices(batch_size)[0])
+    shares = sorted(map(sorted, {frozenset(starts) for starts in held.values()}))
+    if sum(map(len, shares)) != len(set().union(*shares)) or len({len(share) for share in shares}) > 1:
+        raise InputError(
+            f"mesh {dict(sharding.mesh.shape)} gives {len(held)} processes parts of a batch that overlap; spatial must "
+            "be a multiple or a divisor of the number of devices of one process"
+        )
+    return shares.index(sorted(held[jax.process_index()])), len(shares)
+
+
 def state_shardings(mesh: Mesh, state):
     """A sharding for each leaf of a tree of arrays or of their shapes, by `RULES`."""
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf), state)
@@ -45,3 +73,13 @@ def _leaf_sharding(mesh: Mesh, path, leaf) -> NamedSharding:
         return NamedSharding(mesh, PartitionSpec())
     dim = -max(divisible)[1]
     return NamedSharding(mesh, PartitionSpec(*[axis if d == dim else None for d in range(len(leaf.shape))]))
+
+
+def place(tree, shardings):
+    """Arrays of a tree, which all processes hold alike, copied to the given shardings."""
+
+    def copy(array, sharding):
+        # A copy each: memory that two arrays shared could not be donated.
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
+
+    return jax.tree.map(copy, jax.device_get(tree), shardings)

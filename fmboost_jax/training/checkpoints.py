@@ -1,10 +1,12 @@
 """Orbax checkpoints of a run: state, data iterator and config as one, written in the background, committed by a rename.
 
     WORKDIR/checkpoints/<step>/state    step, parameters, ema, optimizer
-                               data     where the data iterator stood
+                               data     where each process's data iterator stood
                                config   the config as JSON, with what the latents are
 
 A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
+Every process writes the parts that it holds; the checkpoint gets its name when all have. Another number of processes on
+another mesh can go on from it.
 """
 
 import logging
@@ -17,6 +19,7 @@ import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointRestore, CheckpointSave
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
+from fmboost_jax.data.pipeline import seek
 from fmboost_jax.errors import InputError
 from fmboost_jax.training.logs import size
 
@@ -76,8 +79,13 @@ class Checkpoints:
 
     def restore(self, step: int, abstract_state, iterator):
         """State in the shapes and shardings of `abstract_state`, and the iterator set to where it stood."""
-        arguments = ocp.args.Composite(state=ocp.args.StandardRestore(abstract_state), data=CheckpointRestore(iterator))
-        return self._manager.restore(step, args=arguments)["state"]
+        items = {"state": ocp.args.StandardRestore(abstract_state)}
+        saved = os.path.join(self.directory, str(step), "data")
+        if len(os.listdir(saved)) == jax.process_count():
+            items["data"] = CheckpointRestore(iterator)
+        else:  # Each process's share is another one, but the global batch of a step is the same.
+            seek(iterator, step)
+        return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
 
     def close(self) -> None:
         """Wait for the last save and let the threads go."""

@@ -33,8 +33,8 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
     replicated = NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=replicated)
-    def boost(parameters, low, high, key):
-        noise_key, mode_key = jax.random.split(key)
+    def boost(parameters, low, high, first):
+        noise_key, mode_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), first))
         low, high = (first_stage.scale(latent.astype(jnp.float32)) for latent in (low, high))
         boosted = boost_latents(
             merge(graph, parameters),
@@ -67,8 +67,9 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
                 jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
                 for array in (pairs["low"][first : first + part], pairs["high"][first : first + part])
             )
-            key = jax.random.fold_in(jax.random.key(config.seed), first)
-            images = [first_stage.decode(latent) for latent in boost(parameters, low, high, key)]
+            # The boost runs on all devices; every process then decodes its own copy on one of its devices.
+            latents = jax.device_get(boost(parameters, low, high, np.uint32(first)))
+            images = [first_stage.decode(jnp.asarray(latent)) for latent in latents]
             scores.append(jax.device_get(score(*images)))
             images = jax.device_get(images)
             rows += zip(*map(to_uint8, images), strict=True)

@@ -5,7 +5,6 @@ import os
 
 import numpy as np
 from jaxtyping import UInt8
-from tensorboardX import SummaryWriter
 
 from fmboost_jax.pictures import write_png
 
@@ -19,6 +18,8 @@ class Logs:
     """
 
     def __init__(self, workdir: str, step: int):
+        from tensorboardX import SummaryWriter  # Here, since it imports PyTorch where that is installed: seconds.
+
         self._workdir = workdir
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]

@@ -19,7 +19,7 @@ class FiniteWatch:
     """Reads every step's metrics a little late and stops a run whose loss or gradient stays not finite.
 
     Such steps change no parameter (see `fmboost_jax.training.step`). The keys of their examples go to
-    `nonfinite.json` in the run's folder.
+    `nonfinite.json` in the run's folder; those that process p > 0 read, to `nonfinite_<p>.json`.
 
     Args:
         workdir: folder of the run.
@@ -27,7 +27,8 @@ class FiniteWatch:
     """
 
     def __init__(self, workdir: str, patience: int):
-        self._path = os.path.join(workdir, "nonfinite.json")
+        process = f"_{jax.process_index()}" if jax.process_index() else ""
+        self._path = os.path.join(workdir, f"nonfinite{process}.json")
         self._lag = min(LAG, max(patience, 1) - 1)
         self._allowed = max(patience, 1) - self._lag
         self._pending = collections.deque()

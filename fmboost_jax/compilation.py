@@ -1,0 +1,38 @@
+"""The persistent compilation cache: a program that was compiled once is read from disk when a run starts again."""
+
+import os
+
+import jax
+
+
+class CompilationCache:
+    """Keeps compiled programs in a folder; whoever can write there can make this process run anything.
+
+    Where JAX_COMPILATION_CACHE_DIR names a folder, that one is used.
+
+    Args:
+        where: a folder; "auto" for `~/.cache/fmboost_jax` (in XDG_CACHE_HOME where that is set) or, with many
+            processes, `WORKDIR/compilation_cache`, since jax lets process 0 alone write and the others read; "" for
+            none.
+        workdir: folder of the run.
+    """
+
+    def __init__(self, where: str, workdir: str):
+        self.found = 0
+        if where == "auto":
+            home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+            shared = jax.process_count() > 1
+            where = os.path.join(workdir, "compilation_cache") if shared else os.path.join(home, "fmboost_jax")
+        if not jax.config.jax_compilation_cache_dir and where:
+            jax.config.update("jax_compilation_cache_dir", os.path.abspath(where))
+        if jax.process_count() > 1:
+            # With XLA's own caches beside it, process 0 would look for its programs under other keys than the others.
+            jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
+        jax.monitoring.register_event_listener(self._note)
+
+    def _note(self, event: str, **_) -> None:
+        self.found += event == "/jax/compilation_cache/cache_hits"
+
+    def __str__(self) -> str:
+        folder = jax.config.jax_compilation_cache_dir
+        return f"{self.found} program(s) found in {folder}" if folder else "no compilation cache"
