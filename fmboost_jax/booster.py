@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.batches import in_batches
@@ -25,6 +26,8 @@ from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage, load_first_stage
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.models.unet import UNet, abstract_unet
+from fmboost_jax.parallel.mesh import make_mesh
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 from fmboost_jax.pictures import to_float, to_uint8
 from fmboost_jax.training.checkpoints import load_weights
 
@@ -40,11 +43,31 @@ class Booster:
         first_stage: the autoencoder whose latents it was trained on.
         source: how its flow starts.
         factor: by how much it was trained to enlarge.
+        devices: those to work on, each with a copy of the weights; the first one of all unless told.
+        spatial: so many devices share the height of one image, for images that one has no memory for; the batch is
+            shared by the others.
+
+    Raises:
+        InputError: `spatial` does not divide the number of devices.
     """
 
-    def __init__(self, unet: UNet, first_stage: FirstStage, source: Source, factor: int):
-        self.graph, self.parameters = split(unet)
-        self.unet_config, self.first_stage, self.source, self.factor = unet.config, first_stage, source, factor
+    def __init__(
+        self,
+        unet: UNet,
+        first_stage: FirstStage,
+        source: Source,
+        factor: int,
+        *,
+        devices: Sequence[jax.Device] | None = None,
+        spatial: int = 1,
+    ):
+        devices = jax.devices()[:1] if devices is None else list(devices)
+        self.mesh = make_mesh({"data": -1, "fsdp": 1, "spatial": spatial}, devices)
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        self.graph, parameters = split(unet)
+        self.parameters = jax.device_put(parameters, everywhere)
+        self.first_stage = first_stage.on(everywhere)
+        self.unet_config, self.source, self.factor = unet.config, source, factor
 
     @classmethod
     def load(
@@ -54,6 +77,8 @@ class Booster:
         step: int | None = None,
         dtype: str | None = None,
         first_stage: str | None = None,
+        devices: Sequence[jax.Device] | None = None,
+        spatial: int = 1,
     ) -> "Booster":
         """A booster from a bundle or a training run: its averaged weights, and what its config says.
 
@@ -63,9 +88,11 @@ class Booster:
             step: which checkpoint of a run; the latest unless told.
             dtype: "float32" or "bfloat16" to compute in; as it was trained unless told.
             first_stage: folder or hub id of the autoencoder's weights, where they are no longer where they were.
+            devices, spatial: see the class; `devices=jax.devices()` shares every batch among all.
 
         Raises:
-            InputError: nothing of the kind there, or a first stage that cannot be loaded or does not fit.
+            InputError: nothing of the kind there, a first stage that cannot be loaded or does not fit, or `spatial`
+                does not divide the number of devices.
         """
         folder = local_folder(os.fspath(directory), "booster")
         if is_bundle(folder):
@@ -78,7 +105,8 @@ class Booster:
             parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
         unet_config = dataclasses.replace(config.unet, dtype=dtype) if dtype else config.unet
         graph = split(abstract_unet(unet_config))[0]
-        return cls(merge(graph, parameters), stage, config.source, config.factor)
+        unet = merge(graph, parameters)
+        return cls(unet, stage, config.source, config.factor, devices=devices, spatial=spatial)
 
     def boost(
         self,
@@ -122,7 +150,7 @@ class Booster:
             return self._flow(low, keys, size, source, steps=steps, method=method)
 
         inputs = latents, _keys(seed, len(latents))
-        return in_batches(act, inputs, batch_size, f"latents of {size[0]}×{size[1]}")
+        return self._shared(act, inputs, batch_size, f"latents of {size[0]}×{size[1]}")
 
     def cascade(
         self,
@@ -160,7 +188,7 @@ class Booster:
     ) -> UInt8[np.ndarray, "b H W 3"]:
         """Scaled latents → images, `batch_size` at once."""
         size = "×".join(str(side * self.first_stage.downsampling) for side in latents.shape[1:3])
-        return in_batches(self._images, [jnp.asarray(latents)], batch_size, f"an image of {size} pixels to decode")
+        return self._shared(self._images, [latents], batch_size, f"an image of {size} pixels to decode")
 
     def upscale(
         self,
@@ -187,18 +215,19 @@ class Booster:
             raise InputError(f"this booster was trained to enlarge ×{self.factor}; a factor of {factor} was asked for")
         source = self._source(noise_step, None)
         height, width = (side * self.factor for side in images.shape[1:3])
-        images = _pad(images, self._image_multiple())
+        multiple = self._image_multiple()
+        images = _pad(images, multiple * self.mesh.shape["spatial"], multiple)
         size = images.shape[1] * self.factor, images.shape[2] * self.factor
         latent_size = size[0] // self.first_stage.downsampling, size[1] // self.first_stage.downsampling
 
-        def act(images, keys):
-            pixels = jnp.asarray(to_float(images))
+        def act(pixels, keys):
             grown = upsample(pixels, size, "bilinear") if source.upsampling == "psu" else pixels
+            grown = jax.device_put(grown, self._sharding(grown.shape))
             low = self.first_stage.scale(self.first_stage.encode(grown))
             return self._images(self._flow(low, keys, latent_size, source, steps=steps, method=method))
 
-        inputs = images, _keys(seed, len(images))
-        return in_batches(act, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")[:, :height, :width]
+        inputs = to_float(images), _keys(seed, len(images))
+        return self._shared(act, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")[:, :height, :width]
 
     def check_size(self, height: int, width: int) -> None:
         """Refuse low-res latents that the network cannot halve once they have grown.
@@ -213,6 +242,25 @@ class Booster:
                 f"low-res latents of {height}×{width}: this network needs sides that are multiples of {unit} "
                 f"({unit * self.first_stage.downsampling} pixels of the small image)"
             )
+
+    def _shared(self, act, inputs, batch_size: int | None, example: str):
+        """`act` on parts of the inputs, each shared among the devices: images over `data`, heights over `spatial`."""
+
+        def placed(*part):
+            part = [jax.device_put(array, self._sharding(array.shape)) for array in part]
+            with jax.set_mesh(self.mesh):
+                return act(*part)
+
+        return in_batches(placed, inputs, batch_size, example, multiple=self.mesh.shape["data"])
+
+    def _sharding(self, shape: tuple[int, ...]) -> NamedSharding:
+        spatial = self.mesh.shape["spatial"]
+        if len(shape) > 1 and shape[1] % spatial:
+            raise InputError(
+                f"{spatial} devices cannot share a height of {shape[1]}: it must be a multiple of {spatial}; give "
+                "another size or a smaller spatial"
+            )
+        return batch_sharding(self.mesh) if len(shape) > 1 else example_sharding(self.mesh)
 
     def _images(self, latents: Array) -> UInt8[np.ndarray, "b H W 3"]:
         return to_uint8(np.asarray(self.first_stage.decode(latents)))
@@ -302,6 +350,6 @@ def flow_from_keys(graph, parameters: Parameters, low, keys, *, size, source: So
     )
 
 
-def _pad(images: np.ndarray, multiple: int) -> np.ndarray:
+def _pad(images: np.ndarray, down: int, right: int) -> np.ndarray:
     height, width = images.shape[1:3]
-    return np.pad(images, ((0, 0), (0, -height % multiple), (0, -width % multiple), (0, 0)), mode="edge")
+    return np.pad(images, ((0, 0), (0, -height % down), (0, -width % right), (0, 0)), mode="edge")

@@ -17,7 +17,9 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import FirstStage, load_first_stage
+from fmboost_jax.models.parameters import merge
 from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.parallel.sharding import batch_sharding
 from tests.random_models import random_model
 
 UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, dim_head=16)
@@ -186,3 +188,60 @@ def test_the_package_offers_it():
     assert fmboost_jax.Booster is Booster
     with pytest.raises(AttributeError, match="Boost"):
         fmboost_jax.Boost  # noqa: B018
+
+
+def test_devices_share_the_work_and_change_no_number(latent_booster):
+    # Six devices: three share the batch, pairs of them the heights; three and five images fill them unevenly.
+    alone, low = latent_booster, normal(5, 8, 4, 4)
+    many = Booster(
+        merge(alone.graph, alone.parameters),
+        alone.first_stage,
+        alone.source,
+        alone.factor,
+        devices=jax.devices()[:6],
+        spatial=2,
+    )
+    expected, found = alone.boost(low, steps=2, seed=4), many.boost(low, steps=2, seed=4)
+    np.testing.assert_allclose(found, expected, atol=2e-5)
+    assert np.abs(many.decode(expected).astype(int) - alone.decode(expected)).max() <= 1
+    photographs = np.random.default_rng(0).integers(0, 256, (2, 16, 9, 3), dtype=np.uint8)
+    assert np.abs(many.upscale(photographs, steps=1).astype(int) - alone.upscale(photographs, steps=1)).max() <= 1
+
+
+def test_devices_that_share_heights_hold_less_each(latent_booster):
+    def temporaries(spatial):
+        stage = latent_booster.first_stage
+        many = Booster(
+            merge(latent_booster.graph, latent_booster.parameters),
+            stage,
+            latent_booster.source,
+            2,
+            devices=jax.devices()[:spatial],
+            spatial=spatial,
+        )
+        sharding = batch_sharding(many.mesh)
+        shapes = [jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding) for shape in ((1, 64, 64, 4),)]
+        keys = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
+        options = {"size": (128, 128), "source": many.source, "method": "euler", "steps": 2}
+        with jax.set_mesh(many.mesh):
+            flow = flow_from_keys.lower(many.graph, many.parameters, *shapes, keys, **options).compile()
+        return flow.memory_analysis().temp_size_in_bytes
+
+    assert temporaries(4) < 0.4 * temporaries(1)
+
+
+@pytest.mark.parametrize(
+    ("options", "height", "message"),
+    [
+        ({"spatial": 4}, 6, "4 devices cannot share a height of 6"),
+        ({"spatial": 3}, 8, "does not fit 4 devices"),
+    ],
+)
+def test_heights_and_devices_that_do_not_fit_are_refused(booster, options, height, message):
+    def shared():
+        unet = merge(booster.graph, booster.parameters)
+        many = Booster(unet, booster.first_stage, SOURCE, 2, devices=jax.devices()[:4], **options)
+        return many.boost(normal(1, height, 8, 3), steps=1)
+
+    with pytest.raises(InputError, match=message):
+        shared()

@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from fmboost_jax.flow.coupling import couple
 from fmboost_jax.flow.solvers import integrate
 from fmboost_jax.models.unet import UNet
+from fmboost_jax.parallel.sharding import shared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,5 +63,6 @@ def boost_latents(
         noise=noise,
         upsampling_noise=upsampling_noise,
     )
+    x0, context = shared(x0), shared(context)
     told = context if unet.config.context_channels else None
     return integrate(lambda x, t: unet(x, t, told), x0, method=method, steps=steps)

@@ -76,6 +76,11 @@ class FirstStage:
     def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(self.model)
 
+    def on(self, sharding: jax.sharding.Sharding) -> "FirstStage":
+        """The same with its weights lying there."""
+        graphdef, state = self._split
+        return dataclasses.replace(self, model=nnx.merge(graphdef, jax.device_put(state, sharding)))
+
     def encode(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
         """Image in [-1, 1] → unscaled latent (the distribution's mean), jitted once a shape."""
         return _encode(*self._split, image)

@@ -2,7 +2,8 @@
 
 A 3×3 convolution needs one row of neighbours above and below, no more. Cut into strips of rows, each with that halo,
 it gives the same numbers as in one piece while only a strip's temporaries exist. Group norms are no obstacle: their
-statistics are taken over the whole map first and applied inside each strip. Small maps are one strip.
+statistics are taken over the whole map first and applied inside each strip. Small maps are one strip, and so are maps
+whose height several devices share (the `spatial` axis of the mesh in `jax.set_mesh`): each works on its rows alone.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ def in_strips(
     """
     height, width = x.shape[1:3]
     rows = max(1, STRIP_POSITIONS // (width * scale * scale))
-    if rows + 2 >= height:
+    if rows + 2 >= height or jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1:
         return function(Strip(0, height, height))
 
     def write(index: Array, result: Array) -> Array:

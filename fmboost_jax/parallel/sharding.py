@@ -33,6 +33,16 @@ def example_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def shared(x: jax.Array) -> jax.Array:
+    """A (batch, height, …) array within a jitted function, held to `batch_sharding` of the mesh in `jax.set_mesh`.
+
+    Resizing leaves every device with whole maps; from here on each has its examples and rows. Without a mesh: x itself.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(("data", "fsdp"), "spatial"))
+
+
 def process_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     """Which share of a global batch this process has to read, and how many shares there are.
 

@@ -1,0 +1,157 @@
+"""Contestants that do the same work, measured side by side, so that a noisy machine is as noisy for each.
+
+Each runs in a process of its own: its peak memory is its own, and nobody's threads or caches stay in another's way.
+The repeats go round: every contestant once, then every contestant again. The first call, which compiles, counts apart.
+"""
+
+import dataclasses
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Iterator
+
+# Builds what is needed and returns one repetition of the work, finished when it returns.
+Prepare = Callable[[], Callable[[], object]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """One who takes part.
+
+    Attributes:
+        name: as the table says it.
+        prepare: a module-level function or a `functools.partial` of one, called in the contestant's process.
+    """
+
+    name: str
+    prepare: Prepare
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """What one contestant took.
+
+    Attributes:
+        name: the contestant's.
+        seconds: median of the repeats.
+        first: seconds of building and of the first call, compilation included.
+        peak: largest resident memory of its process in GiB.
+        failure: why there are no numbers; empty where there are.
+    """
+
+    name: str
+    seconds: float = float("nan")
+    first: float = float("nan")
+    peak: float = float("nan")
+    failure: str = ""
+
+
+def contest(contestants: list[Contestant], *, repeats: int = 5) -> list[Result]:
+    """The contestants' results in their order; one that fails says why and stops nobody."""
+    with _Running(contestants) as children:
+        firsts = [child.prepare() for child in children]
+        seconds = [[] for _ in children]
+        for _ in range(repeats):
+            for child, mine in zip(children, seconds, strict=True):
+                mine.append(child.ask("run"))
+        return [
+            Result(child.name, failure=child.failure)
+            if child.failure
+            else Result(child.name, statistics.median(mine), first, child.ask("peak"))
+            for child, first, mine in zip(children, firsts, seconds, strict=True)
+        ]
+
+
+class _Child:
+    """A contestant's process, from the outside."""
+
+    def __init__(self, contestant: Contestant):
+        context = multiprocessing.get_context("spawn")
+        self.name, self.failure = contestant.name, ""
+        self._pipe, theirs = context.Pipe()
+        self.process = context.Process(target=_serve, args=(theirs, contestant.prepare), daemon=True)
+        self.process.start()
+        theirs.close()
+
+    def prepare(self) -> float:
+        """Build, one after the other: nobody compiles while another does."""
+        return self.ask("prepare")
+
+    def ask(self, what: str) -> float:
+        """The answer, or NaN from the moment it failed."""
+        if self.failure:
+            return float("nan")
+        try:
+            self._pipe.send(what)
+            answer = self._pipe.recv()
+        except (EOFError, BrokenPipeError):
+            self.process.join()
+            answer = f"its process ended with code {self.process.exitcode}"
+        if isinstance(answer, str):
+            self.failure = answer
+            return float("nan")
+        return answer
+
+    def end(self) -> None:
+        """Let it go: nobody asks any more."""
+        self._pipe.close()
+        self.process.join()
+
+
+class _Running:
+    """The children while the contest lasts."""
+
+    def __init__(self, contestants: list[Contestant]):
+        self._children = [_Child(contestant) for contestant in contestants]
+
+    def __enter__(self) -> list[_Child]:
+        return self._children
+
+    def __exit__(self, *_):
+        for child in self._children:
+            child.end()
+
+
+def _serve(pipe, prepare: Prepare) -> None:
+    """In the child: answer with seconds, with GiB, or with the reason of a failure."""
+    for answer in _answers(pipe, prepare):
+        pipe.send(answer)
+
+
+def _answers(pipe, prepare: Prepare) -> Iterator[float | str]:
+    run = None
+    while True:
+        try:
+            asked = pipe.recv()
+        except EOFError:
+            return
+        if asked == "peak":
+            yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            continue
+        started = time.perf_counter()
+        try:
+            run = prepare() if run is None else run
+            run()
+        except Exception as error:  # whatever a library raises, the others go on
+            yield f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
+            return
+        yield time.perf_counter() - started
+
+
+def table(title: str, results: list[Result]) -> str:
+    """Markdown: the first one's time as a ratio to every peer's."""
+    ours = results[0]
+    lines = [
+        f"### {title}",
+        "",
+        "| | seconds | peer ÷ ours | first call, s | peak, GiB |",
+        "| --- | --- | --- | --- | --- |",
+    ]
+    for result in results:
+        if result.failure:
+            lines.append(f"| {result.name} | {result.failure} | | | |")
+            continue
+        ratio = "" if result is ours else f"{result.seconds / ours.seconds:.2f}×"
+        lines.append(f"| {result.name} | {result.seconds:.3f} | {ratio} | {result.first:.1f} | {result.peak:.2f} |")
+    return "\n".join(lines)
