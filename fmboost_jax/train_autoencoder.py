@@ -20,9 +20,8 @@ import grain
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Float, UInt8
 from ml_collections import ConfigDict
 from PIL import Image
 from safetensors.numpy import save
@@ -37,15 +36,15 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.parameters import Parameters, count, merge, split
+from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.pictures import grid, to_float, to_uint8
+from fmboost_jax.training.autoencoder import decaying_optimizer, initial_parameters, make_train_step
 from fmboost_jax.training.checkpoints import Checkpoints
-from fmboost_jax.training.ema import update_ema
 from fmboost_jax.training.logs import Logs
 from fmboost_jax.training.monitor import FiniteWatch, Window
-from fmboost_jax.training.optimizer import make_optimizer
 
 GRID_ROWS = 4
+PRINCIPAL_BATCHES = 100  # that the patches' principal components are taken of
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -76,8 +75,8 @@ def train_autoencoder(config: ConfigDict, workdir: str) -> None:
     iterator = iter(crop_batches(photographs, config))
 
     # --------------------------------------------------------------------------------------------------- state
-    graph, initial = split(AutoencoderTiny(architecture, rngs=nnx.Rngs(config.seed)))
-    initial = rescaled_for_relu(initial)
+    graph = split(nnx.eval_shape(lambda: AutoencoderTiny(architecture, rngs=nnx.Rngs(0))))[0]
+    initial = initial_parameters(config, first_crops(photographs, config, PRINCIPAL_BATCHES))
     optimizer = decaying_optimizer(config)
     state = {
         "step": jnp.zeros((), jnp.int32),
@@ -197,84 +196,12 @@ def crop_batches(photographs: list[Image.Image], config: ConfigDict) -> grain.It
     )
 
 
-def rescaled_for_relu(parameters: Parameters) -> Parameters:
-    """PyTorch's initial weights, which shrink what passes a ReLU, enlarged so that it keeps its variance.
-
-    Kernels get √6 times their size (He et al. 2015, arXiv 1502.01852, equation 10), those without a ReLU behind them √3
-    times, and the last of each residual branch a fifth of that; biases start at 0. It learns about twice as fast.
-    """
-
-    def rescale(name: str, array: Array) -> Array:
-        if name.endswith("bias"):
-            return jnp.zeros_like(array)
-        if array.shape[-1] == 3 or name.startswith("encoder.conv_out"):
-            return 3**0.5 * array
-        return 6**0.5 * (0.2 if ".conv3." in name else 1.0) * array
-
-    return {name: rescale(name, array) for name, array in parameters.items()}
-
-
-def decaying_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser of `config.optim`, its rate falling to 0 along a cosine over the whole run.
-
-    Source: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
-    """
-    cosine = optax.cosine_decay_schedule(1.0, config.train.steps)
-    return optax.chain(make_optimizer(config.optim), optax.scale_by_schedule(cosine))
-
-
-def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
-    """The function (state, uint8 images) → (state, metrics), to be jitted with the state donated.
-
-    A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
-    """
-
-    def loss_fn(parameters: Parameters, image: Array, key: Array):
-        autoencoder = merge(graph, parameters)
-        latent = autoencoder.encode(image)[0]
-        noise = config.loss.latent_noise * jax.random.normal(key, latent.shape)
-        return reconstruction_loss(autoencoder.decode(latent + noise), image, latent, config.loss)
-
-    def train_step(state: dict, pixels: UInt8[Array, "b h w 3"]):
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        old = (state["parameters"], state["ema"], state["optimizer"])
-        loss, gradient = jax.value_and_grad(loss_fn)(old[0], pixels / 127.5 - 1, key)
-        norm = optax.tree.norm(gradient)
-        updates, moments = optimizer.update(gradient, state["optimizer"], old[0])
-        updated = optax.apply_updates(old[0], updates)
-        average = update_ema(state["ema"], updated, state["step"] + 1, **config.ema)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        parameters, average, moments = jax.tree.map(
-            lambda new, before: jnp.where(finite, new, before), (updated, average, moments), old
-        )
-        state = {"step": state["step"] + 1, "parameters": parameters, "ema": average, "optimizer": moments}
-        return state, {"loss": loss, "gradient_norm": norm}
-
-    return train_step
-
-
-def reconstruction_loss(
-    decoded: Float[Array, "b h w 3"],
-    image: Float[Array, "b h w 3"],
-    latent: Float[Array, "b h2 w2 c"],
-    loss: ConfigDict,
-) -> Float[Array, ""]:
-    """L1 and L1 of the gradients at several sizes, and the latents' distance from zero mean and unit covariance.
-
-    Sizes are 1, 1/2, 1/4, …, `loss.scales` of them. The small ones bring the colours, which the pixels' own L1 leaves
-    to the end; the gradients keep edges sharp without a pretrained network (Mathieu et al. 2016, arXiv 1511.05440,
-    equation 6, here with exponent 1). The covariance term (Bardes et al. 2022, arXiv 2105.04906, equation 4, here with
-    the variances in it) keeps channels from saying the same thing twice.
-    """
-    total, difference = jnp.zeros(()), decoded - image
-    for _ in range(loss.scales):
-        total += jnp.mean(jnp.abs(difference))
-        for axis in (1, 2):
-            total += loss.gradient * jnp.mean(jnp.abs(jnp.diff(difference, axis=axis)))
-        difference = nnx.avg_pool(difference, (2, 2), strides=(2, 2))
-    positions = latent.reshape(-1, latent.shape[-1])
-    mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
-    return total + loss.moments * (jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2))
+def first_crops(photographs: list[Image.Image], config: ConfigDict, batches: int) -> UInt8[np.ndarray, "n h w 3"]:
+    """The crops of the stream's first batches."""
+    iterator = iter(crop_batches(photographs, config))
+    images = np.concatenate([next(iterator)["image"] for _ in range(batches)])
+    iterator.close()
+    return images
 
 
 def evaluate(autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]):
@@ -313,11 +240,12 @@ def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, images: Float[n
     """
     _, latents = round_trip(autoencoder, images)
     architecture = dataclasses.asdict(autoencoder.config)
-    levels = len(architecture["encoder_blocks"])
+    levels, channels = len(architecture["encoder_blocks"]), autoencoder.config.patch_channels
     config = {
         "_class_name": "AutoencoderTiny",
-        "in_channels": 3,
-        "out_channels": 3,
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": architecture["patch_size"],
         "latent_channels": architecture["latent_channels"],
         "encoder_block_out_channels": [architecture["width"]] * levels,
         "decoder_block_out_channels": [architecture["width"]] * levels,

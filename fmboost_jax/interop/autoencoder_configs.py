@@ -125,8 +125,10 @@ def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: st
     if len(encoder) < 2 or len(decoder) < 2:
         raise InputError("autoencoder weights: expected TAESD's layers of an encoder and a decoder, found too few")
     first, last = encoder[0][1], encoder[-1][1]
+    patch_size = config.get("patch_size", 1)  # ours; diffusers has no such thing
     return AutoencoderTinyConfig(
-        image_channels=first.shape[1],
+        image_channels=first.shape[1] // patch_size**2,
+        patch_size=patch_size,
         latent_channels=last.shape[0],
         width=first.shape[0],
         encoder_blocks=_blocks_after_each(encoder[:-1]),

@@ -27,6 +27,8 @@ class AutoencoderTinyConfig:
 
     Attributes:
         image_channels: of the image, in and out.
+        patch_size: pixels a side of the patches that the network sees as one position of patch_size² · image_channels
+            channels; 1, each pixel a position, in the whole TAESD family.
         latent_channels: 4 (SD 1.x/2.x, SDXL), 16 (SD 3, FLUX.1) or 32 (FLUX.2).
         width: feature channels at every size.
         encoder_blocks: residual blocks a level, finest first; every level but the first halves the size.
@@ -37,6 +39,7 @@ class AutoencoderTinyConfig:
     """
 
     image_channels: int = 3
+    patch_size: int = 1
     latent_channels: int = 4
     width: int = 64
     encoder_blocks: tuple[int, ...] = (1, 3, 3, 3)
@@ -56,7 +59,12 @@ class AutoencoderTinyConfig:
     @property
     def downsampling(self) -> int:
         """Image pixels per latent position and axis."""
-        return 2 ** (len(self.encoder_blocks) - 1)
+        return self.patch_size * 2 ** (len(self.encoder_blocks) - 1)
+
+    @property
+    def patch_channels(self) -> int:
+        """Channels of the positions that the network sees."""
+        return self.patch_size**2 * self.image_channels
 
 
 class PoolBranch(nnx.Module):
@@ -94,7 +102,7 @@ class DownLevel(nnx.Module):
     """A convolution (to the width at the finest level, of stride 2 at the others), then blocks."""
 
     def __init__(self, first: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
-        inputs = config.image_channels if first else config.width
+        inputs = config.patch_channels if first else config.width
         self.conv = conv(inputs, config.width, stride=1 if first else 2, bias=first, dtype=config.dtype, rngs=rngs)
         self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
 
@@ -111,7 +119,7 @@ class UpLevel(nnx.Module):
     def __init__(self, last: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
         self.enlarge = not last
         self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
-        outputs = config.image_channels if last else config.width
+        outputs = config.patch_channels if last else config.width
         self.conv = conv(config.width, outputs, bias=last, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
@@ -189,8 +197,24 @@ class AutoencoderTiny(nnx.Module):
             raise InputError(
                 f"image of {height}×{width} pixels: this autoencoder needs multiples of {factor}; crop or resize it"
             )
-        return self.encoder(((image + 1) / 2).astype(self.config.dtype)).astype(jnp.float32), None
+        patches = to_patches((image + 1) / 2, self.config.patch_size)
+        return self.encoder(patches.astype(self.config.dtype)).astype(jnp.float32), None
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
         """Image of a latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
-        return self.decoder(latent.astype(self.config.dtype)).astype(jnp.float32) * 2 - 1
+        patches = self.decoder(latent.astype(self.config.dtype)).astype(jnp.float32)
+        return from_patches(patches, self.config.patch_size) * 2 - 1
+
+
+def to_patches(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b H W d"]:
+    """Squares of `size`² pixels become the channels of one position, rows first, then columns, then colours."""
+    b, h, w, c = image.shape
+    image = image.reshape(b, h // size, size, w // size, size, c)
+    return image.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
+
+
+def from_patches(patches: Float[Array, "b h w d"], size: int) -> Float[Array, "b H W c"]:
+    """The way back."""
+    b, h, w, d = patches.shape
+    patches = patches.reshape(b, h, w, size, size, d // size**2)
+    return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, d // size**2)

@@ -1,0 +1,134 @@
+"""What `fmboost_jax.train_autoencoder` repeats: where its weights start, the loss, and one step."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jaxtyping import Array, Float, UInt8
+from ml_collections import ConfigDict
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, to_patches
+from fmboost_jax.models.parameters import Parameters, merge, split
+from fmboost_jax.training.ema import update_ema
+from fmboost_jax.training.optimizer import make_optimizer
+
+LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
+
+
+def initial_parameters(config: ConfigDict, images: UInt8[np.ndarray, "n h w 3"]) -> Parameters:
+    """Weights to start from: the code of patches by their principal components, exactly.
+
+    The encoder's first convolution gives as many components as it has channels, each of unit variance and lifted above
+    what a ReLU cuts; residual branches end in zeros; the latents are the first components. The decoder goes the way
+    back. So training starts where the best linear code of patches stands and learns what is beyond it. Kernels that are
+    not set so get PyTorch's values times √6, which keeps the variance behind a ReLU (He et al. 2015, arXiv 1502.01852,
+    equation 10).
+
+    Args:
+        config: with the sections `autoencoder` and `loss`, and `seed`.
+        images: whose patches to take the components of.
+
+    Raises:
+        InputError: an architecture that has no room for that.
+    """
+    architecture = AutoencoderTinyConfig(**config.autoencoder)
+    channels, width, scale = architecture.latent_channels, architecture.width, config.loss.deviation
+    if len(architecture.encoder_blocks) != 1 or not channels <= width <= architecture.patch_channels:
+        raise InputError(
+            f"autoencoder of {len(architecture.encoder_blocks)} levels, {channels} latent channels and width {width}: "
+            f"expected 1 level, patch_size doing all of the downsampling, and latent_channels ≤ width ≤ "
+            f"{architecture.patch_channels}"
+        )
+    mean, deviations, directions = principal_components(images, architecture.patch_size, width)
+    parameters = {
+        name: np.array(array) * (0.0 if name.endswith("bias") or ".conv3." in name else 6**0.5)
+        for name, array in split(AutoencoderTiny(architecture, rngs=nnx.Rngs(config.seed)))[1].items()
+    }
+    code = np.arange(channels)
+
+    def set_centre(name: str, kernel, bias) -> None:
+        parameters[f"{name}.kernel"][...] = 0.0
+        parameters[f"{name}.kernel"][1, 1] = kernel
+        parameters[f"{name}.bias"][...] = bias
+
+    set_centre("encoder.levels.0.conv", directions / deviations, LIFT - mean @ directions / deviations)
+    set_centre("encoder.conv_out", scale * np.eye(width, channels), -scale * LIFT)
+    parameters["decoder.conv_in.kernel"][..., code] = 0.0
+    parameters["decoder.conv_in.kernel"][1, 1, code, code] = 1 / scale
+    parameters["decoder.conv_in.bias"][...] = LIFT
+    back = np.where(np.arange(width)[:, None] < channels, (directions * deviations).T, 0.0)
+    set_centre("decoder.levels.0.conv", back, mean - LIFT * back.sum(axis=0))
+    return {name: jnp.asarray(array, jnp.float32) for name, array in parameters.items()}
+
+
+def principal_components(images: UInt8[np.ndarray, "n h w 3"], patch_size: int, count: int):
+    """Mean (d,), deviations (count,) and directions (d, count) of patches in [0, 1], greatest deviation first."""
+    patches = np.asarray(to_patches(jnp.asarray(images / 255), patch_size), np.float64)
+    patches = patches.reshape(-1, patches.shape[-1])
+    values, vectors = np.linalg.eigh(np.cov(patches, rowvar=False))
+    return patches.mean(axis=0), np.sqrt(values[::-1][:count]), vectors[:, ::-1][:, :count]
+
+
+def decaying_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The optimiser of `config.optim`, its rate falling to 0 along a cosine over the whole run.
+
+    Source: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
+    """
+    cosine = optax.cosine_decay_schedule(1.0, config.train.steps)
+    return optax.chain(make_optimizer(config.optim), optax.scale_by_schedule(cosine))
+
+
+def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
+    """The function (state, uint8 images) → (state, metrics), to be jitted with the state donated.
+
+    A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
+    """
+
+    def loss_fn(parameters: Parameters, image: Array, key: Array):
+        autoencoder = merge(graph, parameters)
+        latent = autoencoder.encode(image)[0]
+        noise = config.loss.latent_noise * jax.random.normal(key, latent.shape)
+        return reconstruction_loss(autoencoder.decode(latent + noise), image, latent, config.loss)
+
+    def train_step(state: dict, pixels: UInt8[Array, "b h w 3"]):
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        old = (state["parameters"], state["ema"], state["optimizer"])
+        loss, gradient = jax.value_and_grad(loss_fn)(old[0], pixels / 127.5 - 1, key)
+        norm = optax.tree.norm(gradient)
+        updates, moments = optimizer.update(gradient, state["optimizer"], old[0])
+        updated = optax.apply_updates(old[0], updates)
+        average = update_ema(state["ema"], updated, state["step"] + 1, **config.ema)
+        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+        parameters, average, moments = jax.tree.map(
+            lambda new, before: jnp.where(finite, new, before), (updated, average, moments), old
+        )
+        state = {"step": state["step"] + 1, "parameters": parameters, "ema": average, "optimizer": moments}
+        return state, {"loss": loss, "gradient_norm": norm}
+
+    return train_step
+
+
+def reconstruction_loss(
+    decoded: Float[Array, "b h w 3"],
+    image: Float[Array, "b h w 3"],
+    latent: Float[Array, "b h2 w2 c"],
+    loss: ConfigDict,
+) -> Float[Array, ""]:
+    """L1 and L1 of the gradients at several sizes; the latents' distance from mean 0 and covariance `deviation`² · 1.
+
+    Sizes are 1, 1/2, 1/4, …, `loss.scales` of them. The small ones bring the colours, which the pixels' own L1 leaves
+    to the end; the gradients keep edges sharp without a pretrained network (Mathieu et al. 2016, arXiv 1511.05440,
+    equation 6, here with exponent 1). The covariance term (Bardes et al. 2022, arXiv 2105.04906, equation 4, here with
+    the variances in it) keeps channels from saying the same thing twice.
+    """
+    total, difference = jnp.zeros(()), decoded - image
+    for _ in range(loss.scales):
+        total += jnp.mean(jnp.abs(difference))
+        for axis in (1, 2):
+            total += loss.gradient * jnp.mean(jnp.abs(jnp.diff(difference, axis=axis)))
+        difference = nnx.avg_pool(difference, (2, 2), strides=(2, 2))
+    positions = latent.reshape(-1, latent.shape[-1]) / loss.deviation
+    mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
+    return total + loss.moments * (jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2))
