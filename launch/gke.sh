@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on GKE, on a slice of one host: xpk turns the run into a JobSet, which starts again where it fails.
+# Train on GKE: xpk turns the run into a JobSet, which starts again unless it ends with 0 (finished) or 2 (bad input).
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -15,12 +15,14 @@ Settings: launch/pod.env. xpk and kubectl must know the cluster."
 
 start "$USAGE" "train state tail stop" "$@"
 need PROJECT ZONE CLUSTER IMAGE ACCELERATOR
+number SLICES GRACE
 WHERE=(--cluster="$CLUSTER" --project="$PROJECT" --zone="$ZONE")
 
 case $ACTION in
   train)
-    call xpk workload create --workload="$NAME" "${WHERE[@]}" --tpu-type="$ACCELERATOR" --num-slices=1 \
-      --docker-image="$IMAGE" --max-restarts="$RESTARTS" --command="python -m fmboost_jax.train $TRAIN"
+    call xpk workload create --workload="$NAME" "${WHERE[@]}" --tpu-type="$ACCELERATOR" --num-slices="$SLICES" \
+      --docker-image="$IMAGE" --max-restarts="$RESTARTS" --restart-on-exit-codes=1 \
+      --termination-grace-period-seconds="$GRACE" --command="python -m fmboost_jax.train $TRAIN"
     ;;
   state) call kubectl get jobset "$NAME" ;;
   tail) call kubectl logs --follow --prefix --max-log-requests=1000 -l "jobset.sigs.k8s.io/jobset-name=$NAME" ;;

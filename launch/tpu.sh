@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on a TPU VM slice of one host.
+# Train on a TPU VM slice: every host runs the same command, and jax finds the others.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"
@@ -13,7 +13,7 @@ train    train on all workers, in the foreground; the log goes to train.log ther
 tail     follow worker 0's log
 stop     SIGTERM to the training on all workers
 delete   give the slice back
-until    create, install and train; again after every preemption, until training has finished
+until    create, install and train; again after every preemption, until training has finished (or input is bad)
 
 Settings: launch/pod.env."
 
@@ -40,16 +40,19 @@ install() {
   printf -v code '%s; set -e; cd fmboost_jax; git checkout %q' "$code" "$REVISION"
   code+="; python3 -m pip install --user uv; python3 -m uv venv --allow-existing --python 3.11 .venv"
   code+="; python3 -m uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu]'"
-  printf -v code '%s; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs %q bucket' "$code" "$BUCKET"
+  # Nothing about the bucket is cached: a host must see at once what another has written.
+  code+="; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0"
+  printf -v code '%s --metadata-cache-negative-ttl-secs=0 %q bucket' "$code" "$BUCKET"
   on all "$code"
 }
 
 train() {
-  on all "cd fmboost_jax && set -o pipefail && .venv/bin/python -m fmboost_jax.train $TRAIN 2>&1 | tee train.log"
+  on all "cd fmboost_jax && set -o pipefail; .venv/bin/python -m fmboost_jax.train $TRAIN 2>&1 | tee train.log; \
+status=\$?; echo exit status \$status >>train.log; exit \$status"
 }
 
-# A run that SIGTERM stopped, as a preemption does, ends well too: only the log tells that it has finished.
-finished() { on 0 "grep -q 'finished; step' fmboost_jax/train.log"; }
+# The log's last line: exit status 0 for finished, 2 for bad input, 143 for stopped by SIGTERM, as a preemption does.
+ended() { on 0 "tail -n 1 fmboost_jax/train.log"; }
 
 stop() { on all "pkill -TERM -f '[f]mboost_jax.train'"; }
 
@@ -79,11 +82,23 @@ await() {
 }
 
 until_done() {
-  local tries
+  local tries how
   for ((tries = 0; tries <= RESTARTS; tries++)); do
     await
-    if install && train && finished; then return; fi
-    echo "training ended early, start $((tries + 1)) of $((RESTARTS + 1))" >&2
+    if [[ $DRY == yes ]]; then
+      install && train && ended
+      return
+    fi
+    how="no installation"
+    if install; then
+      train || true # its log knows better: a code of one of many hosts says little
+      how=$(ended) || how="no word from worker 0"
+    fi
+    case $how in
+      "exit status 0") return ;;
+      "exit status 2") refuse "the training refused its input, see launch/tpu.sh tail" ;;
+    esac
+    echo "training ended early ($how), start $((tries + 1)) of $((RESTARTS + 1))" >&2
     sleep "$POLL"
   done
   echo "error: training did not finish in $((RESTARTS + 1)) starts" >&2

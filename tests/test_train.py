@@ -110,10 +110,10 @@ def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):
 
 def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path):
     command("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
-    changed = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.optim.lr=5e-4")
+    changed = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.optim.lr=7e-4")
     line = refused("train", *changed)
     assert "optim.lr: " in line
-    assert "→ 0.0005" in line
+    assert "→ 0.0007" in line
     assert "train.steps: 2 → 3" in line
     assert "step 3 of 3" in command("train", *changed, "--allow_config_change").stdout
     other = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.unet.num_res_blocks=2")

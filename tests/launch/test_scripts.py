@@ -39,24 +39,28 @@ def launch(tmp_path):
     """Runs a script; `launch.calls()` are the commands it gave."""
     programs = tmp_path / "bin"
     programs.mkdir()
-    for name in ("gcloud", "xpk", "kubectl", "sbatch", "squeue", "scancel", "tail"):
+    for name in ("gcloud", "xpk", "kubectl", "sbatch", "srun", "scontrol", "squeue", "scancel", "tail"):
         (programs / name).write_text(RECORDER.format(python=sys.executable))
         (programs / name).chmod(0o755)
     settings = tmp_path / "pod.env"
     settings.write_text((LAUNCH / "pod.env").read_text() + SETTINGS)
 
-    def run(script, *arguments, status=0):
-        environment = {
-            **os.environ,
-            "PATH": f"{programs}:{os.environ['PATH']}",
-            "RECORDS": str(tmp_path),
-            "LAUNCH_ENV": str(settings),
-        }
-        done = subprocess.run(
-            [LAUNCH / f"{script}.sh", *arguments], env=environment, capture_output=True, text=True, timeout=60
-        )
+    environment = {
+        **os.environ,
+        "PATH": f"{programs}:{os.environ['PATH']}",
+        "RECORDS": str(tmp_path),
+        "LAUNCH_ENV": str(settings),
+        "SLURM_JOB_ID": "7",
+    }
+
+    def shell(*words, status=0):
+        typed = ["bash", "-c", *words] if len(words) == 1 else words
+        done = subprocess.run(typed, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
         assert done.returncode == status, done.stdout + done.stderr
         return done
+
+    def run(script, *arguments, status=0):
+        return shell(LAUNCH / f"{script}.sh", *arguments, status=status)
 
     def calls():
         path = tmp_path / "calls"
@@ -66,7 +70,7 @@ def launch(tmp_path):
         for index, (word, output, status) in enumerate(items):
             (tmp_path / f"reply-{index:02}").write_text(f"{word}|{output}|{status}")
 
-    run.calls, run.replies, run.settings = calls, replies, settings
+    run.calls, run.replies, run.settings, run.shell = calls, replies, settings, shell
     return run
 
 
@@ -75,7 +79,8 @@ def test_a_dry_run_prints_what_a_run_calls(launch, script, action):
     printed = [shlex.split(line) for line in launch(script, action, "--dry-run").stdout.splitlines()]
     assert not launch.calls()
     launch(script, action)
-    assert printed == launch.calls() != []
+    recorded = [words for words in printed if words[0] not in ("rm", "touch")]
+    assert recorded == launch.calls() != []
 
 
 def test_a_spot_slice_is_queued(launch):
@@ -89,34 +94,66 @@ def kind(words):
     """What a gcloud call is for."""
     if words[4] != "ssh":
         return words[4]
-    return next(name for name in ("constraints.txt", "-m fmboost_jax.train", "finished") if name in words[-1])
+    return next(name for name in ("constraints.txt", "-m fmboost_jax.train", "tail -n 1") if name in words[-1])
 
 
 def test_training_starts_again_after_a_preemption(launch):
-    """None there; an error; active; taken while training; suspended; queued again; SIGTERM ends it well; finished."""
+    """None there; an error; active; taken while training; suspended; queued again; SIGTERM; finished."""
     launch.replies(
         ("describe", "NOT_FOUND", 1),
         ("describe", "the network is away", 1),
         ("describe", "ACTIVE", 0),
         ("-m fmboost_jax.train", "", 255),
+        ("tail -n 1", "", 255),
         ("describe", "SUSPENDED", 0),
         ("describe", "NOT_FOUND", 1),
         ("describe", "ACTIVE", 0),
-        ("finished", "", 1),
+        ("-m fmboost_jax.train", "", 143),
+        ("tail -n 1", "exit status 143", 0),
         ("describe", "ACTIVE", 0),
+        ("tail -n 1", "exit status 0", 0),
     )
     launch("tpu", "until")
-    train = ["describe", "constraints.txt", "-m fmboost_jax.train"]
+    train = ["describe", "constraints.txt", "-m fmboost_jax.train", "tail -n 1"]
     assert [kind(words) for words in launch.calls()] == [
         *("describe", "create", "describe", *train),
-        *("describe", "delete", "describe", "create", *train, "finished"),
-        *(*train, "finished"),
+        *("describe", "delete", "describe", "create", *train),
+        *train,
     ]
+
+
+def test_bad_input_is_not_tried_again(launch):
+    launch.replies(("describe", "ACTIVE", 0), ("tail -n 1", "exit status 2", 0))
+    assert "refused its input" in launch("tpu", "until", status=2).stderr
+    assert [kind(words) for words in launch.calls()].count("-m fmboost_jax.train") == 1
+
+
+@pytest.mark.parametrize(("status", "stopped", "back"), [(0, 0, 0), (2, 0, 0), (143, 0, 1), (137, 0, 1), (143, 1, 0)])
+def test_a_slurm_job_goes_back_into_the_queue_unless_it_is_done(launch, tmp_path, status, stopped, back):
+    """What sbatch is given, run as SLURM would: finished, bad input, preempted, killed, stopped by a person."""
+    launch("slurm", "train")
+    job = launch.calls()[-1][-1].removeprefix("--wrap=")
+    if stopped:
+        (tmp_path / "fmboost.stopped").touch()
+    launch.replies(("srun", "", status))
+    launch.shell(job, status=status)
+    assert [words[0] for words in launch.calls()[1:]] == ["srun", *["scontrol"] * back]
+
+
+def test_what_a_worker_runs_leaves_its_exit_status_in_the_log(launch, tmp_path):
+    launch("tpu", "train")
+    typed = launch.calls()[-1][-1].removeprefix("--command=")
+    python = tmp_path / "fmboost_jax/.venv/bin/python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/sh\necho trained "$2"; exit 143\n')
+    python.chmod(0o755)
+    launch.shell(typed, status=143)
+    assert (tmp_path / "fmboost_jax/train.log").read_text() == "trained fmboost_jax.train\nexit status 143\n"
 
 
 def test_it_gives_up_after_so_many_starts(launch):
     launch.settings.write_text(launch.settings.read_text() + "RESTARTS=1\n")
-    launch.replies(*[("describe", "ACTIVE", 0), ("fmboost_jax.train", "", 1)] * 2)
+    launch.replies(*[("describe", "ACTIVE", 0), ("tail -n 1", "exit status 1", 0)] * 2)
     assert "in 2 starts" in launch("tpu", "until", status=1).stderr
 
 
