@@ -103,10 +103,10 @@ class FeatureStatistics:
 def frechet_distance(found: FeatureStatistics, reference: FeatureStatistics) -> float:
     """|μ₁ − μ₂|² + tr Σ₁ + tr Σ₂ − 2 tr (Σ₁ Σ₂)^½, the squared distance of two Gaussians.
 
-    (Σ₁ Σ₂)^½ and |Σ₁^½ Σ₂^½| = (Σ₂^½ Σ₁ Σ₂^½)^½ have the same trace: the sum of the singular values of Σ₁^½ Σ₂^½. The
-    square roots come from symmetric eigendecompositions, with what is numerically 0 set to 0. The general square root
-    of Σ₁ Σ₂ (`scipy.linalg.sqrtm`) is complex or fails where the covariances are singular, and here no rounding error
-    has its root taken, which would make 1e-16 into 1e-8 for each dimension without variance.
+    With Σ = F Fᵀ, (Σ₁ Σ₂)^½ and (F₁ᵀ Σ₂ F₁)^½ have the same trace: the sum of the singular values of F₁ᵀ F₂. The
+    factors come from symmetric eigendecompositions, without what is numerically 0. The general square root of Σ₁ Σ₂
+    (`scipy.linalg.sqrtm`) is complex or fails where the covariances are singular; here no rounding error has its root
+    taken, which would make 1e-16 into 1e-8 for each dimension without variance.
 
     Raises:
         InputError: features of different lengths, or fewer than two images on a side.
@@ -125,18 +125,18 @@ def frechet_distance(found: FeatureStatistics, reference: FeatureStatistics) -> 
             "falls as images come in; compare it with one of as many images alone",
             stacklevel=2,
         )
-    roots = [_root(statistics.covariance) for statistics in (found, reference)]
-    shared = np.linalg.svd(roots[0] @ roots[1], compute_uv=False).sum()
+    factors = [_factor(statistics.covariance) for statistics in (found, reference)]
+    shared = np.linalg.svd(factors[0].T @ factors[1], compute_uv=False).sum()
     traces = np.trace(found.covariance) + np.trace(reference.covariance)
     difference = found.mean - reference.mean
     return float(max(difference @ difference + traces - 2 * shared, 0.0))
 
 
-def _root(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d d"]:
-    """The symmetric square root of a positive semidefinite matrix."""
+def _factor(covariance: Float[np.ndarray, "d d"]) -> Float[np.ndarray, "d r"]:
+    """F with F Fᵀ = Σ for a positive semidefinite Σ, a column for each direction that has variance."""
     values, vectors = np.linalg.eigh(covariance)
-    noise = np.finfo(np.float64).eps * len(values) * max(values[-1], 0.0)
-    return (vectors * np.sqrt(np.where(values > noise, values, 0.0))) @ vectors.T
+    kept = values > np.finfo(np.float64).eps * len(values) * max(values[-1], 0.0)
+    return vectors[:, kept] * np.sqrt(values[kept])
 
 
 def patches(
