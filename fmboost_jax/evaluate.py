@@ -145,6 +145,9 @@ def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
         return results
 
     # ----------------------------------------------------------------------------------------------------- work
+    if protocol.batch_size % jax.device_count():
+        idle = f"batch_size {protocol.batch_size} leaves some of {jax.device_count()} devices idle"
+        print(f"{idle}; a multiple of their number is faster: --config.batch_size", file=sys.stderr)
     cache = pathlib.Path(arguments.cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     session = Session(
         protocol,
@@ -191,7 +194,8 @@ def _subject(
     if protocol.source == "prompts" and not (arguments.booster and arguments.base):
         raise InputError("source 'prompts' needs --base, a diffusers pipeline, and --booster")
     if arguments.booster:
-        boosters = [Booster.load(path, first_stage=arguments.first_stage) for path in arguments.booster]
+        options = {"first_stage": arguments.first_stage, "devices": jax.devices()}
+        boosters = [Booster.load(path, **options) for path in arguments.booster]
         made_by = [checksums.of_parameters(booster.parameters) for booster in boosters]
         if protocol.source == "prompts":
             from fmboost_jax.interop.diffusers_pipelines import check_pipeline, load_pipeline
