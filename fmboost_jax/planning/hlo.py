@@ -4,7 +4,9 @@ The text is XLA's HLO (openxla.org/xla/operation_semantics), as `compiled.as_tex
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Iterable
 
 _COMPUTATION = re.compile(r"(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _INSTRUCTION = re.compile(r"\s+(ROOT )?%([\w.\-]+) = (.*?) ([a-z][\w\-]*)\((.*)$")
@@ -13,10 +15,13 @@ _OP_NAME = re.compile(r'op_name="((?:[^"\\]|\\.)*)"')
 _FRAME = re.compile(r"stack_frame_id=(\d+)")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _CALLED = re.compile(r"(?:calls|body|to_apply|true_computation|false_computation)=%?([\w.\-]+)")
+_CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _OPERAND = re.compile(r"%([\w.\-]+)")
+_ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
 # A row of the tables in front: `7 "path"`, `3 {file_name_id=4 function_name_id=2 line=41 …}`.
 _ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
+_BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0}
 # How many calls of this package to tell of one instruction.
 CALLS = 4
 
@@ -30,24 +35,26 @@ class Instruction:
         shape: with its layout, as it stands there.
         opcode: such as `fusion`, `all-reduce-start`.
         operands: names of instructions that it reads.
-        calls: names of computations.
-        trips: how often a loop's body runs; 1 where it is not known.
+        literal: what stands between its parentheses: a constant's value, a parameter's number.
+        calls: names of computations: of a loop its body, of a conditional its branches.
         cycles: the compiler's estimate; 0 where it has none.
         op_name: the JAX operation that it comes of.
         source: `file:line` of the innermost calls in this package, the innermost first.
         attributes: the rest of the line.
+        is_root: whether it is what its computation gives back.
     """
 
     name: str
     shape: str
     opcode: str
     operands: tuple[str, ...]
+    literal: str
     calls: tuple[str, ...]
-    trips: int
     cycles: int
     op_name: str
     source: tuple[str, ...]
     attributes: str
+    is_root: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,10 +64,59 @@ class Program:
     entry: str
     computations: dict[str, list[Instruction]]
 
+    def trips(self, loop: Instruction, caller: str) -> int | None:
+        """How often the body of a `while` instruction of computation `caller` runs; None where that is not known.
+
+        Known are loops that count one of their variables up by one from a constant to a constant.
+        """
+        if told := _TRIPS.search(loop.attributes):
+            return int(told[1])
+        condition = self.by_name(_CONDITION.search(loop.attributes)[1])
+        test = next(instruction for instruction in condition.values() if instruction.is_root)
+        if test.opcode != "compare" or "direction=LT" not in test.attributes:
+            return None
+        carried = self.by_name(caller).get(loop.operands[0])
+        ends = []
+        for name in test.operands:
+            found = condition[name]
+            if found.opcode == "get-tuple-element" and carried is not None:
+                index = int(re.search(r"index=(\d+)", found.attributes)[1])
+                ends.append(self._constant(caller, carried.operands[index]))
+            else:
+                ends.append(int(found.literal) if found.opcode == "constant" else None)
+        return None if None in ends else max(0, ends[1] - ends[0])
+
+    def by_name(self, computation: str) -> dict[str, Instruction]:
+        """A computation's instructions by their names."""
+        return {instruction.name: instruction for instruction in self.computations[computation]}
+
+    def _constant(self, computation: str, name: str) -> int | None:
+        """The value of an integer constant, or of copies of it."""
+        instructions = self.by_name(computation)
+        found = instructions.get(name)
+        while found is not None and found.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
+            found = instructions.get(found.operands[0])
+        digits = found is not None and found.opcode == "constant" and re.fullmatch(r"-?\d+", found.literal)
+        return int(found.literal) if digits else None
+
+
+def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Element type and dimensions of the arrays of a shape, a tuple's one after the other."""
+    return [(kind, tuple(int(side) for side in sides.split(",") if side)) for kind, sides in _ARRAY.findall(shape)]
+
+
+def size_in_bytes(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
+    """Bytes of arrays, without padding."""
+    return sum(math.prod(sides) * _bits(kind) // 8 for kind, sides in found)
+
+
+def _bits(kind: str) -> int:
+    return _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind)[0])
+
 
 def parse(text: str) -> Program:
     """The program of `compiled.as_text()`."""
-    tables: dict[str, dict[int, object]] = {}
+    tables: dict[str, dict] = {}
     computations: dict[str, list[Instruction]] = {}
     entry, table, current = "", None, None
     sources = {}
@@ -100,25 +156,26 @@ def _sources(tables: dict[str, dict]) -> dict[int, tuple[str, ...]]:
 
 
 def _instruction(match: re.Match, sources: dict[int, tuple[str, ...]]) -> Instruction:
-    _, name, shape, opcode, rest = match.groups()
+    root, name, shape, opcode, rest = match.groups()
     depth, end = 1, len(rest)
     for position, letter in enumerate(rest):
         depth += (letter == "(") - (letter == ")")
         if depth == 0:
             end = position
             break
-    operands, attributes = rest[:end], rest[end + 1 :]
+    inside, attributes = rest[:end], rest[end + 1 :]
     cycles, op_name, frame = _CYCLES.search(attributes), _OP_NAME.search(attributes), _FRAME.search(attributes)
-    trips, branches = _TRIPS.search(attributes), _BRANCHES.search(attributes)
+    branches = _BRANCHES.search(attributes)
     return Instruction(
         name=name,
         shape=shape,
         opcode=opcode,
-        operands=tuple(_OPERAND.findall(operands)),
+        operands=tuple(_OPERAND.findall(inside)),
+        literal=inside,
         calls=(*_CALLED.findall(attributes), *(_OPERAND.findall(branches[1]) if branches else ())),
-        trips=int(trips[1]) if trips else 1,
         cycles=int(cycles[1]) if cycles else 0,
         op_name=op_name[1].replace("\\'", "'") if op_name else "",
         source=sources.get(int(frame[1]), ()) if frame else (),
         attributes=attributes,
+        is_root=bool(root),
     )

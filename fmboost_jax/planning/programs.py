@@ -46,7 +46,7 @@ def lower(config: ConfigDict, mode: str, mesh: Mesh, integration: Integration) -
             "data × fsdp × optim.accumulate; set --batch_per_chip or --config.train.batch_size"
         )
     stage = first_stage(config)
-    recipe = Recipe.of(config, stage)
+    recipe = recipe_of(config, stage)
     if mode == "train":
         return lower_train_step(config, recipe, mesh)
     if mode == "sample":
@@ -72,6 +72,19 @@ def first_stage(config: ConfigDict) -> FirstStage:
         scaling_factor=settings.scaling_factor,
         shift_factor=settings.shift_factor,
     )
+
+
+def recipe_of(config: ConfigDict, stage: FirstStage) -> Recipe:
+    """How the run's latent pairs would be made.
+
+    Raises:
+        InputError: latents that the UNet does not take.
+    """
+    if stage.channels != config.unet.out_channels:
+        raise InputError(
+            f"the first stage's latents have {stage.channels} channels, unet.out_channels is {config.unet.out_channels}"
+        )
+    return Recipe.of(config, stage)
 
 
 def _lower_sample(config: ConfigDict, recipe: Recipe, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:

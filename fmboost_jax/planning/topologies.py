@@ -35,35 +35,40 @@ class Chip:
         name: as in a topology's name.
         clock: cycles a second that `estimated_cycles` count.
         peak: bfloat16 FLOP a second.
-        memory: bytes of HBM.
-        bandwidth: HBM's, bytes a second.
+        memory: bytes of HBM that a program may have.
+        link: bytes a second that one link to a neighbour carries, one way.
         axes: of a slice: 2 or 3.
+        closes: length from which on an axis of a slice closes to a ring.
     """
 
     name: str
     clock: float
     peak: float
     memory: int
-    bandwidth: float
+    link: float
     axes: int
+    closes: int
 
 
+# Peaks and links: cloud.google.com/tpu/docs, the page of each. Clocks: those at which the compiler's cycles of a large
+# matrix product come to at most the peak; memory: what the compiler says is available (docs/planning.md).
 CHIPS = {
     chip.name: chip
     for chip in (
-        Chip("v5e", 1.5e9, 197e12, 16 * 2**30, 819e9, 2),
-        Chip("v5p", 1.75e9, 459e12, 95 * 2**30, 2765e9, 3),
-        Chip("v6e", 1.75e9, 918e12, 32 * 2**30, 1640e9, 2),
+        Chip("v5e", 1.5e9, 197e12, int(15.75 * 2**30), 50e9, 2, 16),
+        Chip("v5p", 1.75e9, 459e12, int(95.74 * 2**30), 100e9, 3, 4),
+        Chip("v6e", 1.75e9, 918e12, int(31.25 * 2**30), 100e9, 2, 16),
     )
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of TPUs to compile for: its name, its kind of chip, its devices."""
+    """A slice of TPUs to compile for: its name, its kind of chip, its sides in chips, its devices."""
 
     name: str
     chip: Chip
+    sides: tuple[int, ...]
     devices: list[jax.Device]
 
 
@@ -89,4 +94,4 @@ def tpu_slice(name: str) -> Slice:
         devices = topologies.get_topology_desc(name, platform="tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
         raise InputError(f"topology {name!r} cannot be compiled for: {' '.join(str(error).split())}") from error
-    return Slice(name, CHIPS[kind], sorted(devices, key=lambda device: device.id))
+    return Slice(name, CHIPS[kind], tuple(shape), sorted(devices, key=lambda device: device.id))
