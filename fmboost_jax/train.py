@@ -14,27 +14,27 @@ import sys
 import time
 
 import jax
-import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
 from fmboost_jax.compilation import CompilationCache
 from fmboost_jax.configuration import changes, parse_arguments
-from fmboost_jax.data.dataset import DTYPES, DatasetInfo
+from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import count
 from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
-from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, place, process_share, state_shardings
+from fmboost_jax.parallel.sharding import place, process_share
 from fmboost_jax.training.checkpoints import Checkpoints, load_weights
 from fmboost_jax.training.evaluation import make_evaluate
 from fmboost_jax.training.logs import Logs, size, table
 from fmboost_jax.training.monitor import FiniteWatch, Window
 from fmboost_jax.training.profile import Profile
-from fmboost_jax.training.step import init_state, make_train_step
+from fmboost_jax.training.program import abstract_batch, abstract_state, lower_train_step
+from fmboost_jax.training.step import init_state
 
 # Sections of a config that may change while a run goes on: where it is computed, not what.
 SURROUNDINGS = ("mesh.", "processes.", "profile.", "compilation_cache:")
@@ -78,18 +78,17 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     if config.evaluate.dir:
         held_out = DatasetInfo.read(config.evaluate.dir)
         held_out.check(config, first_stage)
-    shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
+    shardings = {name: leaf.sharding for name, leaf in abstract_batch(config, info, mesh).items()}
     iterator = _device_iterator(config, info, shardings)
 
     # --------------------------------------------------------------------------------------------------- state
-    abstract = jax.eval_shape(lambda: init_state(config))
-    placed = state_shardings(mesh, abstract)
+    abstract = abstract_state(config, mesh)
+    placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
     saved_config = json.loads(config.to_json())
     start = distributed.agree(checkpoints.latest or 0)
     if start:
         _check_config(checkpoints.config(start), saved_config, f"{workdir} step {start}", allow_config_change)
-        abstract = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, placed)
         state = checkpoints.restore(start, abstract, iterator)
     else:
         state = jax.jit(lambda: init_state(config), out_shardings=placed)()
@@ -98,12 +97,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
 
     # ------------------------------------------------------------------------------------------------ programs
     started = time.perf_counter()
-    step_fn = make_train_step(config, scaling_factor=info.scaling_factor, shift_factor=info.shift_factor)
-    train_step = (
-        jax.jit(step_fn, donate_argnums=0, out_shardings=(placed, None))
-        .lower(state, _abstract_batch(config, info, shardings))
-        .compile()
-    )
+    train_step = lower_train_step(config, info, mesh).compile()
     seconds = time.perf_counter() - started
     if config.evaluate.every:
         evaluate, pairs = make_evaluate(config, first_stage, mesh), spread_records(held_out, config.evaluate.images)
@@ -195,15 +189,6 @@ def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
             to_devices=to_devices,
         )
     )
-
-
-def _abstract_batch(config: ConfigDict, info: DatasetInfo, shardings):
-    dtype = DTYPES[info.dtype]
-    shapes = {"low": (info.low_shape, dtype), "high": (info.high_shape, dtype), "position": ((), np.uint32)}
-    return {
-        name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=shardings[name])
-        for name, (shape, dtype) in shapes.items()
-    }
 
 
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
