@@ -14,6 +14,7 @@ Transparency is kept: it is resized, and the colours below it are boosted on whi
 """
 
 import argparse
+import dataclasses
 import functools
 import hashlib
 import io
@@ -22,6 +23,7 @@ import pathlib
 import re
 import sys
 import zipfile
+from collections.abc import Iterator
 
 import numpy as np
 from tqdm import tqdm
@@ -116,7 +118,13 @@ def _parser() -> argparse.ArgumentParser:
         metavar="STEP",
         help="strength of the noise augmentation, of 1000; as trained if not told",
     )
-    add("--batch-size", type=int, default=1, metavar="N", help="latents or prompts at once (default 1)")
+    add(
+        "--batch-size",
+        type=int,
+        default=1,
+        metavar="N",
+        help="latents, prompts or photographs of one size at once (default 1)",
+    )
     add("--intermediates", action="store_true", help="write what every stage of a cascade made")
     add("--colour-fix", choices=tuple(FIXES), help="take the photograph's colours over into the result")
     add("--verbose", action="store_true", help="say how long was spent compiling")
@@ -182,41 +190,55 @@ def _boost_prompts(boosters: list[Booster], arguments: argparse.Namespace, setti
     _write_latents(boosters, np.concatenate(latents), arguments, texts)
 
 
+@dataclasses.dataclass(frozen=True)
+class _Photograph:
+    """One that was read, and where its picture is to lie: `target` with a suffix and .png."""
+
+    name: str
+    target: str
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    settings: dict
+
+
 def _boost_photographs(boosters: list[Booster], arguments: argparse.Namespace, settings: dict) -> None:
     photographs = _photographs(arguments.input)
-    options = {"steps": arguments.steps, "method": arguments.method, "seed": arguments.seed}
-    enlarge = functools.partial(_stages, boosters, arguments.colour_fix, noise_step=arguments.noise_step, **options)
+    options = {"steps": arguments.steps, "method": arguments.method, "noise_step": arguments.noise_step}
+    enlarge = functools.partial(_stages, boosters, arguments.colour_fix, seed=arguments.seed, **options)
     settings = {**settings, "colour_fix": arguments.colour_fix}
     skipped, scores, done = [], [], 0
-    bar = tqdm(photographs.items(), unit="photo")
-    for name, path in bar:
+    bar = tqdm(total=len(photographs), unit="photo")
+
+    def boost(batch: list[_Photograph]) -> None:
+        if arguments.compare:
+            for photograph in batch:
+                scores.append(_write_comparison(photograph, enlarge, settings["factor"]))
+                bar.write(f"{photograph.name}: {_score(scores[-1])}")
+        else:
+            _write_stages(batch, enlarge(np.stack([photograph.pixels for photograph in batch])), arguments)
+        bar.update(len(batch))
+
+    waiting = _OfOneSize(arguments.batch_size)
+    for name, path in photographs.items():
         try:
             content = pathlib.Path(path).read_bytes()
             told = {**settings, "input": hashlib.sha256(content).hexdigest()}
             target = os.path.join(arguments.out, pathlib.PurePath(name).with_suffix("").as_posix())
             if arguments.resume and read_settings(f"{target}.png") == told:
                 done += 1
+                bar.update()
                 continue
-            photograph = np.asarray(load_photo(io.BytesIO(content)))
+            pixels = np.asarray(load_photo(io.BytesIO(content)))
             alpha = load_alpha(io.BytesIO(content))
         except (OSError, UnusablePhoto) as error:
             skipped.append(f"{name}: {error}")
+            bar.update()
             continue
-        if arguments.compare:
-            factor = settings["factor"]
-            pictures, values = compare(lambda low: enlarge(low)[-1], factor, photograph)
-            write_png(f"{target}.png", pictures["boosted"], told)
-            rows = [list(pictures.values()), details(list(pictures.values()))]
-            write_png(f"{target}_comparison.png", grid(rows, list(pictures)), told)
-            scores.append(values)
-            bar.write(f"{name}: {_score(values)}")
-            continue
-        stages = enlarge(photograph[None])
-        if arguments.intermediates:
-            for number, image in enumerate(stages[:-1], 1):
-                write_png(f"{target}_stage{number}.png", image[0], told)
-        image = stages[-1][0]
-        write_png(f"{target}.png", image if alpha is None else with_alpha(image, alpha), told)
+        for batch in waiting.add(_Photograph(name, target, pixels, alpha, told)):
+            boost(batch)
+    for batch in waiting.rest():
+        boost(batch)
+    bar.close()
     if scores:
         print(f"mean of {len(scores)}: {_score(np.mean(scores, axis=0))}")
     if done:
@@ -227,12 +249,52 @@ def _boost_photographs(boosters: list[Booster], arguments: argparse.Namespace, s
             raise InputError(f"none of the photographs in {arguments.input} could be read")
 
 
-def _stages(boosters: list[Booster], colour_fix: str | None, photographs: np.ndarray, **options) -> list[np.ndarray]:
-    """What each booster makes of the image of the one before it."""
+class _OfOneSize:
+    """Photographs that wait for others of their size, so that a batch is one array; few wait at any time."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._waiting: dict[tuple[int, ...], list[_Photograph]] = {}
+
+    def add(self, photograph: _Photograph) -> Iterator[list[_Photograph]]:
+        """The batch that is full now; or the largest of those that wait where too many do."""
+        self._waiting.setdefault(photograph.pixels.shape, []).append(photograph)
+        largest = max(self._waiting, key=lambda shape: len(self._waiting[shape]))
+        held = sum(map(len, self._waiting.values()))
+        if len(self._waiting[largest]) == self._batch_size or held >= 4 * self._batch_size:
+            yield self._waiting.pop(largest)
+
+    def rest(self) -> Iterator[list[_Photograph]]:
+        """Those that still wait, by size."""
+        yield from self._waiting.values()
+
+
+def _write_comparison(photograph: _Photograph, enlarge, factor: int):
+    pictures, values = compare(lambda low: enlarge(low)[-1], factor, photograph.pixels)
+    write_png(f"{photograph.target}.png", pictures["boosted"], photograph.settings)
+    rows = [list(pictures.values()), details(list(pictures.values()))]
+    write_png(f"{photograph.target}_comparison.png", grid(rows, list(pictures)), photograph.settings)
+    return values
+
+
+def _write_stages(batch: list[_Photograph], stages: list[np.ndarray], arguments: argparse.Namespace) -> None:
+    for index, photograph in enumerate(batch):
+        if arguments.intermediates:
+            for number, images in enumerate(stages[:-1], 1):
+                write_png(f"{photograph.target}_stage{number}.png", images[index], photograph.settings)
+        image, alpha = stages[-1][index], photograph.alpha
+        image = image if alpha is None else with_alpha(image, alpha)
+        write_png(f"{photograph.target}.png", image, photograph.settings)
+
+
+def _stages(
+    boosters: list[Booster], colour_fix: str | None, photographs: np.ndarray, *, seed: int, **options
+) -> list[np.ndarray]:
+    """What each booster makes of the images of the one before it; each photograph with the same seed, alone or not."""
     images = []
     for booster in boosters:
         before = images[-1] if images else photographs
-        images.append(booster.upscale(before, **options))
+        images.append(booster.upscale(before, seed=[seed] * len(before), **options))
         if colour_fix:
             images[-1] = fix_colour(images[-1], before, colour_fix)
     return images

@@ -53,6 +53,30 @@ def test_a_folder_with_a_bad_file_among_its_photographs(run, photographs, tmp_pa
     assert (tmp_path / "a" / "odd.png").read_bytes() != (tmp_path / "c" / "odd.png").read_bytes()
 
 
+def test_photographs_of_one_size_are_boosted_together_and_each_as_if_alone(run, tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    sizes = [(24, 16), (16, 24), (24, 16), (16, 24), (24, 16)]
+    for number, (height, width) in enumerate(sizes):
+        Image.fromarray(random.integers(0, 256, (height, width, 3), np.uint8)).save(folder / f"{number}.png")
+    together = []
+    upscale = Booster.upscale
+
+    def watched(self, images, *arguments, **options):
+        together.append(images.shape)
+        return upscale(self, images, *arguments, **options)
+
+    monkeypatch.setattr(Booster, "upscale", watched)
+    words = ("--checkpoint", run, "--steps", 1, "--seed", 3)
+    sample(*words, "--input", folder, "--batch-size", 2, "--out", tmp_path / "batches")
+    assert together == [(2, 24, 16, 3), (2, 16, 24, 3), (1, 24, 16, 3)]
+    for number in range(len(sizes)):
+        sample(*words, "--input", folder / f"{number}.png", "--out", tmp_path / "alone")
+        pictures = [np.asarray(Image.open(tmp_path / name / f"{number}.png"), int) for name in ("batches", "alone")]
+        assert np.abs(pictures[0] - pictures[1]).max() <= 1
+
+
 def test_compare_and_latents(run, photographs, tmp_path):
     done = command("sample", "--checkpoint", run, "--input", photographs / "rocket.png", "--compare", "--out", tmp_path)
     assert "PSNR bilinear" in done.stdout

@@ -1,0 +1,58 @@
+"""Cascades to 2048² with small networks, all sizes real: 128² → 512² → 2048² and 512² → 1024² → 2048²."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from tests.commands import ROOT, environment
+
+# What the child may take in all, Python, JAX and compiler included; one 2048² map of 32 float32 channels has 0.5 GiB.
+LIMIT_GIB = 3
+
+CASCADE = """
+import json, resource, sys
+import numpy as np
+from fmboost_jax.booster import Booster
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.unet import UNet, UNetConfig
+from tests.random_models import random_model
+
+size, *factors = map(int, sys.argv[1:4])
+autoencoder = AutoencoderKLConfig(
+    channels=(8, 8, 8, 8), blocks=1, norm_groups=4, mid_attention=sys.argv[4] == "lsu"
+)
+stage = FirstStage("kl", "", random_model(AutoencoderKL, autoencoder), 4, 8, scaling_factor=0.18215)
+unet = random_model(UNet, UNetConfig(model_channels=32, channel_mult=(1, 1, 1), num_res_blocks=1, dim_head=16))
+boosters = [Booster(unet, stage, Source(upsampling=sys.argv[4]), factor) for factor in factors]
+latents = np.random.default_rng(0).standard_normal((1, size // 8, size // 8, 4), np.float32)
+stages = boosters[0].cascade(latents, boosters[1:], steps=1, intermediates=True)
+image = boosters[0].decode(stages[-1])
+peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+print(json.dumps({"shapes": [s.shape for s in stages], "image": image.shape, "std": float(image.std()), "gib": peak}))
+"""
+
+
+@pytest.mark.parametrize(
+    ("size", "factors", "upsampling", "sides"),
+    [(128, (4, 4), "lsu", [64, 256]), (512, (2, 2), "psu", [128, 256])],
+)
+def test_cascade_to_2048(size, factors, upsampling, sides):
+    words = [str(word) for word in (size, *factors, upsampling)]
+    done = subprocess.run(
+        [sys.executable, "-c", CASCADE, *words],
+        cwd=ROOT,
+        env=environment(),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["shapes"] == [[1, side, side, 4] for side in sides]
+    assert found["image"] == [1, 2048, 2048, 3]
+    assert found["std"] > 1
+    assert found["gib"] < LIMIT_GIB
