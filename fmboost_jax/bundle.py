@@ -11,11 +11,14 @@ stay where they are: the bundle says which ones, and a first stage of other chan
 import contextlib
 import dataclasses
 import json
+import math
 import os
 import pathlib
 import shutil
 import tempfile
+import typing
 from collections.abc import Iterator
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
@@ -157,16 +160,15 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
     fields = read_json(folder / CONFIG)
     if fields.pop("format", None) != FORMAT:
         raise InputError(f'{folder / CONFIG}: expected "format": "{FORMAT}", as fmboost_jax.export writes it')
-    try:
-        parts = {"unet": UNetConfig.of, "source": lambda of: Source(**of), "latents": lambda of: Latents(**of)}
-        config = BundleConfig(**{name: parts.get(name, lambda value: value)(value) for name, value in fields.items()})
-    except (TypeError, AttributeError) as error:
-        raise InputError(f"{folder / CONFIG} does not describe a bundle ({error}); export it again") from error
+    config = _built(BundleConfig, fields, str(folder / CONFIG))
     try:
         tensors = load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); fetch it again") from error
-    expected = {name: shape.shape for name, shape in split(abstract_unet(config.unet))[1].items()}
+    try:
+        expected = {name: shape.shape for name, shape in split(abstract_unet(config.unet))[1].items()}
+    except (TypeError, ValueError, ArithmeticError) as error:
+        raise InputError(f"{folder / CONFIG}: no network has these settings ({error}); export it again") from error
     found = {name: tensor.shape for name, tensor in tensors.items()}
     if found != expected:
         wrong = sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
@@ -176,6 +178,33 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
             f"{expected.get(name, 'none')}, found {found.get(name, 'none')}; fetch both from one place"
         )
     return {name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()}, config
+
+
+def _built(kind: type, fields: object, where: str):
+    """A dataclass, and those within it, from what JSON made of it; every field there and of its type."""
+    types = typing.get_type_hints(kind)
+    if not isinstance(fields, dict) or fields.keys() != types.keys():
+        found = ", ".join(sorted(fields)) if isinstance(fields, dict) else repr(fields)
+        raise InputError(f"{where}: expected {', '.join(sorted(types))}; found {found}; export it again")
+    values = {}
+    for name, value in fields.items():
+        expected = types[name]
+        if dataclasses.is_dataclass(expected):
+            values[name] = _built(expected, value, f"{where}, {name}")
+            continue
+        if not _is(value, expected):
+            wanted = "a list of whole numbers" if expected == tuple[int, ...] else expected.__name__
+            raise InputError(f"{where}: {name} must be {wanted}, found {value!r}; export it again")
+        values[name] = tuple(value) if isinstance(value, list) else value
+    return kind(**values)
+
+
+def _is(value: object, expected: Any) -> bool:
+    if expected == tuple[int, ...]:
+        return isinstance(value, list) and all(_is(item, int) for item in value)
+    if expected is float:
+        return type(value) in (int, float) and math.isfinite(value)
+    return type(value) is expected
 
 
 def _model_card(config: BundleConfig, parameters: int) -> str:

@@ -1,0 +1,60 @@
+"""What a bundle's config.json may say; written without a training run."""
+
+import copy
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fmboost_jax.bundle import BundleConfig, Latents, read_bundle, write_bundle
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.models.parameters import split
+from fmboost_jax.models.unet import UNet, UNetConfig
+from tests.random_models import random_model
+
+UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16)
+CONFIG = BundleConfig(UNET, Source(), "linear", 2, 16, 32, Latents("identity", "", 3, 1, 1.0, 0.0), 7)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("bundle")
+    write_bundle(folder, split(random_model(UNet, UNET))[1], CONFIG)
+    return folder
+
+
+def _places(fields: dict, before: tuple[str, ...] = ()):
+    for name, value in fields.items():
+        yield (*before, name)
+        if isinstance(value, dict):
+            yield from _places(value, (*before, name))
+
+
+def test_what_is_written_is_read(folder):
+    parameters, config = read_bundle(folder)
+    assert config == CONFIG
+    np.testing.assert_array_equal(parameters["conv_in.bias"], split(random_model(UNet, UNET))[1]["conv_in.bias"])
+
+
+@given(data=st.data())
+@settings(max_examples=60, deadline=None)
+def test_a_field_of_another_type_is_named(folder, data, tmp_path_factory):
+    fields = json.loads((folder / "config.json").read_text())
+    *path, name = data.draw(st.sampled_from([place for place in _places(fields) if place != ("format",)]))
+    damaged = copy.deepcopy(fields)
+    holder = damaged
+    for part in path:
+        holder = holder[part]
+    others = [value for value in (None, "text", 3, 0.5, True, [1.5], {"a": 1}) if type(value) is not type(holder[name])]
+    if type(holder[name]) is float:
+        others.remove(3)
+    holder[name] = data.draw(st.sampled_from(others))
+    place = tmp_path_factory.mktemp("damaged")
+    (place / "unet.safetensors").symlink_to(folder / "unet.safetensors")
+    (place / "config.json").write_text(json.dumps(damaged))
+    with pytest.raises(InputError, match=name) as raised:
+        read_bundle(place)
+    assert "\n" not in str(raised.value)
