@@ -71,17 +71,17 @@ def main() -> None:
         )
 
 
-def write_dataset(folder: pathlib.Path, records: int, shards: int = 4) -> DatasetInfo:
+def write_dataset(folder: pathlib.Path, records: int, shards: int = 4, recipe: Recipe = RECIPE) -> DatasetInfo:
     """A dataset of random latents; the last of its shards may be larger."""
     random, entries = np.random.default_rng(0), []
     for shard in range(shards):
         writer = ShardWriter(folder, f"shards/{shard:05d}.array_record")
         first, last = records * shard // shards, records * (shard + 1) // shards
         for place in range(last - first):
-            low, high = random.standard_normal((2, *RECIPE.high_shape), np.float32)
-            writer.write(encode(RECIPE, (shard, place, 0, 0), low, high))
+            low, high = random.standard_normal((2, *recipe.high_shape), np.float32)
+            writer.write(encode(recipe, (shard, place, 0, 0), low, high))
         entries.append(writer.finish())
-    return DatasetInfo(**dataclasses.asdict(RECIPE), folder=folder, photos=records, skipped=0, shards=tuple(entries))
+    return DatasetInfo(**dataclasses.asdict(recipe), folder=folder, photos=records, skipped=0, shards=tuple(entries))
 
 
 def measure(info: DatasetInfo, batch_size: int, seed: int, num_threads: int, prefetch: int) -> float:

@@ -51,7 +51,7 @@ class Attention(nn.Module):
             summary = k.softmax(dim=-2).transpose(-1, -2) @ v
             out = (q.softmax(dim=-1) / self.dim**0.5) @ summary
         else:
-            out = (q @ k.transpose(-1, -2) / self.dim**0.5).softmax(dim=-1) @ v
+            out = F.scaled_dot_product_attention(q, k, v)
         if not self.interleaved:
             out = out.transpose(-1, -2)
         return x + self.proj_out(out.contiguous().view(b, -1, n)).view(b, c, h, w)
@@ -132,7 +132,7 @@ class UNet(nn.Module):
     def forward(self, x, t, context=None):
         h = x if context is None else torch.cat([x, context], dim=1)
         half = self.config.model_channels // 2
-        angles = t[:, None] * 10000.0 ** (-torch.arange(half) / half)
+        angles = t[:, None] * 10000.0 ** (-torch.arange(half, device=t.device) / half)
         embedding = self.time_embed(torch.cat([angles.cos(), angles.sin()], dim=1))
         pooled = self.config.pool_factor > 1
         if pooled:
