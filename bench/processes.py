@@ -122,7 +122,11 @@ def _measure(workdir: pathlib.Path, count: int, batch: int, words: list[str]) ->
         )
         for index in range(count)
     ]
-    said = [process.communicate()[0] for process in started]
+    try:
+        said = [process.communicate()[0] for process in started]
+    finally:
+        for process in started:
+            process.kill()
     for process, output in zip(started, said, strict=True):
         if process.returncode:
             raise InputError(f"training in {count} processes ended with {process.returncode}: {output[-300:]}")

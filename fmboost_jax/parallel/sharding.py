@@ -59,13 +59,23 @@ def process_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     held: dict[int, set[int]] = {}
     for device, index in sharding.devices_indices_map((batch_size,)).items():
         held.setdefault(device.process_index, set()).add(index[0].indices(batch_size)[0])
-    shares = sorted(map(sorted, {frozenset(starts) for starts in held.values()}))
+    shares = distinct_shares(held)
+    return shares.index(sorted(held[jax.process_index()])), len(shares)
+
+
+def distinct_shares(held: dict[int, set[int]]) -> list[list[int]]:
+    """The different sets of rows that processes hold (process → first rows of its devices' parts), in order.
+
+    Raises:
+        InputError: sets of different sizes, or that overlap.
+    """
+    shares = sorted(map(sorted, {frozenset(rows) for rows in held.values()}))
     if sum(map(len, shares)) != len(set().union(*shares)) or len({len(share) for share in shares}) > 1:
         raise InputError(
-            f"mesh {dict(sharding.mesh.shape)} gives {len(held)} processes parts of a batch that overlap; spatial must "
-            "be a multiple or a divisor of the number of devices of one process"
+            f"the mesh gives {len(held)} processes parts of a batch that overlap; mesh.spatial must be a multiple or a "
+            "divisor of the number of devices of one process"
         )
-    return shares.index(sorted(held[jax.process_index()])), len(shares)
+    return shares
 
 
 def state_shardings(mesh: Mesh, state):

@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.parallel.mesh import make_mesh
-from fmboost_jax.parallel.sharding import state_shardings
+from fmboost_jax.parallel.sharding import distinct_shares, example_sharding, process_share, state_shardings
 
 
 def sizes(data, fsdp, spatial):
@@ -43,3 +43,24 @@ def test_rules_split_large_parameters_with_their_moments_and_leave_small_ones_wh
     for part in state_shardings(mesh, state).values():
         assert part["down.0.conv1.kernel"].spec == PartitionSpec(None, None, None, "fsdp")
         assert all(part[name].is_fully_replicated for name in part if name != "down.0.conv1.kernel")
+
+
+@pytest.mark.parametrize(
+    ("held", "shares"),
+    [
+        ({0: {0}, 1: {4}}, [[0], [4]]),
+        ({0: {0}, 1: {0}, 2: {8}, 3: {8}}, [[0], [8]]),  # two processes share a height
+        ({0: {0, 1, 4, 5}, 1: {2, 3, 6, 7}}, [[0, 1, 4, 5], [2, 3, 6, 7]]),  # as TPU hosts lie in a slice
+    ],
+)
+def test_processes_read_what_their_devices_hold(held, shares):
+    assert distinct_shares(held) == shares
+
+
+def test_shares_that_overlap_are_refused():
+    with pytest.raises(InputError, match="overlap"):
+        distinct_shares({0: {0, 4}, 1: {4, 8}})
+
+
+def test_one_process_reads_all():
+    assert process_share(example_sharding(make_mesh(sizes(2, 2, 2))), 8) == (0, 1)

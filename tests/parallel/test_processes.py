@@ -208,7 +208,7 @@ def test_sigterm_to_one_stops_all_and_any_number_goes_on(launch, tmp_path):
 
     last = step + 6
     going_on = (plain, f"--config.train.steps={last}", "--config.checkpoint.every=2", "--allow_config_change")
-    four = launch(4, tmp_path / "many", *going_on, "--config.mesh.fsdp=2")
+    four = launch(4, tmp_path / "many", *going_on, "--config.mesh.fsdp=2", "--config.mesh.spatial=2")
     # The save before the last has ended by then: a save waits for the one before it.
     wait_for_step(four[0], step + 5)
     four[0].kill()

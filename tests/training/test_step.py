@@ -110,24 +110,39 @@ def test_sources_train(upsampling, start):
     assert losses[0] != losses[1]
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)])
-def test_every_mesh_gives_one_devices_numbers(shape):
-    config = tiny_config()
-    batch = batch_of(0)
-    expected, losses = run_steps(config, [batch] * 2)
-    mesh = make_mesh(dict(zip(("data", "fsdp", "spatial"), shape, strict=True)))
+def two_steps(mesh):
+    """State and losses after two steps on a mesh, and the bytes that each device needs for a step."""
+    config, batch = tiny_config(), batch_of(0)
     shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
     batch = jax.device_put(batch, shardings)
     placed = state_shardings(mesh, jax.eval_shape(lambda: init_state(config)))
-    state = jax.jit(lambda: init_state(config), out_shardings=placed)()
+    state, losses = jax.jit(lambda: init_state(config), out_shardings=placed)(), []
     step = jax.jit(make_train_step(config, scaling_factor=1.0, shift_factor=0.0), out_shardings=(placed, None))
-    for loss in losses:
+    step = step.lower(state, batch).compile()
+    for _ in range(2):
         state, metrics = step(state, batch)
-        assert float(metrics["loss"]) == pytest.approx(loss, rel=1e-4)
-    if shape[1] > 1:
-        largest = max(state["parameters"].values(), key=lambda array: array.size)
-        assert largest.addressable_shards[0].data.size == largest.size // shape[1]
+        losses.append(float(metrics["loss"]))
+    memory = step.memory_analysis()
+    return state, losses, {"state": memory.argument_size_in_bytes, "work": memory.temp_size_in_bytes}
+
+
+@pytest.fixture(scope="module")
+def one_device():
+    return two_steps(make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1]))
+
+
+@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)])
+def test_every_mesh_gives_one_devices_numbers_in_less_memory(one_device, shape):
+    state, losses, bytes_ = two_steps(make_mesh(dict(zip(("data", "fsdp", "spatial"), shape, strict=True))))
+    expected, expected_losses, expected_bytes = one_device
+    assert losses == pytest.approx(expected_losses, rel=1e-4)
     difference = [
         np.mean(np.abs(expected["parameters"][n] - v)) for n, v in jax.device_get(state["parameters"]).items()
     ]
     assert max(difference) < 2e-4
+    # What a device works in falls with the eight devices, its state with fsdp; small parameters stay whole.
+    assert bytes_["work"] < expected_bytes["work"] / 4
+    if shape[1] > 1:
+        largest = max(state["parameters"].values(), key=lambda array: array.size)
+        assert largest.addressable_shards[0].data.size == largest.size // shape[1]
+        assert bytes_["state"] < expected_bytes["state"] * (1 / shape[1] + 0.25)
