@@ -2,6 +2,7 @@
 
     python tools/measure_weights.py demo-x2 SPLIT/held_out
     python tools/measure_weights.py RUN SPLIT/held_out --steps 4 --limit 12
+    python tools/measure_weights.py demo-x2 SPLIT/held_out --steps 4 --grid docs/weights_x2.png --pictures 1 5 14
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. PSNR and SSIM are means over photographs. Sharpness is an image's gradient energy over the
@@ -18,12 +19,13 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fmboost_jax.booster import Booster
+from fmboost_jax.comparison import details
 from fmboost_jax.errors import run
 from fmboost_jax.flow.coupling import upsample
 from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import FeatureStatistics, frechet_distance, patches
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
-from fmboost_jax.pictures import to_float, to_uint8
+from fmboost_jax.pictures import grid, to_float, to_uint8, write_png
 from fmboost_jax.train_autoencoder import centres
 
 PATCHES, PATCH_PARTS = 16, 4  # of a photograph; a patch's side is the photograph's over PATCH_PARTS
@@ -40,6 +42,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 20], help="Euler steps (1 2 4 8 20)")
     parser.add_argument("--limit", type=int, help="measure with the first so many photographs")
     parser.add_argument("--boosted-alone", action="store_true", help="leave out what is to be beaten")
+    parser.add_argument("--grid", help="write a PNG of some photographs, cut where they hold most detail")
+    parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 2], help="numbers of those photographs")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # fewer patches than features, as the docstring says
     booster = Booster.load(arguments.booster)
@@ -52,10 +56,15 @@ def main() -> None:
     ways = {} if arguments.boosted_alone else others(booster, small, originals)
     for steps in arguments.steps:
         ways[f"boosted, Euler {steps}"] = lambda steps=steps: booster.upscale(small, steps=steps, batch_size=1)
+    columns = {}
     for name, way in ways.items():
-        images = way()
+        columns[name] = images = way()
         distance = frechet_distance(_statistics(network, images), reference)
         print(f"| {name} | {' | '.join(_fidelity(images, originals))} | {distance:.1f} |", flush=True)
+    if arguments.grid:
+        columns["original"] = originals
+        rows = [details([images[number] for images in columns.values()]) for number in arguments.pictures]
+        write_png(arguments.grid, grid(rows, [name.partition(":")[0] for name in columns]))
 
 
 def others(booster: Booster, small: Images, originals: Images) -> dict:
