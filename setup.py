@@ -27,6 +27,7 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["demo"],
     *EXTRAS["export"],
+    *EXTRAS["tpu"],  # libtpu's compiler, for python -m fmboost_jax.plan; it needs no TPU
     "beartype",
     "efficientnet-lite-pytorch",
     "hypothesis",
