@@ -27,7 +27,8 @@ EXTRAS["dev"] = [
     *EXTRAS["eval"],
     *EXTRAS["demo"],
     *EXTRAS["export"],
-    *EXTRAS["tpu"],  # libtpu's compiler, for python -m fmboost_jax.plan; it needs no TPU
+    # libtpu's compiler, for python -m fmboost_jax.plan; it needs no TPU.
+    "jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'",
     "beartype",
     "efficientnet-lite-pytorch",
     "hypothesis",
