@@ -6,7 +6,7 @@
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. PSNR and SSIM are means over photographs. Sharpness is an image's gradient energy over the
-original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 16 patches of each image
+original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches of each image
 and the same patches of the originals; few patches for so many features, so compare it within one table alone.
 """
 
@@ -28,7 +28,7 @@ from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.pictures import grid, to_float, to_uint8, write_png
 from fmboost_jax.train_autoencoder import centres
 
-PATCHES, PATCH_PARTS = 16, 4  # of a photograph; a patch's side is the photograph's over PATCH_PARTS
+PATCHES, PATCH_PARTS = 4, 2  # of a photograph; a patch's side is the photograph's over PATCH_PARTS
 
 Images = UInt8[np.ndarray, "n h w 3"]
 
