@@ -1,0 +1,135 @@
+"""What training costs on TPU slices, by XLA's TPU compiler, and how its estimates compare with what the chips can do.
+
+    python -m bench.tpu measure --label after          # plans, minutes each; goes on where it was interrupted
+    python -m bench.tpu measure --label after --configs cfm1024 --kinds v5e v6e --chips 4 256
+    python -m bench.tpu table                          # the table of bench/tpu.md out of bench/tpu.jsonl
+    python -m bench.tpu calibrate                      # matrix products and copies against the peaks; a minute
+
+Each row is a run of python -m fmboost_jax.plan, added to bench/tpu.jsonl as soon as it is there.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import SingleDeviceSharding
+
+from fmboost_jax.errors import run
+from fmboost_jax.planning.costs import operations, total_cycles
+from fmboost_jax.planning.hlo import parse
+from fmboost_jax.planning.topologies import CHIPS, tpu_slice
+
+ROWS = pathlib.Path(__file__).with_name("tpu.jsonl")
+SIDES = {
+    2: {4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
+    3: {4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8"},
+}
+# Images a chip: what a sweep recommended.
+BATCHES = {
+    "cfm1024": {"v5e": 8, "v5p": 16, "v6e": 16},
+    "cfm2048": {"v5e": 2, "v5p": 4, "v6e": 4},
+}
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "bench.tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("act", choices=("measure", "table", "calibrate"))
+    parser.add_argument("--label", default="after", help="of the rows to measure (after)")
+    parser.add_argument("--configs", nargs="+", choices=BATCHES, default=list(BATCHES))
+    parser.add_argument("--kinds", nargs="+", choices=CHIPS, default=list(CHIPS))
+    parser.add_argument("--chips", nargs="+", type=int, choices=SIDES[2], default=list(SIDES[2]))
+    parser.add_argument("--batch_per_chip", type=int, help="instead of the recommended ones")
+    arguments = parser.parse_args()
+    if arguments.act == "measure":
+        measure(arguments)
+    elif arguments.act == "table":
+        print(table(_rows()))
+    else:
+        calibrate()
+
+
+def measure(arguments) -> None:
+    """Plan what is asked for and is not there yet."""
+    there = {_key(row) for row in _rows()}
+    for config in arguments.configs:
+        for kind in arguments.kinds:
+            for chips in arguments.chips:
+                batch = arguments.batch_per_chip or BATCHES[config][kind]
+                topology = f"{kind}:{SIDES[CHIPS[kind].axes][chips]}"
+                if (arguments.label, config, topology, batch) in there:
+                    continue
+                print(f"{config}, {topology}, {batch} a chip", file=sys.stderr, flush=True)
+                words = [f"--config=configs/{config}.py", f"--topology={topology}", f"--batch_per_chip={batch}"]
+                done = subprocess.run(
+                    [sys.executable, "-m", "fmboost_jax.plan", *words, "--json"], check=True, stdout=subprocess.PIPE
+                )
+                row = {"label": arguments.label, "name": config, **json.loads(done.stdout)}
+                with open(ROWS, "a", encoding="utf-8") as file:
+                    file.write(json.dumps(row) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+
+
+def table(rows: list[dict]) -> str:
+    """Markdown; the loss is that of images a second and chip against the smallest slice of its kind."""
+    lines = [
+        "| config | slice | chips | batch a chip | | HBM | step | compute | MFU | images/s | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    smallest: dict[tuple, float] = {}
+    for row in sorted(rows, key=lambda row: (row["name"], row["topology"][:3], row["label"] != "before", row["chips"])):
+        start = f"| {row['name']} | {row['topology']} | {row['chips']} | {row['batch_per_chip']:g} | {row['label']} "
+        memory, found = row["memory"], row["prediction"]
+        share = f"| {memory['total'] / 2**30:.1f} GiB, {memory['share']:.0%} "
+        if found is None:
+            lines.append(f"{start}{share}| does not fit | | | | |")
+            continue
+        speed = found["images_per_second"] / row["chips"]
+        first = smallest.setdefault((row["name"], row["topology"][:3], row["label"], row["batch_per_chip"]), speed)
+        lines.append(
+            f"{start}{share}| {found['seconds'] * 1e3:.1f} ms | {found['compute_seconds'] * 1e3:.1f} ms "
+            f"| {found['mfu']:.1%} | {found['images_per_second']:,.0f} | {1 - speed / first:.1%} |"
+        )
+    return "\n".join(lines)
+
+
+def calibrate() -> None:
+    """Print what share of peaks the compiler's cycles make of programs that should reach them."""
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_enable_compilation_cache", False)
+    print("| chip | bfloat16 product, 8192³ | 16384³ | of the peak | HBM, x ← 2x + 1 of 1 GiB |")
+    print("| --- | --- | --- | --- | --- |")
+    for kind, chip in CHIPS.items():
+        device = tpu_slice(f"{kind}:{SIDES[chip.axes][4]}").devices[0]
+
+        def seconds(function, *shapes, dtype, device=device, chip=chip) -> float:
+            sharding = SingleDeviceSharding(device)
+            inputs = [jax.ShapeDtypeStruct(shape, dtype, sharding=sharding) for shape in shapes]
+            return total_cycles(operations(parse(jax.jit(function).lower(*inputs).compile().as_text()))) / chip.clock
+
+        rates = [2 * n**3 / seconds(jnp.matmul, (n, n), (n, n), dtype=jnp.bfloat16) for n in (8192, 16384)]
+        memory = 2 * 2**30 / seconds(lambda x: 2 * x + 1, (2**18, 1024), dtype=jnp.float32)
+        print(
+            f"| {kind} | {rates[0] / 1e12:.0f} TFLOP/s | {rates[1] / 1e12:.0f} TFLOP/s | {rates[1] / chip.peak:.0%} "
+            f"| {memory / 1e9:.0f} GB/s |"
+        )
+
+
+def _rows() -> list[dict]:
+    return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
+
+
+def _key(row: dict) -> tuple:
+    return row["label"], row["name"], row["topology"], row["batch_per_chip"]
+
+
+if __name__ == "__main__":
+    run(main)
