@@ -72,6 +72,7 @@ def _plan(arguments, config: ConfigDict, tpus: Slice, sizes: dict[str, int], bat
     if batch_per_chip:
         config.train.batch_size = batch_per_chip * len(tpus.devices)
     integration = Integration(arguments.method, arguments.steps)
+    print(f"compiling {arguments.mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
     lowered = lower(config, arguments.mode, mesh, integration)
     compiled = compile_for(lowered, tpus.name, mesh, kept_folder(config))
     if arguments.hlo and compiled.text:
