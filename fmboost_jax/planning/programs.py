@@ -15,9 +15,9 @@ from fmboost_jax.flow.boost import Source
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import FirstStage, load_first_stage
-from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.models.unet import UNetConfig, abstract_unet
-from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 from fmboost_jax.training.program import lower_train_step
 
 MODES = ("train", "sample", "decode")
@@ -49,9 +49,10 @@ def lower(config: ConfigDict, mode: str, mesh: Mesh, integration: Integration) -
     recipe = recipe_of(config, stage)
     if mode == "train":
         return lower_train_step(config, recipe, mesh)
-    if mode == "sample":
-        return _lower_sample(config, recipe, mesh, integration)
-    return _lower_decode(config, recipe, stage, mesh)
+    with jax.set_mesh(mesh):
+        if mode == "sample":
+            return _lower_sample(config, recipe, mesh, integration)
+        return _lower_decode(config, recipe, stage, mesh)
 
 
 def first_stage(config: ConfigDict) -> FirstStage:
@@ -88,13 +89,13 @@ def recipe_of(config: ConfigDict, stage: FirstStage) -> Recipe:
 
 
 def _lower_sample(config: ConfigDict, recipe: Recipe, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
-    """The Booster's own program: noise from keys, coupling, integration."""
+    """The Booster's own program: noise from keys, coupling, integration. Every chip has the whole network."""
     graph, parameters = split(abstract_unet(UNetConfig.of(config.unet)))
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
     source = Source(config.source.start, config.source.noise_step, config.data.upsampling, config.source.mode)
     return flow_from_keys.lower(
         graph,
-        _placed(parameters, state_shardings(mesh, parameters)),
+        _everywhere(parameters, mesh),
         jax.ShapeDtypeStruct((batch, *recipe.low_shape), "float32", sharding=batch_sharding(mesh)),
         jax.ShapeDtypeStruct((batch,), keys.dtype, sharding=example_sharding(mesh)),
         size=recipe.high_shape[:2],
@@ -106,17 +107,18 @@ def _lower_sample(config: ConfigDict, recipe: Recipe, mesh: Mesh, integration: I
 
 def _lower_decode(config: ConfigDict, recipe: Recipe, stage: FirstStage, mesh: Mesh) -> jax.stages.Lowered:
     graph, parameters = split(stage.model)
-    everywhere = NamedSharding(mesh, PartitionSpec())
     shape = (config.train.batch_size, *recipe.high_shape)
 
     def decode(parameters, latent):
         return merge(graph, parameters).decode(stage.unscale(latent))
 
     return jax.jit(decode).lower(
-        _placed(parameters, jax.tree.map(lambda _: everywhere, parameters)),
+        _everywhere(parameters, mesh),
         jax.ShapeDtypeStruct(shape, "float32", sharding=batch_sharding(mesh)),
     )
 
 
-def _placed(shapes, shardings):
-    return jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, shardings)
+def _everywhere(parameters: Parameters, mesh: Mesh) -> Parameters:
+    """Shapes of parameters that every chip holds whole, as the Booster's does."""
+    sharding = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), parameters)
