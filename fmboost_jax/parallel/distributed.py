@@ -15,10 +15,12 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from fmboost_jax.errors import InputError, report
+from fmboost_jax.errors import BAD_INPUT, InputError, report
 
 # What tells the number of processes where jax would see a cluster in a single process, too.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
+# jax's words where it sees no cluster, or has met its devices before, as in a notebook.
+_NONE_SEEN = ("coordinator_address should be defined", "must be called before")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -34,14 +36,16 @@ def processes(arguments: argparse.Namespace, timeout: int) -> Iterator[None]:
     """Join the other processes for as long as the context lasts; to be entered before jax meets a device.
 
     Where this process fails, it ends at once instead of waiting for the others at jax's closing barrier. They notice:
-    a process that has given no sign of life for `timeout` seconds ends all others, whatever they wait for.
+    a process that has given no sign of life for `timeout` seconds ends all others, whatever they wait for. One that
+    refuses its input waits for the others to do so too, no longer than that.
 
     Args:
         arguments: of a parser that `add_arguments` was applied to.
         timeout: seconds, see above; also how long a process that is done waits for the others to be done.
 
     Raises:
-        InputError: flags that do not belong together, or a coordinator that cannot be reached.
+        InputError: flags that do not belong together, or too little to start from.
+        SystemExit: the coordinator cannot be reached; exit code 1.
     """
     started = _start(arguments, timeout)
     try:
@@ -49,6 +53,10 @@ def processes(arguments: argparse.Namespace, timeout: int) -> Iterator[None]:
     except BaseException as error:
         if started:
             status = report(error)
+            if status == BAD_INPUT:
+                # As a rule all refuse the same: each is to say so before process 0, which holds them together, is gone.
+                with contextlib.suppress(jax.errors.JaxRuntimeError):
+                    jax.distributed.shutdown()
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
@@ -81,12 +89,18 @@ def _start(arguments: argparse.Namespace, timeout: int) -> bool:
             shutdown_timeout_seconds=timeout,
         )
     except jax.errors.JaxRuntimeError as error:
-        raise InputError(f"the other processes cannot be reached: {' '.join(str(error).split())[:300]}") from error
+        # Not bad input: a host may be late, and the run is to be started again.
+        reason = " ".join(str(error).split())[:300]
+        raise SystemExit(f"error: the other processes cannot be reached: {reason}") from error
     except (ValueError, RuntimeError) as error:
-        # jax sees no cluster, or has met its devices before, as in a notebook.
-        if told[0] is None and ("coordinator_address should be defined" in str(error) or "before" in str(error)):
-            return False
-        raise InputError(f"many processes cannot be started: {' '.join(str(error).split())}") from error
+        if told[0] is not None or not any(reason in str(error) for reason in _NONE_SEEN):
+            raise InputError(f"many processes cannot be started: {' '.join(str(error).split())}") from error
+        if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:  # Open MPI 5 no longer says what jax looks for
+            raise InputError(
+                "Open MPI started many processes, but does not tell jax where the first one is: add --coordinator "
+                "HOST:PORT --process_count $OMPI_COMM_WORLD_SIZE --process_index $OMPI_COMM_WORLD_RANK"
+            ) from error
+        return False
     return True
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from fmboost_jax import train
-from fmboost_jax.errors import PREEMPTED, InputError
+from fmboost_jax.errors import BAD_INPUT, PREEMPTED, InputError
 from fmboost_jax.parallel import distributed
 from fmboost_jax.training.checkpoints import load_weights
 from tests.commands import PIXELS, ROOT, environment
@@ -44,8 +44,23 @@ TINY = (
     f"--config.evaluate.every={STEPS}",
     "--config.evaluate.images=4",
     "--config.evaluate.steps=1",
-    "--config.processes.timeout=10",
+    "--config.processes.timeout=30",
 )
+# What launchers tell each process.
+SLURM = {
+    "SLURM_JOB_ID": 7,
+    "SLURM_STEP_NODELIST": "localhost",
+    "SLURM_STEP_NUM_NODES": 1,
+    "SLURM_NTASKS": "{count}",
+    "SLURM_PROCID": "{index}",
+    "SLURM_LOCALID": "{index}",
+}
+OPEN_MPI = {
+    "OMPI_MCA_orte_hnp_uri": "4096.0;tcp://127.0.0.1:1",
+    "OMPI_COMM_WORLD_SIZE": "{count}",
+    "OMPI_COMM_WORLD_RANK": "{index}",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "{index}",
+}
 # Runs the command, and dies by SIGKILL in the middle of saving step 6, when half of the checkpoint is written.
 DIES_SAVING = """
 import os, pathlib, signal, sys
@@ -80,20 +95,26 @@ def launch(latents, tmp_path_factory):
     }
     started = []
 
-    def start(count, workdir, *overrides, devices=1, programs=None):
+    def start(count, workdir, *overrides, devices=1, programs=None, environ=None):
         with socket.socket() as free:
             free.bind(("localhost", 0))
-            address = f"localhost:{free.getsockname()[1]}"
+            port = free.getsockname()[1]
         run = []
         for index in range(count):
-            many = ["--coordinator", address, f"--process_count={count}", f"--process_index={index}"]
-            words = ["--config", "configs/demo.py", "--workdir", workdir, f"--config.data.dir={latents}", *TINY]
             program = (programs or {}).get(index, ["-m", "fmboost_jax.train"])
+            words = ["--config", "configs/demo.py", "--workdir", str(workdir), f"--config.data.dir={latents}", *TINY]
+            words += overrides
+            settings = {**surroundings, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            if environ:
+                settings |= {name: str(value).format(index=index, count=count) for name, value in environ.items()}
+                settings["JAX_COORDINATOR_PORT"] = str(port)
+            elif count > 1:
+                words += [f"--coordinator=localhost:{port}", f"--process_count={count}", f"--process_index={index}"]
             with open(home / f"log{index}", "w") as log:
                 process = subprocess.Popen(
-                    [sys.executable, *program, *map(str, words), *(many if count > 1 else []), *overrides],
+                    [sys.executable, *program, *words],
                     cwd=ROOT,
-                    env={**surroundings, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"},
+                    env=settings,
                     stdout=subprocess.PIPE,
                     stderr=log if index else subprocess.PIPE,
                     text=True,
@@ -183,7 +204,7 @@ def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_p
     assert "finished" not in outputs[1][0]
     assert checkpoints(tmp_path) == [3]
     assert [name for name in os.listdir(tmp_path / "checkpoints") if name.startswith("6.")]
-    (first, _), (second, _) = end(launch(2, tmp_path))
+    (first, _), (second, _) = end(launch(2, tmp_path, environ=OPEN_MPI))
     assert "going on from step 3" in first
     assert "2 × cpu, 2 process(es)" in first
     assert "finished" not in second
@@ -197,7 +218,9 @@ def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_p
 def test_sigterm_to_one_stops_all_and_any_number_goes_on(launch, tmp_path):
     """Two processes are stopped, four go on until one is killed, one finishes; beside it one does it all."""
     plain = "--config.evaluate.every=0"
-    stopped = launch(2, tmp_path / "many", plain, "--config.train.steps=100000", "--config.checkpoint.every=100000")
+    stopped = launch(
+        2, tmp_path / "many", plain, "--config.train.steps=100000", "--config.checkpoint.every=100000", environ=SLURM
+    )
     wait_for_step(stopped[0], 1)
     stopped[1].send_signal(signal.SIGTERM)
     (first, _), _ = end(stopped, [PREEMPTED] * 2)
@@ -222,6 +245,14 @@ def test_sigterm_to_one_stops_all_and_any_number_goes_on(launch, tmp_path):
     expected = weights(tmp_path / "one")
     for name, value in weights(tmp_path / "many").items():
         np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
+
+
+def test_all_refuse_what_one_would(launch, tmp_path):
+    """Bad input ends every process with its own code, so that no launch script tries it again."""
+    run = launch(2, tmp_path, "--config.data.dir=nowhere")
+    (_, said), _ = end(run, [BAD_INPUT] * 2)
+    assert "error: data folder nowhere does not exist" in said
+    assert "Traceback" not in said
 
 
 @pytest.mark.parametrize(
@@ -249,9 +280,17 @@ def test_a_single_process_starts_nothing(monkeypatch):
     distributed.add_arguments(parser)
     with distributed.processes(parser.parse_args([]), timeout=10):
         assert not jax.distributed.is_initialized()
-    slurm = {"JOB_ID": 1, "STEP_NODELIST": "node1", "NTASKS": 1, "PROCID": 0, "LOCALID": 0, "STEP_NUM_NODES": 1}
-    for name, value in slurm.items():
-        monkeypatch.setenv(f"SLURM_{name}", str(value))
+    for name, value in SLURM.items():
+        monkeypatch.setenv(name, str(value).format(index=0, count=1))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("one process needs no start"))
     with distributed.processes(parser.parse_args([]), timeout=10):
+        pass
+
+
+def test_open_mpi_that_does_not_tell_enough_is_refused(monkeypatch):
+    """Else each of its processes would train alone, in the same folder."""
+    monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
+    parser = argparse.ArgumentParser()
+    distributed.add_arguments(parser)
+    with pytest.raises(InputError, match="add --coordinator"), distributed.processes(parser.parse_args([]), timeout=10):
         pass
