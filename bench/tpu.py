@@ -29,11 +29,7 @@ SIDES = {
     2: {4: "2x2", 16: "4x4", 64: "8x8", 256: "16x16"},
     3: {4: "2x2x1", 16: "2x2x4", 64: "4x4x4", 256: "4x8x8"},
 }
-# Images a chip: what a sweep recommended.
-BATCHES = {
-    "cfm1024": {"v5e": 8, "v5p": 16, "v6e": 16},
-    "cfm2048": {"v5e": 2, "v5p": 4, "v6e": 4},
-}
+CONFIGS = ("cfm1024", "cfm2048")
 
 
 def main() -> None:
@@ -43,10 +39,10 @@ def main() -> None:
     )
     parser.add_argument("act", choices=("measure", "table", "calibrate"))
     parser.add_argument("--label", default="after", help="of the rows to measure (after)")
-    parser.add_argument("--configs", nargs="+", choices=BATCHES, default=list(BATCHES))
+    parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
     parser.add_argument("--kinds", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--chips", nargs="+", type=int, choices=SIDES[2], default=list(SIDES[2]))
-    parser.add_argument("--batch_per_chip", type=int, help="instead of the recommended ones")
+    parser.add_argument("--batch_per_chip", type=int, default=8, help="images a chip; multiples of 8 go best (8)")
     arguments = parser.parse_args()
     if arguments.act == "measure":
         measure(arguments)
@@ -62,8 +58,7 @@ def measure(arguments) -> None:
     for config in arguments.configs:
         for kind in arguments.kinds:
             for chips in arguments.chips:
-                batch = arguments.batch_per_chip or BATCHES[config][kind]
-                topology = f"{kind}:{SIDES[CHIPS[kind].axes][chips]}"
+                topology, batch = f"{kind}:{SIDES[CHIPS[kind].axes][chips]}", arguments.batch_per_chip
                 if (arguments.label, config, topology, batch) in there:
                     continue
                 print(f"{config}, {topology}, {batch} a chip", file=sys.stderr, flush=True)
