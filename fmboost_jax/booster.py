@@ -229,15 +229,20 @@ class Booster:
         inputs = to_float(images), _keys(seed, len(images))
         return self._shared(act, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")[:, :height, :width]
 
+    @property
+    def size_multiple(self) -> int:
+        """What the sides of low-res latents must be multiples of for the network to halve them once they have grown."""
+        multiple = self.unet_config.size_multiple
+        return multiple // math.gcd(multiple, self.factor)
+
     def check_size(self, height: int, width: int) -> None:
         """Refuse low-res latents that the network cannot halve once they have grown.
 
         Raises:
             InputError: sides that do not fit.
         """
-        multiple = self.unet_config.size_multiple
-        if height * self.factor % multiple or width * self.factor % multiple:
-            unit = multiple // math.gcd(multiple, self.factor)
+        unit = self.size_multiple
+        if height % unit or width % unit:
             raise InputError(
                 f"low-res latents of {height}×{width}: this network needs sides that are multiples of {unit} "
                 f"({unit * self.first_stage.downsampling} pixels of the small image)"

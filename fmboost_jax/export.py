@@ -1,10 +1,12 @@
 """Make a boost bundle of a training run: one folder to share, which `Booster.load` and `fmboost_jax.sample` take.
 
     python -m fmboost_jax.export --checkpoint RUN --out BUNDLE
-    python -m fmboost_jax.export --checkpoint RUN --out BUNDLE --stablehlo --sizes 64x64 64x96 --steps 4
+    python -m fmboost_jax.export --checkpoint RUN --out BUNDLE --stablehlo --steps 4
+    python -m fmboost_jax.export --checkpoint RUN --out BUNDLE --stablehlo --sizes 64x64 64x96
 
-With --stablehlo the bundle also holds boost and decode as programs for CPU, CUDA and TPU, one a size, which run with
-jax alone: `BUNDLE/stablehlo/README.md` shows how. They take any batch size.
+With --stablehlo the bundle also holds boost and decode as a program for CPU, CUDA and TPU, which runs with jax alone:
+`BUNDLE/stablehlo/README.md` shows how. It takes any batch and size. --sizes adds programs for one size each, which need
+less memory for large images. With --orbax the averaged weights are there as an Orbax checkpoint, too.
 """
 
 import argparse
@@ -14,6 +16,7 @@ from fmboost_jax.booster import Booster, read_run
 from fmboost_jax.bundle import is_bundle, new_folder, read_bundle, write_bundle
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.flow.solvers import METHODS
+from fmboost_jax.interop.folders import save_model
 from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.models.unet import abstract_unet
 from fmboost_jax.stablehlo import write_programs
@@ -29,12 +32,14 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--step", type=int, help="which checkpoint (the latest)")
     parser.add_argument("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
     parser.add_argument("--half", action="store_true", help="store the weights as float16: half the size")
-    parser.add_argument("--stablehlo", action="store_true", help="programs of boost and decode, too")
+    parser.add_argument("--orbax", action="store_true", help="the weights as an Orbax checkpoint, too")
+    parser.add_argument("--stablehlo", action="store_true", help="boost and decode as a program, too")
     parser.add_argument(
         "--sizes",
         nargs="+",
         metavar="HxW",
-        help="of the low-res latents the programs take; what the network was trained on by default",
+        default=[],
+        help="of low-res latents that get a program of their own, beside the one for any size",
     )
     parser.add_argument("--steps", type=int, default=4, help="integration steps of the programs (default 4)")
     parser.add_argument("--method", default="euler", choices=METHODS, help="their ODE method (default euler)")
@@ -42,13 +47,14 @@ def main(argv: list[str] | None = None) -> None:
     if is_bundle(arguments.checkpoint):
         raise InputError(f"--checkpoint {arguments.checkpoint} is a bundle already; give the training run")
     parameters, config, stage = read_run(arguments.checkpoint, step=arguments.step, first_stage=arguments.first_stage)
-    trained_on = config.low_res // stage.downsampling
-    sizes = [_size(text) for text in arguments.sizes or [f"{trained_on}x{trained_on}"]]
+    sizes = [_size(text) for text in arguments.sizes]
     with new_folder(arguments.out) as folder:
         write_bundle(folder, parameters, config, "float16" if arguments.half else "float32")
         read_bundle(folder)
+        unet = merge(split(abstract_unet(config.unet))[0], parameters)
+        if arguments.orbax:
+            save_model(str(folder / "orbax"), unet)
         if arguments.stablehlo:
-            unet = merge(split(abstract_unet(config.unet))[0], parameters)
             booster = Booster(unet, stage, config.source, config.factor)
             write_programs(folder / "stablehlo", booster, sizes, steps=arguments.steps, method=arguments.method)
     print(f"{arguments.out}: step {config.step:,}, {count(parameters):,} parameters, ×{config.factor}")

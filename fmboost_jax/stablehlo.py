@@ -1,18 +1,21 @@
 """Boost and decode as StableHLO programs that run with jax alone, on CPU, CUDA and TPU, without this package.
 
 Weights are arguments of a program, not constants in it: it stays small, and a large network meets no limit of the file
-format. The batch is symbolic. Height and width are not: the resizing weights and the autoencoder's strips are made for
-a size, so each size is a program of its own.
+format. Batch, height and width are symbols: one program serves every size. It works on whole feature maps, though,
+where this package cuts large ones into strips (`models/strips.py`), since nothing in it can hang on what a size is. A
+program for one size has the strips, and so the bounded memory: worth it above 1024².
 """
 
 import importlib.util
 import pathlib
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
 from safetensors.numpy import save
+from tqdm import tqdm
 
 from fmboost_jax.booster import Booster, flow_from_keys
 from fmboost_jax.data.files import write_atomically
@@ -25,14 +28,14 @@ AUTOENCODER = "autoencoder.safetensors"
 
 
 def write_programs(
-    folder: pathlib.Path, booster: Booster, sizes: list[tuple[int, int]], *, steps: int, method: str
+    folder: pathlib.Path, booster: Booster, sizes: Sequence[tuple[int, int]] = (), *, steps: int, method: str
 ) -> None:
-    """Fill a bundle's `stablehlo` folder: a program a size, the autoencoder's weights and a page that says how to run.
+    """Fill a bundle's `stablehlo` folder: programs, the autoencoder's weights and a page that says how to run them.
 
     Args:
         folder: to be made.
         booster: what to export.
-        sizes: (height, width) of low-res latents.
+        sizes: (height, width) of low-res latents that get a program of their own, beside the one for any size.
         steps, method: of the integration, fixed in the programs.
 
     Raises:
@@ -45,21 +48,31 @@ def write_programs(
     write_atomically(
         folder / AUTOENCODER, save({name: np.ascontiguousarray(array) for name, array in autoencoder.items()})
     )
-    for height, width in sizes:
-        content = boost_and_decode(booster, height, width, steps=steps, method=method).serialize()
-        write_atomically(folder / f"boost_{height}x{width}.bin", bytes(content))
-    write_atomically(folder / "README.md", _page(booster, sizes[0], steps, method).encode())
+    for size in tqdm([None, *sizes], "programs", unit="program"):
+        content = boost_and_decode(booster, size, steps=steps, method=method).serialize()
+        name = "boost" if size is None else f"boost_{size[0]}x{size[1]}"
+        write_atomically(folder / f"{name}.bin", bytes(content))
+    write_atomically(folder / "README.md", _page(booster, steps, method).encode())
 
 
-def boost_and_decode(booster: Booster, height: int, width: int, *, steps: int, method: str) -> export.Exported:
-    """The program (unet weights, autoencoder weights, latents (b, height, width, c), seeds (b,)) → uint8 images."""
-    booster.check_size(height, width)
+def boost_and_decode(
+    booster: Booster, size: tuple[int, int] | None = None, *, steps: int, method: str
+) -> export.Exported:
+    """The program (unet weights, autoencoder weights, latents (b, height, width, c), seeds (b,)) → uint8 images.
+
+    Args:
+        booster: what to export.
+        size: the latents' height and width; any that the network takes unless told.
+        steps, method: of the integration.
+    """
+    if size is not None:
+        booster.check_size(*size)
     stage, source = booster.first_stage, booster.source
     graph, autoencoder = split(stage.model)
-    size = height * booster.factor, width * booster.factor
 
     def program(unet, autoencoder, latents, seeds):
         model = merge(graph, autoencoder)
+        size = tuple(side * booster.factor for side in latents.shape[1:3])
 
         def decode(latent):
             return model.decode(stage.unscale(latent))
@@ -72,29 +85,33 @@ def boost_and_decode(booster: Booster, height: int, width: int, *, steps: int, m
         image = decode(boosted)
         return jnp.clip(jnp.round((image + 1) * 127.5), 0, 255).astype(jnp.uint8)
 
-    (batch,) = export.symbolic_shape("b")
+    height, width = size or (f"{booster.size_multiple}*{side}" for side in "hw")
+    batch, height, width = export.symbolic_shape(f"b, {height}, {width}")
     latents = jax.ShapeDtypeStruct((batch, height, width, stage.channels), jnp.float32)
     seeds = jax.ShapeDtypeStruct((batch,), jnp.uint32)
     weights = ({name: jax.typeof(array) for name, array in tree.items()} for tree in (booster.parameters, autoencoder))
     return export.export(jax.jit(program), platforms=PLATFORMS)(*weights, latents, seeds)
 
 
-def _page(booster: Booster, size: tuple[int, int], steps: int, method: str) -> str:
-    height, width = size
+def _page(booster: Booster, steps: int, method: str) -> str:
     return f"""# Boost and decode without fmboost_jax
 
 Programs for {", ".join(PLATFORMS)}, made with jax {jax.__version__}: {steps} {method} steps, then the decoder. They
-need jax, flatbuffers and safetensors. Any batch size; the size of the low-res latents is in the file's name.
+need jax, flatbuffers and safetensors. `boost.bin` takes any batch and any height and width that are multiples of
+{booster.size_multiple}. A file with a size in its name takes that size alone, in less memory where it is large.
 
 ```python
+import jax
 import numpy as np
 from jax import export
 from safetensors.numpy import load_file
 
-program = export.deserialize(bytearray(open("boost_{height}x{width}.bin", "rb").read()))
-unet, autoencoder = load_file("../unet.safetensors"), load_file("{AUTOENCODER}")
-latents = ...  # scaled, float32 (b, {height}, {width}, {booster.first_stage.channels})
+program = export.deserialize(bytearray(open("boost.bin", "rb").read()))
+boost = jax.jit(program.call)  # compiles once a shape
+files = [load_file(name) for name in ("../unet.safetensors", "{AUTOENCODER}")]
+unet, autoencoder = ({{name: array.astype("float32") for name, array in file.items()}} for file in files)
+latents = ...  # scaled, float32 (batch, height, width, {booster.first_stage.channels})
 seeds = np.arange(len(latents), dtype=np.uint32)
-images = program.call(unet, autoencoder, latents, seeds)  # uint8, ×{booster.factor}
+images = boost(unet, autoencoder, latents, seeds)  # uint8, ×{booster.factor}
 ```
 """

@@ -60,3 +60,13 @@ def pairs(photographs, tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("data") / "pairs"
     command("precompute", "--config", "configs/demo.py", *SMALL, "--images", photographs, "--out", folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def run(pairs, tmp_path_factory) -> pathlib.Path:
+    """A training run of three steps on them, its averaged weights others than the online ones; not to be written to."""
+    from tests.commands import command, train_words
+
+    workdir = tmp_path_factory.mktemp("run")
+    command("train", *train_words(pairs, workdir, "--config.train.steps=3", "--config.ema.copy_until=1"))
+    return workdir

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
@@ -12,20 +13,21 @@ from safetensors.numpy import load_file, save_file
 from fmboost_jax.booster import Booster
 from fmboost_jax.bundle import Latents, new_folder
 from fmboost_jax.errors import InputError
-from tests.commands import command, environment, refused, train_words
-
-
-@pytest.fixture(scope="module")
-def run(pairs, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    command("train", *train_words(pairs, workdir, "--config.train.steps=3", "--config.ema.copy_until=1"))
-    return workdir
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.interop import load_model
+from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.parameters import split
+from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.stablehlo import boost_and_decode
+from tests.commands import command, environment, refused
+from tests.random_models import random_model
 
 
 @pytest.fixture(scope="module")
 def bundle(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "small"
-    command("export", "--checkpoint", run, "--out", folder, "--stablehlo", "--sizes", "8x16", "--steps", 2)
+    command("export", "--checkpoint", run, "--out", folder, "--orbax", "--stablehlo", "--sizes", "8x16", "--steps", 2)
     return folder
 
 
@@ -56,29 +58,53 @@ def test_a_bundle_boosts_as_its_run(run, bundle, latents):
 
 
 def test_programs_run_without_this_package(bundle, latents, tmp_path):
-    """The page's own snippet, in a process that cannot import fmboost_jax or flax."""
+    """The page's own snippet, in a process that cannot import fmboost_jax or flax: any size, and the one of 8×16."""
     page = (bundle / "stablehlo" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
-    np.save(tmp_path / "latents.npy", latents)
-    snippet = snippet.replace("latents = ...", f"latents = np.load({str(tmp_path / 'latents.npy')!r})")
-    images = tmp_path / "images.npy"
-    script = "\n".join(
-        [
-            "import sys",
-            "sys.modules.update(fmboost_jax=None, flax=None)",
-            snippet,
-            f"assert program.platforms == ('cpu', 'cuda', 'tpu')\nnp.save({str(images)!r}, np.asarray(images))",
-        ]
-    )
+    tasks = {"whole": ("boost.bin", latents), "part": ("boost.bin", latents[:2, :, :6])}
+    tasks["sized"] = "boost_8x16.bin", latents
+    script = ["import sys", "sys.modules.update(fmboost_jax=None, flax=None)"]
+    for name, (program, given) in tasks.items():
+        np.save(tmp_path / f"{name}.npy", given)
+        told = snippet.replace("boost.bin", program)
+        told = told.replace("latents = ...", f"latents = np.load({str(tmp_path / name)!r} + '.npy')")
+        saved = f"np.save({str(tmp_path / name)!r} + '_images.npy', np.asarray(images))"
+        script += [told, "assert program.platforms == ('cpu', 'cuda', 'tpu')", saved]
     done = subprocess.run(
-        [sys.executable, "-c", script], cwd=bundle / "stablehlo", env=environment(), capture_output=True, text=True
+        [sys.executable, "-c", "\n".join(script)],
+        cwd=bundle / "stablehlo",
+        env=environment(),
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     booster = Booster.load(bundle)
-    expected = booster.decode(booster.boost(latents, steps=2))
-    found = np.load(images)
-    assert found.shape == (3, 16, 32, 3)
-    assert np.abs(found.astype(int) - expected).max() <= 1
+    for name, (_, given) in tasks.items():
+        expected = booster.decode(booster.boost(given, steps=2))
+        found = np.load(tmp_path / f"{name}_images.npy")
+        assert found.shape == (len(given), 16, 2 * given.shape[2], 3)
+        assert np.abs(found.astype(int) - expected).max() <= 1
+
+
+def test_a_program_for_any_size_attends_and_grows_through_pixels():
+    """What networks on real latents have, and those of pixels lack: attention within the autoencoder, PSU."""
+    config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4)
+    stage = FirstStage("kl", "", random_model(AutoencoderKL, config), 4, 2, scaling_factor=0.18215)
+    unet = random_model(UNet, UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16))
+    booster = Booster(unet, stage, Source(), 2)
+    latents = np.random.default_rng(0).standard_normal((2, 3, 5, 4), np.float32)
+    program = boost_and_decode(booster, steps=1, method="euler")
+    weights = booster.parameters, split(stage.model)[1]
+    found = jax.jit(program.call)(*weights, latents, np.arange(2, dtype=np.uint32))
+    assert np.abs(np.asarray(found, int) - booster.decode(booster.boost(latents, steps=1))).max() <= 1
+
+
+def test_the_weights_as_an_orbax_checkpoint(bundle):
+    found = split(load_model(str(bundle / "orbax")))[1]
+    expected = load_file(bundle / "unet.safetensors")
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(found[name], array)
 
 
 def test_damaged_bundles_are_refused(copy):
@@ -136,4 +162,4 @@ def test_missing_flatbuffers_names_the_extra(bundle, tmp_path, monkeypatch):
 
     monkeypatch.setattr(stablehlo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'fmboost_jax\[export\]'"):
-        stablehlo.write_programs(tmp_path / "programs", Booster.load(bundle), [(8, 8)], steps=1, method="euler")
+        stablehlo.write_programs(tmp_path / "programs", Booster.load(bundle), steps=1, method="euler")

@@ -12,14 +12,7 @@ from PIL import Image
 from fmboost_jax.booster import Booster
 from fmboost_jax.errors import InputError
 from fmboost_jax.sample import main
-from tests.commands import command, refused, train_words
-
-
-@pytest.fixture(scope="module")
-def run(pairs, tmp_path_factory):
-    workdir = tmp_path_factory.mktemp("run")
-    command("train", *train_words(pairs, workdir, "--config.train.steps=3"))
-    return workdir
+from tests.commands import command, refused
 
 
 @pytest.fixture(scope="module")

@@ -17,10 +17,12 @@ cosine schedule, shifted for the image's size).
 """
 
 from collections.abc import Callable
+from typing import SupportsInt
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float, Int, Key
 
 from fmboost_jax.errors import InputError
@@ -28,6 +30,9 @@ from fmboost_jax.errors import InputError
 DIFFUSION_STEPS = 1000
 MODES = ("nearest", "bilinear", "bicubic", "identity", "noise")
 STARTS = ("low_res", "noise")
+
+# A number; or a symbol, in a program for any size (`jax.export.symbolic_shape`).
+Side = SupportsInt
 
 
 def cosine_alpha_bar(steps: int = DIFFUSION_STEPS, image_size: int = 64) -> Float[Array, "steps"]:
@@ -67,7 +72,7 @@ def sample_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, 
 
 def upsample(
     latent: Float[Array, "b h w c"],
-    size: int | tuple[int, int],
+    size: Side | tuple[Side, Side],
     mode: str,
     noise: Float[Array, "b H W c"] | None = None,
 ) -> Float[Array, "b H W c"]:
@@ -89,7 +94,7 @@ def upsample(
     Raises:
         InputError: unknown mode, a size that the mode cannot reach, or noise that is missing or of another shape.
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple) else (size, size)
     before = latent.shape[1:3]
     latent = latent.astype(jnp.float32)
     match mode:
@@ -113,7 +118,7 @@ def upsample(
 
 def pixel_space_upsample(
     latent: Float[Array, "b h w c"],
-    size: int | tuple[int, int],
+    size: Side | tuple[Side, Side],
     encode: Callable[[Array], Array],
     decode: Callable[[Array], Array],
 ) -> Float[Array, "b H W c"]:
@@ -127,7 +132,7 @@ def pixel_space_upsample(
         encode: image (b, f·H, f·W, 3) → latent (b, H, W, c).
         decode: latent (b, h, w, c) → image (b, f·h, f·w, 3).
     """
-    height, width = (size, size) if isinstance(size, int) else size
+    height, width = size if isinstance(size, tuple) else (size, size)
     image = decode(latent)
     pixels = image.shape[1] * height // latent.shape[1], image.shape[2] * width // latent.shape[2]
     return encode(upsample(image, pixels, "bilinear"))
@@ -136,7 +141,7 @@ def pixel_space_upsample(
 def couple(
     low_res: Float[Array, "b h w c"],
     *,
-    size: int | tuple[int, int],
+    size: Side | tuple[Side, Side],
     start: str,
     noise_step: int | Int[Array, ""],
     mode: str,
@@ -183,34 +188,40 @@ def _noise_upsample(latent, size, noise):
     return noise.astype(jnp.float32).at[:, :: height // h, :: width // w].set(latent)
 
 
-def _nearest(before: int, after: int) -> Int[np.ndarray, "after"]:
+def _nearest(before: Side, after: Side) -> Int[Array | np.ndarray, "after"]:
     """Source index of each target position. In float32, as PyTorch reckons it: its rounding shows at some sizes."""
+    if is_symbolic_dim(before) or is_symbolic_dim(after):
+        return jnp.arange(after) * before // after
     index = np.floor(np.arange(after, dtype=np.float32) * np.float32(before / after)).astype(np.int32)
     return np.minimum(index, before - 1)
 
 
 def _linear(distance):
-    return np.maximum(1 - np.abs(distance), 0)
+    return (1 - abs(distance)).clip(0)
 
 
 def _cubic(distance, a=-0.75):
     """Keys, "Cubic convolution interpolation for digital image processing", 1981, with PyTorch's a."""
-    d = np.abs(distance)
+    d = abs(distance)
     near = ((a + 2) * d - (a + 3)) * d**2 + 1
     far = a * (((d - 5) * d + 8) * d - 4)
-    return np.where(d <= 1, near, np.where(d < 2, far, 0))
+    return near * (d <= 1) + far * ((d > 1) & (d < 2))
 
 
 _KERNELS = {"bilinear": (_linear, range(2)), "bicubic": (_cubic, range(-1, 3))}
 
 
-def _resize_matrix(before: int, after: int, mode: str) -> Float[np.ndarray, "after before"]:
-    """The weights of every source position in every target position along one axis."""
+def _resize_matrix(before: Side, after: Side, mode: str) -> Float[Array | np.ndarray, "after before"]:
+    """The weights of every source position in every target position along one axis.
+
+    A constant in float64 precision; or, where the sizes are symbols of a program for any size, reckoned in it.
+    """
     kernel, taps = _KERNELS[mode]
-    position = (np.arange(after) + 0.5) * before / after - 0.5
-    left = np.floor(position).astype(int)
-    matrix = np.zeros((after, before))
+    xp = jnp if is_symbolic_dim(before) or is_symbolic_dim(after) else np
+    position = (xp.arange(after) + 0.5) * before / after - 0.5
+    left = xp.floor(position).astype(int)
+    matrix = 0
     for tap in taps:
-        source = np.clip(left + tap, 0, before - 1)
-        np.add.at(matrix, (np.arange(after), source), kernel(position - (left + tap)))
+        reads = (left + tap).clip(0, before - 1)[:, None] == xp.arange(before)
+        matrix += reads * kernel(position - (left + tap))[:, None]
     return matrix.astype(np.float32)

@@ -8,6 +8,7 @@ interleaved. Its checkpoints only work with exactly that, so it is kept here as 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from fmboost_jax.models.blocks import group_norm, linear
@@ -57,7 +58,7 @@ def attend(
 ) -> Float[Array, "b n heads dim"]:
     """softmax(q kᵀ / √dim) v, exact, with the logits of at most `QUERY_BLOCK` queries in memory at once."""
     b, n, heads, dim = q.shape
-    if n <= QUERY_BLOCK:
+    if not is_symbolic_dim(n) and n <= QUERY_BLOCK:
         return jax.nn.dot_product_attention(q, k, v)
     count = -(-n // QUERY_BLOCK)
     blocks = jnp.pad(q, ((0, 0), (0, count * QUERY_BLOCK - n), (0, 0), (0, 0)))

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 # Positions of the output up to which the patches are worth their memory.
@@ -39,7 +40,8 @@ def convolve(
         (length + sum(pad) - extent) // stride + 1
         for length, extent, stride, pad in zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
     ]
-    if x.dtype != jnp.float32 or size[0] * size[1] > SMALL_MAP or kernel.shape[:2] == (1, 1):
+    small = not any(map(is_symbolic_dim, size)) and size[0] * size[1] <= SMALL_MAP
+    if x.dtype != jnp.float32 or not small or kernel.shape[:2] == (1, 1):
         return direct(x, kernel)
 
     def product(x, kernel):

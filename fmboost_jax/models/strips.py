@@ -3,15 +3,18 @@
 A 3×3 convolution needs one row of neighbours above and below, no more. Cut into strips of rows, each with that halo,
 it gives the same numbers as in one piece while only a strip's temporaries exist. Group norms are no obstacle: their
 statistics are taken over the whole map first and applied inside each strip. Small maps are one strip, and so are maps
-whose height several devices share (the `spatial` axis of the mesh in `jax.set_mesh`): each works on its rows alone.
+whose height several devices share (the `spatial` axis of the mesh in `jax.set_mesh`): each works on its rows alone. In
+a program for any size (`fmboost_jax.stablehlo`) every map is one strip, as its rows cannot be counted.
 """
 
 import dataclasses
 from collections.abc import Callable
+from typing import SupportsInt
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 # Positions of a feature map that are worked on at once: 512² stays whole; at 256 float32 channels 256 MiB.
@@ -22,11 +25,14 @@ Activation = Callable[[Array], Array]
 
 @dataclasses.dataclass(frozen=True)
 class Strip:
-    """Rows `start … start + rows − 1` of maps that are `height` rows high; `start` may be traced."""
+    """Rows `start … start + rows − 1` of maps that are `height` rows high; `start` may be traced.
+
+    In a program for any size, rows and height are one symbol.
+    """
 
     start: int | Array
-    rows: int
-    height: int
+    rows: SupportsInt
+    height: SupportsInt
 
     def of(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r w c"]:
         """The strip's own rows of `x`."""
@@ -59,8 +65,11 @@ def in_strips(
         scale: rows of the result for a row of the map.
     """
     height, width = x.shape[1:3]
+    shared = jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1
+    if shared or is_symbolic_dim(height) or is_symbolic_dim(width):
+        return function(Strip(0, height, height))
     rows = max(1, STRIP_POSITIONS // (width * scale * scale))
-    if rows + 2 >= height or jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1:
+    if rows + 2 >= height:
         return function(Strip(0, height, height))
 
     def write(index: Array, result: Array) -> Array:

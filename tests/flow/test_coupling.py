@@ -1,6 +1,7 @@
 """x0 and context from low-res latents: the noise schedule, upsampling against PyTorch, the coupling itself."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -200,3 +201,17 @@ def test_the_reference_numbers(golden):
     for key in resized:
         direction, mode, size = key.split("/")
         assert relative_error(upsample(sources[direction], int(size), mode), nhwc(numbers[key])) < 1e-5, key
+
+
+@pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic", "noise"])
+def test_a_program_for_any_size_resizes_alike(mode):
+    batch, height, width = jax.export.symbolic_shape("b, 2*h, 2*w")
+
+    def enlarge(latent, noise):
+        size = 3 * latent.shape[1], 3 * latent.shape[2]
+        return upsample(latent, size, mode, noise if mode == "noise" else None)
+
+    shapes = [jax.ShapeDtypeStruct((batch, n * height, n * width, 3), jnp.float32) for n in (1, 3)]
+    program = jax.export.export(jax.jit(enlarge))(*shapes)
+    arrays = [jax.random.normal(jax.random.key(n), (2, n * 4, n * 6, 3)) for n in (1, 3)]
+    np.testing.assert_allclose(program.call(*arrays), enlarge(*arrays), atol=1e-5)
