@@ -1,0 +1,80 @@
+"""The packaged weights: small, half precision, with cards; and they boost photographs that they have not seen."""
+
+import pathlib
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import skimage.data
+from safetensors.numpy import load_file
+
+from fmboost_jax import sample
+from fmboost_jax.assets import DEFAULT_BOOSTER, NAMES, packaged_folder
+from fmboost_jax.booster import Booster
+from fmboost_jax.comparison import compare
+from fmboost_jax.flow.coupling import upsample
+from fmboost_jax.metrics.images import gradient_energy, psnr
+from fmboost_jax.models.first_stage import load_first_stage
+from fmboost_jax.pictures import read_settings, to_float, to_uint8
+
+LIMITS = {"demo-autoencoder": 4e6, "demo-x2": 12e6, "demo-x4": 12e6}
+
+
+@pytest.fixture(scope="module")
+def photograph():
+    """A part of "coffee", which is not among the photographs that the weights were trained on."""
+    return skimage.data.coffee()[140:268, 200:328]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_they_are_small_and_described(name):
+    folder = pathlib.Path(packaged_folder(name))
+    (weights,) = folder.glob("*.safetensors")
+    assert weights.stat().st_size < LIMITS[name]
+    assert {tensor.dtype for tensor in load_file(weights).values()} == {np.dtype(np.float16)}
+    card = (folder / "README.md").read_text()
+    for word in ("CC BY-SA 4.0", "CC0", "LGPL", "steps", "2 CPU cores", "seed", "PSNR", "Limits"):
+        assert word in card, word
+
+
+def test_the_autoencoder_keeps_a_photograph(photograph):
+    stage = load_first_stage("tiny", "demo-autoencoder")
+    image = jnp.asarray(to_float(photograph[None]))
+    latent = stage.scale(stage.encode(image))
+    assert latent.shape == (1, 16, 16, stage.channels)
+    assert 0.5 < float(np.std(latent)) < 1.6
+    assert float(psnr(stage.decode(latent), image)[0]) > 23
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_they_boost(photograph, factor):
+    """Nearer to the original than latents made larger, and sharper than the small picture through the autoencoder."""
+    booster = Booster.load(f"demo-x{factor}")
+    stage, truth = booster.first_stage, to_float(photograph[None])
+    pictures, _ = compare(booster.upscale, factor, photograph)
+    boosted, small = to_float(pictures["boosted"][None]), jnp.asarray(to_float(pictures["low-res"][None]))
+    in_latents = stage.decode(upsample(stage.scale(stage.encode(small)), 16, "bilinear"))
+    in_pixels = stage.decode(stage.scale(stage.encode(upsample(small, 128, "bilinear"))))
+    assert psnr(boosted, truth)[0] > psnr(to_float(to_uint8(np.asarray(in_latents))), truth)[0]
+    assert gradient_energy(boosted)[0] > gradient_energy(np.asarray(in_pixels))[0]
+
+
+def test_a_photograph_is_all_that_sample_needs(photograph, tmp_path, monkeypatch):
+    """In an empty folder, with no word but --input, the default booster's picture of twice the size comes out."""
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    Image.fromarray(photograph[:64, :64]).save("photo.png")
+    sample.main(["--input", "photo.png"])
+    (picture,) = (tmp_path / "boosted").glob("*.png")
+    assert Image.open(picture).size == (128, 128)
+    assert read_settings(str(picture))["checkpoint"] == DEFAULT_BOOSTER
+
+
+def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+    from fmboost_jax.interop.hub import local_folder
+
+    assert local_folder("demo-x2") == packaged_folder("demo-x2")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "demo-x2").mkdir()
+    assert local_folder("demo-x2") == "demo-x2"
