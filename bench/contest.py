@@ -6,10 +6,11 @@ The repeats go round: every contestant once, then every contestant again. The fi
 
 import dataclasses
 import multiprocessing
-import resource
 import statistics
 import time
 from collections.abc import Callable, Iterator
+
+from bench.memory import peak_gib
 
 # Builds what is needed and returns one repetition of the work, finished when it returns.
 Prepare = Callable[[], Callable[[], object]]
@@ -127,7 +128,7 @@ def _answers(pipe, prepare: Prepare) -> Iterator[float | str]:
         except EOFError:
             return
         if asked == "peak":
-            yield resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+            yield peak_gib()
             continue
         started = time.perf_counter()
         try:

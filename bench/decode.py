@@ -10,7 +10,6 @@ decodes it whole and in tiles, and compares the two: overall, and within 8 pixel
 """
 
 import argparse
-import resource
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import numpy as np
 from flax import nnx
 from PIL import Image
 
+from bench.memory import peak_gib
 from fmboost_jax.errors import run
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import load_first_stage
@@ -62,7 +62,7 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     (size,) = arguments.size
     graph, parameters = split(AutoencoderKL(AutoencoderKLConfig(dtype=arguments.dtype), rngs=nnx.Rngs(0)))
     latent = jnp.asarray(np.random.default_rng(0).normal(size=(1, size // 8, size // 8, 4)), jnp.float32)
-    before = _peak_memory()
+    before = peak_gib()
     decode = jax.jit(lambda parameters, latent: merge(graph, parameters).decode(latent))
     decode = decode.lower(parameters, latent).compile()
     planned = decode.memory_analysis().temp_size_in_bytes / 2**30
@@ -73,14 +73,9 @@ def measure_memory(arguments: argparse.Namespace) -> None:
     limit = f", limit {LIMITS[size]}" if size in LIMITS else ""
     print(
         f"{size}² {arguments.dtype} on {jax.devices()[0].device_kind}: {seconds:.1f} s, "
-        f"peak {_peak_memory():.2f} GiB{limit} ({before:.2f} before the decode, XLA planned {planned:.2f}), "
+        f"peak {peak_gib():.2f} GiB{limit} ({before:.2f} before the decode, XLA planned {planned:.2f}), "
         f"{'finite' if finite else 'NOT FINITE'}"
     )
-
-
-def _peak_memory() -> float:
-    """Largest resident memory of this process so far, in GiB; Linux counts in KiB."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def measure_seams(arguments: argparse.Namespace) -> None:

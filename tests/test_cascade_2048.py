@@ -12,8 +12,9 @@ from tests.commands import ROOT, environment
 LIMIT_GIB = 3
 
 CASCADE = """
-import json, resource, sys
+import json, sys
 import numpy as np
+from bench.memory import peak_gib
 from fmboost_jax.booster import Booster
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -31,8 +32,8 @@ boosters = [Booster(unet, stage, Source(upsampling=sys.argv[4]), factor) for fac
 latents = np.random.default_rng(0).standard_normal((1, size // 8, size // 8, 4), np.float32)
 stages = boosters[0].cascade(latents, boosters[1:], steps=1, intermediates=True)
 image = boosters[0].decode(stages[-1])
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
-print(json.dumps({"shapes": [s.shape for s in stages], "image": image.shape, "std": float(image.std()), "gib": peak}))
+found = {"shapes": [s.shape for s in stages], "image": image.shape, "std": float(image.std()), "gib": peak_gib()}
+print(json.dumps(found))
 """
 
 

@@ -67,7 +67,8 @@ def test_flops_of_convolutions_are_xlas_own(size, kernel, stride, pads, spread):
     x, k = jax.ShapeDtypeStruct((2, size, 5, 3), jnp.float32), jax.ShapeDtypeStruct((kernel, 2, 3, 4), jnp.float32)
     lowered = jax.jit(convolve).lower(x, k)
     text = _printed(lowered.compiler_ir("hlo").as_hlo_text())
-    assert total_flops(operations(parse(text))) == lowered.cost_analysis()["flops"]
+    # XLA leaves the entry out where every tap falls on padding or on a hole.
+    assert total_flops(operations(parse(text))) == lowered.cost_analysis().get("flops", 0)
 
 
 @pytest.mark.parametrize("equation", ["ij,jk->ik", "bij,bkj->bik", "bihd,bjhd->bhij"])
