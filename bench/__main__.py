@@ -1,11 +1,12 @@
-"""Every benchmark of networks that this machine can run, each against its peers, as one page of tables.
+"""Every benchmark that this machine can run, each against its peers, as one page of tables.
 
-    python -m bench > bench/results.md                  # the base UNet at 32×32 latents and SD's decoder at 256²
-    python -m bench --width 64 --repeats 3              # a narrower UNet, sooner
+    python -m bench > bench/results.md                  # all; half an hour on two cores
+    python -m bench sampling decoding --repeats 3       # some
+    python -m bench sampling --width 64                 # a narrower UNet, sooner
 
 Seconds are medians of repeats that go round among the contestants, each in a process of its own; "first call" is
-building and compiling, "peak" the process's largest resident memory. Data and decoders' memory: `python -m bench.data`,
-`python -m bench.decode`; pods: `bench/tpu.md`.
+building, compiling and one run, "peak" the process's largest resident memory. Beside these: `python -m bench.sample`
+(1024²), `bench.data`, `bench.decode`, `bench.processes`; TPUs, as predictions: `bench/tpu.md`.
 """
 
 import argparse
@@ -17,40 +18,71 @@ import platform
 import sys
 import tempfile
 
+from bench import storage
 from bench.contest import contest, table
 from bench.decoders import decoding, write_decoder
+from bench.growth import growth
 from bench.networks import Work, sampling, training, write_weights
 from fmboost_jax.errors import run
+
+PARTS = ("sampling", "training", "decoding", "growth", "data", "checkpoints", "precompute")
 
 
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser("bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", metavar="PART", help=f"which: {', '.join(PARTS)} (all)")
     parser.add_argument("--width", type=int, default=128, help="the UNet's model_channels (128)")
     parser.add_argument("--latent", type=int, default=32, help="height and width of the latents (32)")
     parser.add_argument("--batch", type=int, default=2, help="latents at once (2)")
     parser.add_argument("--steps", type=int, default=4, help="Euler steps of sampling (4)")
     parser.add_argument("--repeats", type=int, default=5, help="of each contestant, the first call not counted (5)")
     arguments = parser.parse_args()
+    unknown = sorted(set(arguments.parts) - set(PARTS))
+    if unknown:
+        parser.error(f"no benchmark {', '.join(unknown)}; there are {', '.join(PARTS)}")
     print(heading(), end="\n\n", flush=True)
-    size = f"{arguments.batch} × {arguments.latent}×{arguments.latent}×4"
     with tempfile.TemporaryDirectory() as folder:
-        config, weights = {"model_channels": arguments.width}, pathlib.Path(folder) / "unet.safetensors"
-        print("UNet: random weights", file=sys.stderr)
-        write_weights(weights, config)
-        work = Work(weights, config, arguments.batch, arguments.latent, arguments.steps)
-        decoder = pathlib.Path(folder) / "vae"
-        write_decoder(decoder)
-        for title, contestants in (
-            (f"Sampling: {arguments.steps} Euler steps of {size}", sampling(work)),
-            (f"Training: one step of {size}", training(work)),
-            (
-                f"Decoding: {arguments.batch} × {8 * arguments.latent}²",
-                decoding(decoder, arguments.batch, arguments.latent),
-            ),
-        ):
-            print(title, file=sys.stderr)
-            print(table(title, contest(contestants, repeats=arguments.repeats)), end="\n\n", flush=True)
+        for part in arguments.parts or PARTS:
+            print(f"bench: {part}", file=sys.stderr, flush=True)
+            for text in tables(part, pathlib.Path(folder), arguments):
+                print(text, end="\n\n", flush=True)
+
+
+def tables(part: str, folder: pathlib.Path, arguments: argparse.Namespace):
+    """The tables of one part."""
+    repeats, size = arguments.repeats, f"{arguments.batch} × {arguments.latent}×{arguments.latent}×4"
+    unet = {"model_channels": arguments.width}
+    work = Work(folder / "unet.safetensors", unet, arguments.batch, arguments.latent, arguments.steps)
+    if part in ("sampling", "training", "growth", "checkpoints") and not work.weights.exists():
+        write_weights(work.weights, unet)
+    if part in ("data", "checkpoints") and not (folder / "records").exists():
+        storage.write_records(folder / "records")
+    if part in ("decoding", "precompute") and not (folder / "vae").exists():
+        write_decoder(folder / "vae")
+    match part:
+        case "sampling":
+            title = f"Sampling: {arguments.steps} Euler steps of {size}"
+            yield table(title, contest(sampling(work), repeats=repeats))
+        case "training":
+            yield table(f"Training: one step of {size}", contest(training(work), repeats=repeats))
+        case "decoding":
+            title = f"Decoding: {arguments.batch} × {8 * arguments.latent}²"
+            yield table(title, contest(decoding(folder / "vae", arguments.batch, arguments.latent), repeats=repeats))
+        case "growth":
+            yield growth(work.weights, unet, repeats=min(3, repeats))
+        case "data":
+            title = f"Data: {storage.RECORDS} records of two 128×128×4 latents in batches of {storage.BATCH}"
+            yield table(title, contest(storage.reading(folder / "records"), repeats=repeats))
+        case "checkpoints":
+            title = f"parameters, average and moments, {4 * work.weights.stat().st_size / 1e9:.1f} GB"
+            for name, who in (("Saving", storage.saving), ("Restoring", storage.restoring)):
+                found = contest(who(work.weights, folder / "records"), repeats=min(3, repeats))
+                yield table(f"{name} {title}", found)
+        case "precompute":
+            photos = storage.write_photos(folder / "photos")
+            title = f"Precompute: pairs of {storage.CROP_SIZE}², {storage.CROPS} of each photograph of the demo"
+            yield table(title, contest(storage.precomputing(photos, folder / "vae"), repeats=min(3, repeats)))
 
 
 def heading() -> str:
@@ -58,7 +90,7 @@ def heading() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch", "diffusers"))
     words = " ".join(["python -m bench", *sys.argv[1:]])
     return (
-        f"# What the networks take\n\n`{words}`, {datetime.date.today()}: {len(os.sched_getaffinity(0))} cores of "
+        f"# What it takes\n\n`{words}`, {datetime.date.today()}: {len(os.sched_getaffinity(0))} cores of "
         f"{_processor()}, {platform.system()}; {versions}."
     )
 

@@ -1,0 +1,77 @@
+"""On CPUs: XLA's convolution against the matrix product of patches, for the shapes that the base UNet has.
+
+    python -m bench.convolution                         # batch 1 and 2; three minutes on two cores
+
+The same 3×3 kernels and maps through `jax.lax.conv_general_dilated` and through the product, in float32, alternately;
+medians. "Gradient" is with respect to map and kernel, the output's own computation included. What
+`fmboost_jax/models/convolution.py` takes on a CPU is marked.
+"""
+
+import argparse
+import statistics
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmboost_jax.errors import run
+from fmboost_jax.models import convolution
+
+# Sides of the map, channels in and out.
+SHAPES = (
+    (64, 256, 256),
+    (32, 128, 128),
+    (32, 512, 512),
+    (16, 256, 256),
+    (16, 512, 512),
+    (16, 1024, 1024),
+    (8, 512, 512),
+    (4, 1024, 1024),
+)
+PADDING = ((1, 1), (1, 1))
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(
+        "bench.convolution", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--batch", type=int, nargs="+", default=[1, 2], help="maps at once (1 2)")
+    parser.add_argument("--repeats", type=int, default=7, help="of each (7)")
+    arguments = parser.parse_args()
+    print("| map | batch | convolution | product | gradient: convolution | product | taken |")
+    print("| --- | --- | --- | --- | --- | --- | --- |")
+    for side, inputs, outputs in SHAPES:
+        for batch in arguments.batch:
+            random = np.random.default_rng(0)
+            x = jnp.asarray(random.standard_normal((batch, side, side, inputs), np.float32))
+            kernel = jnp.asarray(0.02 * random.standard_normal((3, 3, inputs, outputs), np.float32))
+            gflop = 2e-9 * batch * side**2 * 9 * inputs * outputs
+            rates = [gflop * work / seconds for work, seconds in measure(x, kernel, arguments.repeats)]
+            taken = "product" if side**2 <= convolution.SMALL_MAP else "convolution"
+            cells = " | ".join(f"{rate:.0f} GFLOP/s" for rate in rates)
+            print(f"| {side}², {inputs} → {outputs} | {batch} | {cells} | {taken} |", flush=True)
+
+
+def measure(x, kernel, repeats: int) -> list[tuple[int, float]]:
+    """Forward by convolution and by product, then the gradients: multiples of one pass's FLOPs, and median seconds."""
+    ways = [convolution.direct, convolution.product]
+    forward = [jax.jit(lambda x, kernel, way=way: way(x, kernel, (1, 1), PADDING)) for way in ways]
+
+    def loss(x, kernel, way):
+        return jnp.square(way(x, kernel, (1, 1), PADDING)).sum()
+
+    gradient = [jax.jit(jax.grad(lambda x, k, way=way: loss(x, k, way), argnums=(0, 1))) for way in ways]
+    programs, seconds = [*forward, *gradient], [[] for _ in range(4)]
+    for number in range(repeats + 1):
+        for program, mine in zip(programs, seconds, strict=True):
+            started = time.perf_counter()
+            jax.block_until_ready(program(x, kernel))
+            if number:
+                mine.append(time.perf_counter() - started)
+    return list(zip((1, 1, 3, 3), map(statistics.median, seconds), strict=True))
+
+
+if __name__ == "__main__":
+    run(main)

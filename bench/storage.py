@@ -1,0 +1,245 @@
+"""What reads and writes: batches of latent pairs, checkpoints, latent pairs made of photographs; each with its peer.
+
+    python -m bench data
+    python -m bench checkpoints
+    python -m bench precompute
+
+The peers are what a PyTorch project would do: a `DataLoader` with two worker processes over the same records, read by
+the same code; `torch.save` of the same tensors, made as durable (written aside, fsync, renamed), and `torch.load`; a
+loop that decodes the same crops of the same photographs and encodes them with diffusers' AutoencoderKL.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import itertools
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+
+from bench.contest import Contestant
+
+RECORDS, BATCH = 2048, 32
+LOADERS = 2  # threads of ours, processes of the peer
+CROPS, CROP_SIZE = 8, 256  # of each photograph
+
+
+def reading(folder: pathlib.Path) -> list[Contestant]:
+    """Who reads one epoch of the records in `folder`, in a random order; ours first."""
+    return [
+        Contestant("fmboost_jax", functools.partial(read_ours, folder)),
+        Contestant("PyTorch DataLoader, 2 workers", functools.partial(read_torch, folder)),
+    ]
+
+
+def write_records(folder: pathlib.Path) -> None:
+    """Records of two 128×128×4 float16 latents, 537 MB in all."""
+    from bench.data import write_dataset
+
+    info = write_dataset(folder, RECORDS)
+    (folder / "dataset.json").write_text(info.to_json())
+
+
+def read_ours(folder: pathlib.Path):
+    """`fmboost_jax.data.pipeline.batches`, endless."""
+    from fmboost_jax.data.dataset import DatasetInfo
+    from fmboost_jax.data.pipeline import batches
+
+    stream = iter(batches(DatasetInfo.read(folder), batch_size=BATCH, seed=0, num_threads=LOADERS))
+    return lambda: [next(stream)["high"].sum() for _ in range(RECORDS // BATCH)]
+
+
+def read_torch(folder: pathlib.Path):
+    """A DataLoader whose workers stay from epoch to epoch."""
+    import torch
+
+    loader = torch.utils.data.DataLoader(
+        _Pairs(folder), BATCH, shuffle=True, num_workers=LOADERS, persistent_workers=True, prefetch_factor=4
+    )
+    return lambda: [batch["high"].numpy().sum() for batch in loader]
+
+
+class _Pairs:
+    """The records as a map-style dataset; every worker opens its own readers."""
+
+    def __init__(self, folder: pathlib.Path):
+        self._folder, self._source = folder, None
+
+    def __len__(self) -> int:
+        return RECORDS
+
+    def __getitem__(self, number: int) -> dict:
+        from fmboost_jax.data.dataset import DatasetInfo
+        from fmboost_jax.data.records import PairSource
+
+        if self._source is None:
+            self._source = PairSource(DatasetInfo.read(self._folder))
+        pair = self._source[number]
+        return {name: np.array(pair[name]) for name in ("low", "high")}
+
+
+def saving(weights: pathlib.Path, records: pathlib.Path) -> list[Contestant]:
+    """Who saves a run's state, durably; ours first."""
+    return [
+        Contestant("fmboost_jax (Orbax)", functools.partial(save_ours, weights, records)),
+        Contestant("torch.save, fsync, rename", functools.partial(save_torch, weights)),
+    ]
+
+
+def restoring(weights: pathlib.Path, records: pathlib.Path) -> list[Contestant]:
+    """Who restores it; ours first."""
+    return [
+        Contestant("fmboost_jax (Orbax)", functools.partial(restore_ours, weights, records)),
+        Contestant("torch.load", functools.partial(restore_torch, weights)),
+    ]
+
+
+def _four_times(tensors: dict) -> dict:
+    """Parameters, their average, Adam's two moments."""
+    return {name: dict(tensors) for name in ("parameters", "ema", "mu", "nu")}
+
+
+def save_ours(weights: pathlib.Path, records: pathlib.Path):
+    """`Checkpoints.save` with data iterator and config, and the wait until it has its name."""
+    save, _ = _ours(weights, records)
+    return save
+
+
+def restore_ours(weights: pathlib.Path, records: pathlib.Path):
+    """The state back in the devices' memory, the iterator where it stood."""
+    save, restore = _ours(weights, records)
+    save()
+    return restore
+
+
+def _ours(weights: pathlib.Path, records: pathlib.Path):
+    import jax
+    from safetensors.numpy import load_file
+
+    from fmboost_jax.data.dataset import DatasetInfo
+    from fmboost_jax.data.pipeline import batches
+    from fmboost_jax.training.checkpoints import Checkpoints
+
+    folder = _folder(weights)
+    state = jax.tree.map(lambda leaf: jax.device_put(np.array(leaf)), _four_times(load_file(weights)))
+    iterator = iter(batches(DatasetInfo.read(records), batch_size=BATCH, seed=0))
+    next(iterator)
+    checkpoints, steps = Checkpoints(str(folder), keep=1), itertools.count(1)
+
+    def save():
+        checkpoints.save(next(steps), state, iterator, {})
+        checkpoints.wait()
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
+    return save, lambda: jax.block_until_ready(checkpoints.restore(checkpoints.latest, abstract, iterator))
+
+
+def save_torch(weights: pathlib.Path):
+    """Written aside, on disk, renamed."""
+    save, _ = _torch(weights)
+    return save
+
+
+def restore_torch(weights: pathlib.Path):
+    """Every tensor read, none left to be mapped later."""
+    save, restore = _torch(weights)
+    save()
+    return restore
+
+
+def _torch(weights: pathlib.Path):
+    import torch
+    from safetensors.torch import load_file
+
+    path = _folder(weights) / "state.pt"
+    tensors = load_file(weights)
+    state = {name: {key: leaf.clone() for key, leaf in part.items()} for name, part in _four_times(tensors).items()}
+
+    def save():
+        with open(path.with_suffix(".partial"), "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        path.with_suffix(".partial").replace(path)
+
+    return save, lambda: torch.load(path, weights_only=True)
+
+
+def _folder(beside: pathlib.Path) -> pathlib.Path:
+    """A new folder on the same disk, gone with the benchmark's own."""
+    return pathlib.Path(tempfile.mkdtemp(dir=beside.parent))
+
+
+def precomputing(photos: pathlib.Path, autoencoder: pathlib.Path) -> list[Contestant]:
+    """Who makes latent pairs of photographs; ours first."""
+    return [
+        Contestant("fmboost_jax", functools.partial(precompute_ours, photos, autoencoder)),
+        Contestant("PyTorch loop, diffusers", functools.partial(precompute_torch, photos, autoencoder)),
+        Contestant(
+            "PyTorch loop, diffusers, channels last", functools.partial(precompute_torch, photos, autoencoder, True)
+        ),
+    ]
+
+
+def write_photos(folder: pathlib.Path) -> pathlib.Path:
+    """The demo's photographs, scikit-image's and scikit-learn's; the folder of those to train on."""
+    tool = pathlib.Path(__file__).parents[1] / "tools" / "demo_photos.py"
+    subprocess.run([sys.executable, str(tool), str(folder)], check=True, stdout=subprocess.DEVNULL)
+    return folder / "train"
+
+
+def _recipe():
+    from bench.data import RECIPE
+
+    return dataclasses.replace(RECIPE, high_res=CROP_SIZE, low_res=CROP_SIZE // 2, crops=CROPS)
+
+
+def precompute_ours(photos: pathlib.Path, autoencoder: pathlib.Path):
+    """`fmboost_jax.precompute.precompute` into a new folder; the encoder compiled once."""
+    from fmboost_jax.data.sources import FolderPhotos
+    from fmboost_jax.models.first_stage import load_first_stage
+    from fmboost_jax.precompute import precompute
+
+    stage, source = load_first_stage("kl", str(autoencoder)), FolderPhotos(photos)
+
+    def run():
+        folder = _folder(photos)
+        with contextlib.redirect_stdout(sys.stderr):
+            precompute(source, _recipe(), stage, folder / "data", num_threads=LOADERS)
+        shutil.rmtree(folder)
+
+    return run
+
+
+def precompute_torch(photos: pathlib.Path, autoencoder: pathlib.Path, channels_last: bool = False):
+    """The same pairs by a PyTorch loop, saved as one file."""
+    import torch
+    from diffusers import AutoencoderKL
+    from torch.nn.functional import interpolate
+
+    from fmboost_jax.data.images import crops, load_photo
+    from fmboost_jax.data.sources import FolderPhotos
+
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    model, source = AutoencoderKL.from_pretrained(autoencoder).to(memory_format=layout), FolderPhotos(photos)
+
+    def run():
+        folder, pairs = _folder(photos), []
+        for number, name in enumerate(source.names):
+            with source.open(number) as file:
+                pixels = torch.from_numpy(crops(load_photo(file), name, _recipe()))
+            high = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=layout)
+            low = interpolate(high, scale_factor=0.5, mode="bilinear", antialias=True)
+            low = interpolate(low, scale_factor=2, mode="bilinear")
+            with torch.inference_mode():
+                pairs.append([model.encode(image).latent_dist.mode().half() for image in (low, high)])
+        torch.save(pairs, folder / "data.pt")
+        shutil.rmtree(folder)
+
+    return run
