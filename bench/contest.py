@@ -71,7 +71,7 @@ class _Child:
         context = multiprocessing.get_context("spawn")
         self.name, self.failure = contestant.name, ""
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, contestant.prepare), daemon=True)
+        self.process = context.Process(target=_serve, args=(theirs, contestant.prepare))
         self.process.start()
         theirs.close()
 

@@ -26,7 +26,7 @@ from bench.contest import Contestant
 
 RECORDS, BATCH = 2048, 32
 LOADERS = 2  # threads of ours, processes of the peer
-CROPS, CROP_SIZE = 8, 256  # of each photograph
+CROPS, CROP_SIZE = 2, 256  # of each photograph
 
 
 def reading(folder: pathlib.Path) -> list[Contestant]:

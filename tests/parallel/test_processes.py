@@ -207,6 +207,7 @@ def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_p
     (first, _), (second, _) = end(launch(2, tmp_path, environ=OPEN_MPI))
     assert "going on from step 3" in first
     assert "2 × cpu, 2 process(es)" in first
+    assert re.search(r"[1-9] program\(s\) found in \S+/compilation_cache", first)
     assert "finished" not in second
     assert losses(tmp_path) == losses(whole[0])
     for name, value in weights(whole[0]).items():
@@ -240,6 +241,7 @@ def test_sigterm_to_one_stops_all_and_any_number_goes_on(launch, tmp_path):
     for workdir in ("many", "one"):
         ((output, _),) = end(launch(1, tmp_path / workdir, *going_on))
         assert f"finished; step {last} of {last}" in output
+    assert re.search(r"[1-9] program\(s\) found in \S+/fmboost_jax", output)
     # Float32 rounding; a batch in another order would show in the losses.
     np.testing.assert_allclose(losses(tmp_path / "many"), losses(tmp_path / "one"), rtol=1e-5)
     expected = weights(tmp_path / "one")
