@@ -4,7 +4,7 @@
     python -m bench sampling decoding --repeats 3       # some
     python -m bench sampling --width 64                 # a narrower UNet, sooner
 
-Seconds are medians of repeats that go round among the contestants, each in a process of its own; "first call" is
+Seconds are medians of repeats that alternate between ours and a peer, each in a process of its own; "first call" is
 building, compiling and one run, "peak" the process's largest resident memory. Beside these: `python -m bench.sample`
 (1024²), `bench.data`, `bench.decode`, `bench.processes`; TPUs, as predictions: `bench/tpu.md`.
 """

@@ -1,7 +1,7 @@
 """Contestants that do the same work, measured side by side, so that a noisy machine is as noisy for each.
 
 Each runs in a process of its own: its peak memory is its own, and nobody's threads or caches stay in another's way.
-The repeats go round: every contestant once, then every contestant again. The first call, which compiles, counts apart.
+The first call, which compiles, counts apart.
 """
 
 import dataclasses
@@ -36,6 +36,7 @@ class Result:
     Attributes:
         name: the contestant's.
         seconds: median of the repeats.
+        ratio: to the first contestant's median over the repeats that alternated with these.
         first: seconds of building and of the first call, compilation included.
         peak: largest resident memory of its process in GiB.
         failure: why there are no numbers; empty where there are.
@@ -43,25 +44,36 @@ class Result:
 
     name: str
     seconds: float = float("nan")
+    ratio: float = float("nan")
     first: float = float("nan")
     peak: float = float("nan")
     failure: str = ""
 
 
 def contest(contestants: list[Contestant], *, repeats: int = 5) -> list[Result]:
-    """The contestants' results in their order; one that fails says why and stops nobody."""
-    with _Running(contestants) as children:
-        firsts = [child.prepare() for child in children]
-        seconds = [[] for _ in children]
-        for _ in range(repeats):
-            for child, mine in zip(children, seconds, strict=True):
-                mine.append(child.ask("run"))
-        return [
-            Result(child.name, failure=child.failure)
-            if child.failure
-            else Result(child.name, statistics.median(mine), first, child.ask("peak"))
-            for child, first, mine in zip(children, firsts, seconds, strict=True)
-        ]
+    """The contestants' results in their order; one that fails says why and stops nobody.
+
+    The first meets each of the others in turn, a repetition of the one, a repetition of the other. Two processes at a
+    time: more of them may have no room in the memory.
+    """
+    with _Child(contestants[0]) as ours:
+        first, mine, results = ours.prepare(), [], []
+        for contestant in contestants[1:]:
+            with _Child(contestant) as peer:
+                first_of_peer, pairs = peer.prepare(), []
+                for _ in range(repeats):
+                    pairs.append((ours.ask("run"), peer.ask("run")))
+                mine.extend(pair[0] for pair in pairs)
+                results.append(_result(peer, first_of_peer, pairs))
+        return [_result(ours, first, [(seconds, seconds) for seconds in mine]), *results]
+
+
+def _result(child: "_Child", first: float, pairs: list[tuple[float, float]]) -> Result:
+    """Of the second of each pair."""
+    if child.failure:
+        return Result(child.name, failure=child.failure)
+    ours, seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return Result(child.name, seconds, seconds / ours, first, child.ask("peak"))
 
 
 class _Child:
@@ -94,24 +106,13 @@ class _Child:
             return float("nan")
         return answer
 
-    def end(self) -> None:
+    def __enter__(self) -> "_Child":
+        return self
+
+    def __exit__(self, *_):
         """Let it go: nobody asks any more."""
         self._pipe.close()
         self.process.join()
-
-
-class _Running:
-    """The children while the contest lasts."""
-
-    def __init__(self, contestants: list[Contestant]):
-        self._children = [_Child(contestant) for contestant in contestants]
-
-    def __enter__(self) -> list[_Child]:
-        return self._children
-
-    def __exit__(self, *_):
-        for child in self._children:
-            child.end()
 
 
 def _serve(pipe, prepare: Prepare) -> None:
@@ -141,7 +142,7 @@ def _answers(pipe, prepare: Prepare) -> Iterator[float | str]:
 
 
 def table(title: str, results: list[Result]) -> str:
-    """Markdown: the first one's time as a ratio to every peer's."""
+    """Markdown: how many times as long as the first one every peer takes."""
     ours = results[0]
     lines = [
         f"### {title}",
@@ -153,6 +154,6 @@ def table(title: str, results: list[Result]) -> str:
         if result.failure:
             lines.append(f"| {result.name} | {result.failure} | | | |")
             continue
-        ratio = "" if result is ours else f"{result.seconds / ours.seconds:.2f}×"
+        ratio = "" if result is ours else f"{result.ratio:.2f}×"
         lines.append(f"| {result.name} | {result.seconds:.3f} | {ratio} | {result.first:.1f} | {result.peak:.2f} |")
     return "\n".join(lines)

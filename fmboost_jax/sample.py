@@ -7,6 +7,7 @@
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --compare --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --base-steps 4 --out boosted
     python -m fmboost_jax.sample --booster FIRST SECOND --input latents.npz --intermediates --out cascade
+    python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --devices 8 --spatial 2 --batch-size 4 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
 
 Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes.
@@ -25,6 +26,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 
+import jax
 import numpy as np
 from tqdm import tqdm
 
@@ -50,7 +52,9 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--batch-size must be 1 or more, found {arguments.batch_size}")
     if arguments.prompt and not arguments.base:
         raise InputError("--prompt needs a base model: --base FOLDER_OR_ID of a diffusers pipeline")
-    boosters = [Booster.load(path, first_stage=arguments.first_stage) for path in arguments.checkpoint]
+    devices = _devices(arguments.devices, arguments.spatial)
+    told = {"first_stage": arguments.first_stage, "devices": devices, "spatial": arguments.spatial}
+    boosters = [Booster.load(path, **told) for path in arguments.checkpoint]
     names = " → ".join(os.path.basename(os.path.normpath(path)) for path in arguments.checkpoint)
     factor = int(np.prod([booster.factor for booster in boosters]))
     if arguments.factor not in (None, factor):
@@ -125,6 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="latents, prompts or photographs of one size at once (default 1)",
     )
+    add("--devices", type=int, default=1, metavar="N", help="that share a batch (default 1); give --batch-size too")
+    add("--spatial", type=int, default=1, metavar="N", help="of them share the height of one image (default 1)")
     add("--intermediates", action="store_true", help="write what every stage of a cascade made")
     add("--colour-fix", choices=tuple(FIXES), help="take the photograph's colours over into the result")
     add("--verbose", action="store_true", help="say how long was spent compiling")
@@ -140,6 +146,17 @@ def _parser() -> argparse.ArgumentParser:
         "boosted | original side by side, with PSNR and SSIM",
     )
     return parser
+
+
+def _devices(count: int, spatial: int) -> list[jax.Device]:
+    there = jax.devices()
+    if not 1 <= count <= len(there):
+        raise InputError(
+            f"--devices {count}: there are {len(there)} ({there[0].device_kind}); expected 1 to {len(there)}"
+        )
+    if spatial < 1 or count % spatial:
+        raise InputError(f"--spatial {spatial} does not divide --devices {count}")
+    return there[:count]
 
 
 def _read_latents(path: str) -> np.ndarray:

@@ -70,6 +70,23 @@ def test_photographs_of_one_size_are_boosted_together_and_each_as_if_alone(run, 
         assert np.abs(pictures[0] - pictures[1]).max() <= 1
 
 
+def test_devices_share_batches_and_heights(run, tmp_path):
+    latents = np.random.default_rng(1).normal(size=(3, 8, 16, 3)).astype(np.float32)
+    np.savez(tmp_path / "latents.npz", latents)
+    words = ("--checkpoint", run, "--input", tmp_path / "latents.npz", "--steps", 1, "--batch-size", 3)
+    sample(*words, "--out", tmp_path / "one")
+    sample(*words, "--devices", 4, "--spatial", 2, "--out", tmp_path / "four")
+    for number in range(3):
+        one, four = (np.asarray(Image.open(tmp_path / name / f"{number:05d}.png"), int) for name in ("one", "four"))
+        assert np.abs(one - four).max() <= 1
+    for options, message in (
+        (("--devices", 9), "--devices 9: there are 8 \\(cpu\\); expected 1 to 8"),
+        (("--devices", 4, "--spatial", 3), "--spatial 3 does not divide --devices 4"),
+    ):
+        with pytest.raises(InputError, match=message):
+            sample(*words, *options)
+
+
 def test_compare_and_latents(run, photographs, tmp_path):
     done = command("sample", "--checkpoint", run, "--input", photographs / "rocket.png", "--compare", "--out", tmp_path)
     assert "PSNR bilinear" in done.stdout

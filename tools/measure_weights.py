@@ -1,6 +1,7 @@
 """The tables of docs/weights.md: a booster on held-out photographs beside what is to be beaten.
 
     python tools/measure_weights.py demo-x2 SPLIT/held_out
+    python tools/measure_weights.py demo-x2 SPLIT/held_out --boosted-alone --steps 4 --controls
     python tools/measure_weights.py RUN SPLIT/held_out --steps 4 --limit 12
     python tools/measure_weights.py demo-x2 SPLIT/held_out --steps 4 --grid docs/weights_x2.png --pictures 1 5 14
 
@@ -19,6 +20,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fmboost_jax.booster import Booster
+from fmboost_jax.colour import FIXES, fix_colour
 from fmboost_jax.comparison import details
 from fmboost_jax.errors import run
 from fmboost_jax.flow.coupling import upsample
@@ -28,6 +30,7 @@ from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.pictures import grid, to_float, to_uint8, write_png
 from fmboost_jax.train_autoencoder import centres
 
+NOISE_STEPS = (0, 10, 50, 200)  # tried at inference
 PATCHES, PATCH_PARTS = 4, 2  # of a photograph; a patch's side is the photograph's over PATCH_PARTS
 
 Images = UInt8[np.ndarray, "n h w 3"]
@@ -42,6 +45,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 20], help="Euler steps (1 2 4 8 20)")
     parser.add_argument("--limit", type=int, help="measure with the first so many photographs")
     parser.add_argument("--boosted-alone", action="store_true", help="leave out what is to be beaten")
+    parser.add_argument("--controls", action="store_true", help="with 4 steps: colour fixes, noise steps at inference")
     parser.add_argument("--grid", help="write a PNG of some photographs, cut where they hold most detail")
     parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 2], help="numbers of those photographs")
     arguments = parser.parse_args()
@@ -56,6 +60,8 @@ def main() -> None:
     ways = {} if arguments.boosted_alone else others(booster, small, originals)
     for steps in arguments.steps:
         ways[f"boosted, Euler {steps}"] = lambda steps=steps: booster.upscale(small, steps=steps, batch_size=1)
+    if arguments.controls:
+        ways |= controls(booster, small)
     columns = {}
     for name, way in ways.items():
         columns[name] = images = way()
@@ -93,6 +99,16 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
         ),
         "round trip of the original": lambda: one_by_one(encode, originals),
     }
+
+
+def controls(booster: Booster, small: Images) -> dict:
+    """What `sample` leaves off unless told: --colour-fix, --noise-step."""
+
+    def boosted(**options):
+        return booster.upscale(small, steps=4, batch_size=1, **options)
+
+    fixes = {f"colour fix {kind}": lambda kind=kind: fix_colour(boosted(), small, kind) for kind in FIXES}
+    return fixes | {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
 
 
 def _fidelity(images: Images, originals: Images) -> tuple[str, str, str]:
