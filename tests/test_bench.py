@@ -1,0 +1,59 @@
+"""The benchmarks' own arithmetic: contestants in processes of their own, failures, exponents."""
+
+import functools
+import os
+
+import numpy as np
+import pytest
+
+from bench.contest import Contestant, contest, table
+from bench.growth import exponent
+from bench.memory import peak_gib
+
+
+def _busy(products: int):
+    matrix = np.ones((64, 64))
+    return lambda: [matrix @ matrix for _ in range(products)]
+
+
+def _hold(gib: float):
+    return functools.partial(np.ones, int(gib * 2**30))  # float64, so eight times as much, for a moment
+
+
+def _raise():
+    raise ValueError("no such library\nsecond line")
+
+
+def _die():
+    return lambda: os._exit(3)
+
+
+def test_ours_meets_each_peer_and_failures_stop_nobody():
+    ways = {"ours": functools.partial(_busy, 1), "slow": functools.partial(_busy, 3000), "raises": _raise, "dies": _die}
+    found = {result.name: result for result in contest([Contestant(*way) for way in ways.items()], repeats=3)}
+    assert list(found) == list(ways)
+    assert found["slow"].ratio > 1
+    assert found["slow"].seconds > found["ours"].seconds > 0
+    assert found["raises"].failure == "ValueError: no such library"
+    assert "code 3" in found["dies"].failure
+    lines = table("title", list(found.values())).splitlines()
+    assert lines[0] == "### title"
+    assert f"{found['slow'].ratio:.2f}×" in lines[5]
+    assert "no such library" in lines[6]
+
+
+def test_peaks_are_each_processs_own():
+    ballast = np.ones(2**27)  # 1 GiB here, which a child must not report
+    ways = {"small": functools.partial(_busy, 1), "large": functools.partial(_hold, 0.05)}
+    small, large = contest([Contestant(*way) for way in ways.items()], repeats=1)
+    assert peak_gib() > ballast.nbytes / 2**30
+    assert small.peak < 1
+    assert large.peak > small.peak + 0.3
+
+
+@pytest.mark.parametrize("slope", [0.5, 1, 2])
+def test_exponents_of_powers(slope):
+    amounts = np.array([1, 2, 4, 16])
+    assert exponent(amounts, 3 * amounts**slope) == pytest.approx(slope)
+    assert np.isnan(exponent(amounts, [1, 2, np.nan, 4]))
+    assert np.isnan(exponent(amounts, [1, 2, -1, 4]))
