@@ -97,7 +97,7 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
         "PSU: image bilinear, encoded, decoded": lambda: one_by_one(
             lambda image: encode(upsample(image, size, "bilinear")), small
         ),
-        "round trip of the original": lambda: one_by_one(encode, originals),
+        "round trip: the original, encoded, decoded": lambda: one_by_one(encode, originals),
     }
 
 
