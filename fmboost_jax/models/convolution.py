@@ -61,7 +61,7 @@ def product(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) ->
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _output_size(x, kernel, strides, padding) -> list[int]:
+def _output_size(x, kernel, strides, padding) -> list:
     return [
         (length + sum(pad) - extent) // stride + 1
         for length, extent, stride, pad in zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
