@@ -72,7 +72,7 @@ def train_autoencoder(config: ConfigDict, workdir: str) -> None:
     architecture = AutoencoderTinyConfig(**config.autoencoder)
     multiple = architecture.downsampling * max(ENLARGEMENTS)
     if config.data.crop % multiple:
-        raise InputError(f"data.crop is {config.data.crop}: expected a multiple of {multiple}, as enlarged latents need")
+        raise InputError(f"data.crop is {config.data.crop}: enlarged latents need a multiple of {multiple}")
     photographs = read_photographs(config.data.dir, config.data.crop)
     held_out = centres(config.evaluate.dir or config.data.dir, config.evaluate.size)[: config.evaluate.images]
     iterator = iter(crop_batches(photographs, config))

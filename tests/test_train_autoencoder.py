@@ -71,7 +71,7 @@ def test_a_run_leaves_its_records(whole_run):
 
 
 def test_steps_lower_the_loss_below_the_linear_code(photographs):
-    config, images, _, _, losses = trained(photographs, "--config.train.steps=200", "--config.loss.enlarged=0.0")
+    *_, losses = trained(photographs, "--config.train.steps=200", "--config.loss.enlarged=0.0")
     assert losses[-1] < 0.8 * losses[0]
 
 
@@ -202,7 +202,7 @@ def test_bad_input_is_refused(whole_run, photographs, tmp_path):
     refused("photo folder nowhere does not exist", "--config.data.dir=nowhere")
     refused("data.dir: the folder of photographs is missing", "--config.data.dir=")
     refused("none of 4 photographs has 512×512 pixels", "--config.data.crop=512")
-    refused("data.crop is 36: expected a multiple of 8", "--config.data.crop=36")
+    refused("data.crop is 36: enlarged latents need a multiple of 8", "--config.data.crop=36")
     refused("that run is finished", workdir=whole_run)
     refused(
         "expected 1 level", "--config.autoencoder.encoder_blocks=(1,1)", "--config.autoencoder.decoder_blocks=(1,1)"

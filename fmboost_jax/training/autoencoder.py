@@ -14,6 +14,7 @@ from fmboost_jax.flow.coupling import upsample
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, to_patches
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.ema import update_ema
+from fmboost_jax.training.optimizer import where_finite
 
 LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
@@ -129,9 +130,7 @@ def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.Gr
         updated = optax.apply_updates(old[0], updates)
         average = update_ema(state["ema"], updated, state["step"] + 1, **config.ema)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        parameters, average, moments = jax.tree.map(
-            lambda new, before: jnp.where(finite, new, before), (updated, average, moments), old
-        )
+        parameters, average, moments = where_finite(finite, (updated, average, moments), old)
         state = {"step": state["step"] + 1, "parameters": parameters, "ema": average, "optimizer": moments}
         return state, {"loss": loss, "gradient_norm": norm}
 

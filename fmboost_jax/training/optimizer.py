@@ -29,7 +29,7 @@ def make_optimizer(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` up to rounding, as one factor: a division for each entry would be a pass of its own."""
+    """`optax.clip_by_global_norm` up to rounding, as one factor: a division an entry would be a pass of its own."""
 
     def clip(gradient, _):
         norm = optax.tree.norm(gradient)

@@ -52,7 +52,7 @@ def test_state_stays_where_the_gradient_is_not_finite():
 
 
 def test_an_update_reads_and_writes_as_little_as_it_can():
-    """The norm reads the gradient. Moments: 2 read, 1 written, each; parameters: 3 and 1; average: 2 and 1. In all 14."""
+    """The norm reads 1; each moment reads 2 and writes 1, parameters 3 and 1, the average 2 and 1: in all 14."""
     config = load_config("configs/demo.py", ("--config.data.dir=anywhere",))
     optimizer, size = make_optimizer(config.optim), 4 * 2**18
     parameters = {"kernel": jnp.ones((512, 512))}
