@@ -10,7 +10,7 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 
-from bench.memory import peak_gib
+from bench.memory import forget_peak, peak_gib, resident_gib
 
 # Builds what is needed and returns one repetition of the work, finished when it returns.
 Prepare = Callable[[], Callable[[], object]]
@@ -39,6 +39,7 @@ class Result:
         ratio: to the first contestant's median over the repeats that alternated with these.
         first: seconds of building and of the first call, compilation included.
         peak: largest resident memory of its process in GiB.
+        passing: how much of it a repetition takes beyond what is resident between them, in GiB.
         failure: why there are no numbers; empty where there are.
     """
 
@@ -47,6 +48,7 @@ class Result:
     ratio: float = float("nan")
     first: float = float("nan")
     peak: float = float("nan")
+    passing: float = float("nan")
     failure: str = ""
 
 
@@ -73,7 +75,7 @@ def _result(child: "_Child", first: float, pairs: list[tuple[float, float]]) -> 
     if child.failure:
         return Result(child.name, failure=child.failure)
     ours, seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
-    return Result(child.name, seconds, seconds / ours, first, child.ask("peak"))
+    return Result(child.name, seconds, seconds / ours, first, child.ask("peak"), child.ask("passing"))
 
 
 class _Child:
@@ -122,23 +124,29 @@ def _serve(pipe, prepare: Prepare) -> None:
 
 
 def _answers(pipe, prepare: Prepare) -> Iterator[float | str]:
-    run = None
+    run, memory = None, {"peak": 0.0, "passing": 0.0}
     while True:
         try:
             asked = pipe.recv()
         except EOFError:
             return
-        if asked == "peak":
-            yield peak_gib()
+        if asked in memory:
+            yield memory[asked]
             continue
+        building, resident = run is None, resident_gib()
+        forget_peak()
         started = time.perf_counter()
         try:
-            run = prepare() if run is None else run
+            run = prepare() if building else run
             run()
         except Exception as error:  # whatever a library raises, the others go on
             yield f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
             return
-        yield time.perf_counter() - started
+        seconds, peak = time.perf_counter() - started, peak_gib()
+        memory["peak"] = max(memory["peak"], peak)
+        if not building:
+            memory["passing"] = max(memory["passing"], peak - resident)
+        yield seconds
 
 
 def table(title: str, results: list[Result]) -> str:

@@ -3,7 +3,7 @@
     python -m bench growth
 
 The exponents are the slopes of straight lines through the logarithms, fitted by least squares: 1 is growth in
-proportion. Memory is what a process's peak grew by since the smallest call, since weights and compiler are in it too.
+proportion. Memory is what a call takes for its passing needs, beyond the weights and all else that stays.
 """
 
 import functools
@@ -39,13 +39,13 @@ def _table(title: str, works: dict[str, tuple[int, Work]], repeats: int) -> str:
     lines = [f"### {title}", "", f"| | {' | '.join(heads)} |", f"|{' --- |' * (1 + len(heads))}"]
     for place, name in enumerate(works):
         cells = [
-            f"{value:.3f} | {peak:.2f}"
-            for value, peak in ((rows[place].seconds, rows[place].peak) for rows in found.values())
+            f"{value:.3f} | {passing:.3f}"
+            for value, passing in ((rows[place].seconds, rows[place].passing) for rows in found.values())
         ]
         lines.append(f"| {name} | {' | '.join(cells)} |")
     exponents = [
         f"{exponent(amounts, [row.seconds for row in rows]):.2f} | "
-        f"{exponent(amounts[1:], [row.peak - rows[0].peak for row in rows[1:]]):.2f}"
+        f"{exponent(amounts, [row.passing for row in rows]):.2f}"
         for rows in found.values()
     ]
     return "\n".join([*lines, f"| exponent | {' | '.join(exponents)} |"])

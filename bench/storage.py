@@ -235,7 +235,7 @@ def precompute_torch(photos: pathlib.Path, autoencoder: pathlib.Path, channels_l
             with source.open(number) as file:
                 pixels = torch.from_numpy(crops(load_photo(file), name, _recipe()))
             high = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=layout)
-            low = interpolate(high, scale_factor=0.5, mode="bilinear", antialias=True)
+            low = interpolate(high, scale_factor=0.5, mode="area")
             low = interpolate(low, scale_factor=2, mode="bilinear")
             with torch.inference_mode():
                 pairs.append([model.encode(image).latent_dist.mode().half() for image in (low, high)])

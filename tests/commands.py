@@ -14,7 +14,6 @@ PIXELS = (
     "--config.source.noise_step=10",
     "--config.unet.in_channels=6",
     "--config.unet.out_channels=3",
-    "--config.unet.attention_resolutions=()",
 )
 # And what makes it small enough to train in seconds.
 SMALL = (

@@ -49,6 +49,8 @@ def test_peaks_are_each_processs_own():
     assert peak_gib() > ballast.nbytes / 2**30
     assert small.peak < 1
     assert large.peak > small.peak + 0.3
+    assert small.passing < 0.05
+    assert large.passing == pytest.approx(0.4, abs=0.05)
 
 
 @pytest.mark.parametrize("slope", [0.5, 1, 2])

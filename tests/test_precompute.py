@@ -7,9 +7,12 @@ import subprocess
 import sys
 import time
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from fmboost_jax.data import plan
@@ -18,7 +21,7 @@ from fmboost_jax.data.images import random_square
 from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.data.records import PairSource
 from fmboost_jax.errors import InputError
-from fmboost_jax.precompute import main
+from fmboost_jax.precompute import main, shrink
 
 CONFIG = """
 from ml_collections import ConfigDict
@@ -66,7 +69,7 @@ def whole(tmp_path_factory, config, photos):
     return content(precompute(config, photos, tmp_path_factory.mktemp("whole")))
 
 
-def test_pairs_are_the_crops_and_their_bilinear_low_res(config, photos, tmp_path, capsys):
+def test_pairs_are_the_crops_and_themselves_shrunk(config, photos, tmp_path, capsys):
     info = DatasetInfo.read(precompute(config, photos, tmp_path / "out"))
     assert (info.records, info.photos, info.skipped) == (21, 7, 2)
     names = [f"{number}.png" for number in range(7)]
@@ -78,7 +81,7 @@ def test_pairs_are_the_crops_and_their_bilinear_low_res(config, photos, tmp_path
         high = pixels[top:bottom, left:right] / 127.5 - 1
         np.testing.assert_allclose(pair["high"], high, atol=1e-3)
         as_torch = torch.from_numpy(high).permute(2, 0, 1)[None]
-        small = torch.nn.functional.interpolate(as_torch, size=16, mode="bilinear", align_corners=False)
+        small = torch.nn.functional.interpolate(as_torch, size=16, mode="area")
         low = torch.nn.functional.interpolate(small, size=32, mode="bilinear", align_corners=False)
         np.testing.assert_allclose(pair["low"], low[0].permute(1, 2, 0), atol=1e-3)
     printed = capsys.readouterr().out
@@ -88,13 +91,33 @@ def test_pairs_are_the_crops_and_their_bilinear_low_res(config, photos, tmp_path
     assert "5b.jpg: 31×100 pixels, smaller than the crop of 32×32" in printed
 
 
+@settings(deadline=None)
+@given(size=st.integers(1, 24), factor=st.integers(1, 6), seed=st.integers(0, 99))
+def test_shrinking_by_a_whole_factor_takes_means_of_blocks(size, factor, seed):
+    image = np.random.default_rng(seed).normal(size=(2, size * factor, size * factor, 3)).astype(np.float32)
+    blocks = image.reshape(2, size, factor, size, factor, 3).mean(axis=(2, 4))
+    np.testing.assert_allclose(shrink(jnp.asarray(image), size), blocks, atol=1e-5)
+
+
+@settings(deadline=None)
+@given(before=st.integers(1, 40), after=st.integers(1, 40))
+def test_shrinking_keeps_the_mean_and_reads_no_farther_than_a_pixel_covers(before, after):
+    after = min(before, after)
+    image = np.random.default_rng(0).normal(size=(1, before, before, 1)).astype(np.float32)
+    np.testing.assert_allclose(shrink(jnp.asarray(image), after).mean(), image.mean(), atol=1e-5)
+    ramp = np.broadcast_to(np.arange(before, dtype=np.float32)[:, None, None], (1, before, before, 1))
+    centres = (np.arange(after) + 0.5) * before / after - 0.5
+    np.testing.assert_allclose(
+        shrink(jnp.asarray(ramp), after)[0, :, 0, 0], centres, atol=0.5 * (before % after > 0) + 1e-4
+    )
+
+
 def test_lsu_keeps_the_low_res_small(config, photos, tmp_path):
     words = ["--config.data.upsampling=lsu", "--config.data.low_res=8", "--config.data.crops=0"]
     info = DatasetInfo.read(precompute(config, photos, tmp_path / "out", *words, "--config.data.dtype=bfloat16"))
     pairs = spread_records(info, 7)
     assert (pairs["low"].shape, pairs["high"].shape) == ((7, 8, 8, 3), (7, 32, 32, 3))
-    # Bilinear without antialiasing, by four: the mean of the middle 2×2 of each 4×4.
-    high = pairs["high"].astype(np.float32).reshape(7, 8, 4, 8, 4, 3)[:, :, 1:3, :, 1:3]
+    high = pairs["high"].astype(np.float32).reshape(7, 8, 4, 8, 4, 3)
     np.testing.assert_allclose(pairs["low"].astype(np.float32), high.mean(axis=(2, 4)), atol=2e-2)
 
 

@@ -21,7 +21,7 @@ from fmboost_jax.data.files import from_json, read_json
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.first_stage import FirstStage
 
-FORMAT = 1
+FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing
 UPSAMPLINGS = ("psu", "lsu")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")

@@ -10,7 +10,7 @@ import hashlib
 import json
 import pathlib
 
-from fmboost_jax.data.dataset import DatasetInfo, Recipe, Shard
+from fmboost_jax.data.dataset import FORMAT, DatasetInfo, Recipe, Shard
 from fmboost_jax.data.files import from_json, read_json, write_atomically
 from fmboost_jax.errors import InputError
 
@@ -54,6 +54,7 @@ class Plan:
         """
         path = self.folder / "plan.json"
         fields = dataclasses.asdict(self.recipe) | {
+            "format": FORMAT,
             "photos": self.photos,
             "photos_per_shard": self.photos_per_shard,
             "fingerprint": self.fingerprint,
