@@ -169,8 +169,8 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
 def shrink(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
     """A smaller image, each pixel the mean of the area that it covers.
 
-    Bilinear interpolation would read but 2×2 of the 4×4 pixels that become one at ×4: fine detail would fold into
-    patterns that no small photograph has, and that a booster would learn to read.
+    Bilinear interpolation would read but 2×2 of the 4×4 pixels that become one at ×4, and fine detail would fold into
+    patterns that no small photograph has.
     """
     rows, columns = (_coverage(side, size) for side in image.shape[1:3])
     return jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, image, precision="highest")
