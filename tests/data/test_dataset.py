@@ -65,7 +65,7 @@ def unfinished(folder):
         (lambda folder: (folder / "dataset.json").write_bytes(b'{"format": 1'), "is damaged, expected JSON"),
         (lambda folder: (folder / "dataset.json").write_bytes(b"\xff\x00"), "is damaged, expected JSON"),
         (lambda folder: (folder / "dataset.json").write_text("[]"), "expected a JSON object, found list"),
-        (change(format=2), "expected format 1, found 2"),
+        (change(format=1), "expected format 2, found 1"),
         (change(shards=[]), r"expected a list of shards, found \[\]"),
         (change(shards=[3]), "expected name as str, found None"),
         (change(channels="3"), "expected channels as int, found '3'"),
