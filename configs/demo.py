@@ -31,8 +31,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data = ConfigDict()
     config.data.dir = placeholder(str)  # what precompute wrote
     config.data.low_res = LOW_RES[variant]  # images' sizes in pixels, square
-    # What is boosted later is larger than a crop: networks trained on squares of 128² were 6 times as far off at 512²
-    # as those trained on 256² (docs/weights.md).
+    # What is boosted later is larger than a crop, and networks trained on 128² do worse there (docs/weights.md).
     config.data.high_res = 256
     config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
     config.data.crops = 16  # random crops a photograph; 0 for one from the centre
