@@ -104,7 +104,8 @@ def launch(latents, tmp_path_factory):
             program = (programs or {}).get(index, ["-m", "fmboost_jax.train"])
             words = ["--config", "configs/demo.py", "--workdir", str(workdir), f"--config.data.dir={latents}", *TINY]
             words += overrides
-            settings = {**surroundings, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+            flags = f"{surroundings['XLA_FLAGS']} --xla_force_host_platform_device_count={devices}"
+            settings = {**surroundings, "XLA_FLAGS": flags}
             if environ:
                 settings |= {name: str(value).format(index=index, count=count) for name, value in environ.items()}
                 settings["JAX_COORDINATOR_PORT"] = str(port)
