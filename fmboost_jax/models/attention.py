@@ -11,7 +11,7 @@ from flax import nnx
 from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
-from fmboost_jax.models.blocks import group_norm, linear
+from fmboost_jax.models.blocks import GroupNorm, linear
 
 # Queries at once: 65,536 positions (the decoder at 2048²) then hold 256 MiB of logits a head and not 16 GiB.
 QUERY_BLOCK = 1024
@@ -26,7 +26,7 @@ class SpatialAttention(nnx.Module):
         self.linear_attention = linear_attention
         self.dtype = config.dtype
         inner = self.num_heads * self.dim_head
-        self.norm = group_norm(channels, rngs=rngs)
+        self.norm = GroupNorm(channels)
         self.qkv = linear(channels, 3 * inner, dtype=config.dtype, rngs=rngs)
         self.proj_out = linear(inner, channels, zero=True, dtype=config.dtype, rngs=rngs)
 

@@ -6,6 +6,7 @@ appendix G. Encoding and decoding are exact at any size in bounded memory: convo
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -14,8 +15,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.models import convolution
 from fmboost_jax.models.attention import attend
-from fmboost_jax.models.blocks import upsample_nearest
 from fmboost_jax.models.strips import Strip, in_strips
 
 NORM_EPS = 1e-6
@@ -64,11 +65,13 @@ class Conv(nnx.Module):
         self.dtype = config.dtype
 
     def __call__(
-        self, x: Float[Array, "b h w c"], stride: int = 1, padding: tuple = ((0, 0), (1, 1))
+        self,
+        x: Float[Array, "b h w c"],
+        stride: int = 1,
+        padding: tuple = ((0, 0), (1, 1)),
+        convolve: Callable = convolution.direct,
     ) -> Float[Array, "b H W d"]:
-        kernel = self.kernel[...].astype(self.dtype)
-        dimensions = ("NHWC", "HWIO", "NHWC")
-        y = lax.conv_general_dilated(x, kernel, (stride, stride), padding, dimension_numbers=dimensions)
+        y = convolve(x, self.kernel[...].astype(self.dtype), (stride, stride), padding)
         return y + self.bias[...].astype(self.dtype)
 
 
@@ -187,8 +190,7 @@ class UpLevel(nnx.Module):
 
     def _enlarge(self, x: Array) -> Array:
         def enlarge(strip: Strip) -> Array:
-            # r + 2 rows give 2r + 4; the outermost are neighbours of neighbours.
-            return self.upsample(upsample_nearest(strip.window(x))[:, 1:-1])
+            return self.upsample(strip.window(x), convolve=convolution.convolve_enlarged)
 
         return in_strips(enlarge, x, scale=2)
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.models.blocks import conv, upsample_nearest
+from fmboost_jax.models.blocks import conv
 
 # The decoder squeezes latents into ±3 smoothly: outliers of a sampler do not blow up the image.
 LATENT_BOUND = 3.0
@@ -117,15 +117,14 @@ class UpLevel(nnx.Module):
     """Blocks, then nearest ×2 and a convolution; at the finest level the convolution to the image alone."""
 
     def __init__(self, last: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
-        self.enlarge = not last
         self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
         outputs = config.patch_channels if last else config.width
-        self.conv = conv(config.width, outputs, bias=last, dtype=config.dtype, rngs=rngs)
+        self.conv = conv(config.width, outputs, bias=last, enlarge=not last, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         for block in self.blocks:
             x = block(x)
-        return self.conv(upsample_nearest(x) if self.enlarge else x)
+        return self.conv(x)
 
 
 class Encoder(nnx.Module):

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmboost_jax.models.convolution import convolve
+from fmboost_jax.models.convolution import convolve, convolve_enlarged
 
 GROUPS = 32
 
@@ -36,10 +36,14 @@ def conv(
     padding: int | None = None,
     zero: bool = False,
     bias: bool = True,
+    enlarge: bool = False,
     dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square two-dimensional convolution; `padding` on all four sides, (kernel − 1) / 2 unless told."""
+    """A square two-dimensional convolution; `padding` on all four sides, (kernel − 1) / 2 unless told.
+
+    With `enlarge`, of the map at twice its height and width by nearest neighbours.
+    """
     padding = (kernel - 1) // 2 if padding is None else padding
     init = nnx.initializers.zeros if zero else uniform_fan_in(in_channels * kernel * kernel)
     return nnx.Conv(
@@ -53,7 +57,7 @@ def conv(
         bias_init=init,
         dtype=dtype,
         param_dtype=jnp.float32,
-        conv_general_dilated=convolve,
+        conv_general_dilated=convolve_enlarged if enlarge else convolve,
         rngs=rngs,
     )
 
@@ -66,15 +70,29 @@ def linear(in_features: int, out_features: int, *, zero: bool = False, dtype, rn
     )
 
 
-def group_norm(channels: int, *, epsilon: float = 1e-5, groups: int = GROUPS, rngs: nnx.Rngs) -> nnx.GroupNorm:
-    """Group normalisation (Wu and He 2018, arXiv 1803.08494); statistics and result in float32."""
-    return nnx.GroupNorm(
-        channels, num_groups=groups, epsilon=epsilon, dtype=jnp.float32, param_dtype=jnp.float32, rngs=rngs
-    )
+class GroupNorm(nnx.Module):
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494); statistics and result in float32.
 
+    The sums over a map are taken channel by channel and only then group by group: `flax.nnx.GroupNorm` splits the
+    map's channels into groups first, for which TPUs copy the whole map in float32 (bench/tpu.md).
+    """
 
-def upsample_nearest(x: Float[Array, "b h w c"], factor: int = 2) -> Float[Array, "b H W c"]:
-    """Every position repeated `factor` times along height and width."""
-    b, h, w, c = x.shape
-    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
-    return x.reshape(b, h * factor, w * factor, c)
+    def __init__(self, channels: int, *, groups: int = GROUPS, epsilon: float = 1e-5):
+        if channels % groups:
+            raise ValueError(f"{channels} channels are not a multiple of {groups} groups")
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.groups, self.epsilon = groups, epsilon
+
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+        """Features of any precision → normalised features in float32."""
+        x = x.astype(jnp.float32)
+        mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2))) for values in (x, jnp.square(x)))
+        variance = jnp.maximum(square - jnp.square(mean), 0)
+        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        return (x - mean[:, None, None]) * factor[:, None, None] + self.bias[...]
+
+    def _of_groups(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
+        """Every channel's value replaced by the mean of its group's."""
+        grouped = values.reshape(values.shape[0], self.groups, -1)
+        return jnp.broadcast_to(jnp.mean(grouped, axis=-1, keepdims=True), grouped.shape).reshape(values.shape)

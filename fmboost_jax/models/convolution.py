@@ -1,8 +1,12 @@
-"""A convolution that is a matrix product where that is quicker: on CPUs, for small feature maps.
+"""Convolutions in the form that is quickest where they run; the numbers are the same up to rounding.
 
-XLA's CPU convolutions are made for large maps. At 16×16 positions and fewer, where a UNet has most of its weights, the
-product of the kernel with the map's patches runs up to three times as fast, its gradient even more so
-(`python -m bench.convolution`). Accelerators always convolve. The numbers are the same up to float32 rounding.
+A matrix product on CPUs, for small feature maps: XLA's CPU convolutions are made for large ones. At 16×16 positions and
+fewer, where a UNet has most of its weights, the product of the kernel with the map's patches runs up to three times as
+fast, its gradient even more so (`python -m bench.convolution`). Accelerators always convolve.
+
+Enlarging and convolving at once: a 3×3 kernel on a map whose every position stands there twice along height and width
+meets each value two or four times. With those weights added up first, 4 products an output do instead of 9, and the
+large map is never made.
 """
 
 from collections.abc import Sequence
@@ -17,6 +21,7 @@ SMALL_MAP = 256
 
 Map = Float[Array, "b h w i"]
 Kernel = Float[Array, "kh kw i o"]
+Folded = Float[Array, "4 4 i o"]
 Output = Float[Array, "b H W o"]
 Padding = Sequence[tuple[int, int]]
 
@@ -31,8 +36,7 @@ def convolve(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, *
         padding: zeros before and after, along height and width.
         options: passed on to `jax.lax.conv_general_dilated`.
     """
-    size = _output_size(x, kernel, strides, padding)
-    small = not any(map(is_symbolic_dim, size)) and size[0] * size[1] <= SMALL_MAP
+    small = _is_small(_output_size(x.shape[1:3], kernel, strides, padding))
     if x.dtype != jnp.float32 or not small or kernel.shape[:2] == (1, 1):
         return direct(x, kernel, strides, padding, **options)
     return jax.lax.platform_dependent(
@@ -43,6 +47,59 @@ def convolve(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, *
     )
 
 
+def convolve_enlarged(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, **options) -> Output:
+    """Nearest neighbours ×2, then a 3×3 convolution of stride 1; `flax.nnx.Conv` can take it.
+
+    Args:
+        x: feature map, not yet enlarged.
+        kernel: 3, 3, input and output channels.
+        strides: (1, 1).
+        padding: zeros around `x`: (1, 1) along an axis for twice its length; (0, 0) leaves out what the outermost
+            values give, which are then there as neighbours alone.
+        options: passed on to `jax.lax.conv_general_dilated`.
+    """
+    if kernel.shape[:2] != (3, 3) or tuple(strides) != (1, 1):
+        raise ValueError(f"expected a 3×3 kernel of stride 1, found {kernel.shape[:2]} and {tuple(strides)}")
+    folded = _fold(_fold(kernel.astype(jnp.float32), 0), 1).astype(kernel.dtype)
+    around = [(2 * before - 1, 2 * after - 1) for before, after in padding]
+    height, width = x.shape[1:3]
+    small = _is_small(_output_size((2 * height, 2 * width), kernel, strides, around))
+
+    def on_cpus(x: Map, kernel: Kernel, folded: Folded) -> Output:
+        return convolve(upsample_nearest(x), kernel, strides, around) if small else quarters(x, folded, padding)
+
+    def elsewhere(x: Map, kernel: Kernel, folded: Folded) -> Output:
+        return dilated(x, folded, padding, **options)
+
+    return jax.lax.platform_dependent(x, kernel, folded, cpu=on_cpus, default=elsewhere)
+
+
+def dilated(x: Map, folded: Folded, padding: Padding, **options) -> Output:
+    """The 4×4 folded kernel over the map with zeros between its values, which XLA skips: a transposed convolution."""
+    padding = [(2 * before, 2 * after) for before, after in padding]
+    return direct(x, folded, (1, 1), padding, **{**options, "lhs_dilation": (2, 2)})
+
+
+def quarters(x: Map, folded: Folded, padding: Padding) -> Output:
+    """Even and odd rows and columns of the output, each by its own 2×2 kernel on the map itself, then interleaved."""
+
+    def quarter(row: int, column: int) -> Output:
+        around = [(before - odd, after - 1 + odd) for odd, (before, after) in zip((row, column), padding, strict=True)]
+        return direct(x, folded[row::2, column::2], (1, 1), around)
+
+    interleaved = jnp.stack([jnp.stack([quarter(row, 0), quarter(row, 1)], axis=3) for row in (0, 1)], axis=2)
+    b, height, _, width, _, channels = interleaved.shape
+    return interleaved.reshape(b, 2 * height, 2 * width, channels)
+
+
+def _fold(kernel: Array, axis: int) -> Array:
+    """Three taps on doubled values as four taps on values with zeros between them: neighbours added."""
+    one = [(0, 0)] * kernel.ndim
+    before, after = list(one), list(one)
+    before[axis], after[axis] = (1, 0), (0, 1)
+    return jnp.pad(kernel, before) + jnp.pad(kernel, after)
+
+
 def direct(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, **options) -> Output:
     """XLA's convolution."""
     numbers = {"dimension_numbers": ("NHWC", "HWIO", "NHWC"), **options}
@@ -50,9 +107,9 @@ def direct(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, **o
 
 
 def product(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Output:
-    """The matrix product of the map's patches with the kernel."""
-    (height, width), (down, right) = _output_size(x, kernel, strides, padding), strides
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    """The matrix product of the map's patches with the kernel; negative padding cuts, as in XLA's."""
+    (height, width), (down, right) = _output_size(x.shape[1:3], kernel, strides, padding), strides
+    padded = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*around, 0) for around in padding), (0, 0, 0)])
     patches = [
         padded[:, i : i + down * (height - 1) + 1 : down, j : j + right * (width - 1) + 1 : right]
         for i in range(kernel.shape[0])
@@ -61,8 +118,19 @@ def product(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) ->
     return jnp.concatenate(patches, axis=-1) @ kernel.reshape(-1, kernel.shape[-1])
 
 
-def _output_size(x, kernel, strides, padding) -> list:
+def upsample_nearest(x: Map, factor: int = 2) -> Output:
+    """Every position repeated `factor` times along height and width."""
+    b, h, w, c = x.shape
+    x = jnp.broadcast_to(x[:, :, None, :, None, :], (b, h, factor, w, factor, c))
+    return x.reshape(b, h * factor, w * factor, c)
+
+
+def _output_size(size, kernel, strides, padding) -> list:
     return [
         (length + sum(pad) - extent) // stride + 1
-        for length, extent, stride, pad in zip(x.shape[1:3], kernel.shape[:2], strides, padding, strict=True)
+        for length, extent, stride, pad in zip(size, kernel.shape[:2], strides, padding, strict=True)
     ]
+
+
+def _is_small(size) -> bool:
+    return not any(map(is_symbolic_dim, size)) and size[0] * size[1] <= SMALL_MAP

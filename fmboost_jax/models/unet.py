@@ -18,7 +18,8 @@ from ml_collections import ConfigDict
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.attention import SpatialAttention
-from fmboost_jax.models.blocks import conv, group_norm, linear, uniform_fan_in, upsample_nearest
+from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
+from fmboost_jax.models.convolution import upsample_nearest
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +99,11 @@ class ResBlock(nnx.Module):
     def __init__(self, in_channels: int, out_channels: int, embedding: int, config: UNetConfig, *, rngs: nnx.Rngs):
         self.scale_shift = config.use_scale_shift_norm
         self.dtype = config.dtype
-        self.norm1 = group_norm(in_channels, rngs=rngs)
+        self.norm1 = GroupNorm(in_channels)
         self.conv1 = conv(in_channels, out_channels, dtype=config.dtype, rngs=rngs)
         width = 2 * out_channels if self.scale_shift else out_channels
         self.embed = linear(embedding, width, dtype=jnp.float32, rngs=rngs)
-        self.norm2 = group_norm(out_channels, rngs=rngs)
+        self.norm2 = GroupNorm(out_channels)
         self.dropout = nnx.Dropout(config.dropout)
         self.conv2 = conv(out_channels, out_channels, zero=True, dtype=config.dtype, rngs=rngs)
         self.skip = (
@@ -141,12 +142,13 @@ class Upsample(nnx.Module):
     """Twice the height and width: nearest neighbours, then a convolution where resampling is learned."""
 
     def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs):
-        self.conv = conv(channels, channels, dtype=config.dtype, rngs=rngs) if config.conv_resample else None
+        self.conv = (
+            conv(channels, channels, enlarge=True, dtype=config.dtype, rngs=rngs) if config.conv_resample else None
+        )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:
         """Features at twice the resolution."""
-        x = upsample_nearest(x)
-        return x if self.conv is None else self.conv(x)
+        return upsample_nearest(x) if self.conv is None else self.conv(x)
 
 
 class Level(nnx.Module):
@@ -230,7 +232,7 @@ class UNet(nnx.Module):
             levels.append(Level(widths, embedding, attends, config, resample=Upsample if depth else None, rngs=rngs))
         self.up = nnx.List(levels)
 
-        self.norm_out = group_norm(channels, rngs=rngs)
+        self.norm_out = GroupNorm(channels)
         self.conv_out = conv(channels, width if pools else config.out_channels, zero=not pools, dtype=dtype, rngs=rngs)
 
     def __call__(
