@@ -35,7 +35,7 @@ SMALL = (
 
 
 def environment() -> dict[str, str]:
-    """One device, whatever the tests' own process has; compiled as fast as its programs are."""
+    """One device, whatever the tests' own process has; LLVM's optimisations off, as there."""
     return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
 
 

@@ -13,7 +13,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.models.blocks import conv
+from fmboost_jax.models.blocks import GroupNorm, conv
 
 # The decoder squeezes latents into ±3 smoothly: outliers of a sampler do not blow up the image.
 LATENT_BOUND = 3.0
@@ -73,7 +73,7 @@ class PoolBranch(nnx.Module):
     def __init__(self, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
         wide = POOL_EXPANSION * config.width
         self.conv1 = conv(config.width, wide, 1, bias=False, dtype=config.dtype, rngs=rngs)
-        self.norm = nnx.GroupNorm(wide, num_groups=POOL_EXPANSION, epsilon=1e-5, dtype=jnp.float32, rngs=rngs)
+        self.norm = GroupNorm(wide, groups=POOL_EXPANSION)
         self.conv2 = conv(wide, config.width, 1, bias=False, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

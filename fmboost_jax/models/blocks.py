@@ -12,6 +12,7 @@ from jaxtyping import Array, Float
 from fmboost_jax.models.convolution import convolve, convolve_enlarged
 
 GROUPS = 32
+EPSILON = 1e-5
 
 
 def uniform_fan_in(fan_in: int) -> nnx.Initializer:
@@ -77,19 +78,19 @@ class GroupNorm(nnx.Module):
     map's channels into groups first, for which TPUs copy the whole map in float32 (bench/tpu.md).
     """
 
-    def __init__(self, channels: int, *, groups: int = GROUPS, epsilon: float = 1e-5):
+    def __init__(self, channels: int, *, groups: int = GROUPS):
         if channels % groups:
             raise ValueError(f"{channels} channels are not a multiple of {groups} groups")
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
-        self.groups, self.epsilon = groups, epsilon
+        self.groups = groups
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
         """Features of any precision → normalised features in float32."""
         x = x.astype(jnp.float32)
         mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2))) for values in (x, jnp.square(x)))
         variance = jnp.maximum(square - jnp.square(mean), 0)
-        factor = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...]
+        factor = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
         return (x - mean[:, None, None]) * factor[:, None, None] + self.bias[...]
 
     def _of_groups(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:

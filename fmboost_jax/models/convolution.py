@@ -50,6 +50,8 @@ def convolve(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, *
 def convolve_enlarged(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, **options) -> Output:
     """Nearest neighbours ×2, then a 3×3 convolution of stride 1; `flax.nnx.Conv` can take it.
 
+    Small maps on CPUs are enlarged and convolved one after the other: adding up the taps would take longer.
+
     Args:
         x: feature map, not yet enlarged.
         kernel: 3, 3, input and output channels.
@@ -57,6 +59,9 @@ def convolve_enlarged(x: Map, kernel: Kernel, strides: Sequence[int], padding: P
         padding: zeros around `x`: (1, 1) along an axis for twice its length; (0, 0) leaves out what the outermost
             values give, which are then there as neighbours alone.
         options: passed on to `jax.lax.conv_general_dilated`.
+
+    Raises:
+        ValueError: another kernel or stride.
     """
     if kernel.shape[:2] != (3, 3) or tuple(strides) != (1, 1):
         raise ValueError(f"expected a 3×3 kernel of stride 1, found {kernel.shape[:2]} and {tuple(strides)}")
