@@ -1,10 +1,11 @@
 """On CPUs: XLA's convolution against the matrix product of patches, for the shapes that the base UNet has.
 
-    python -m bench.convolution                         # batch 1 and 2; three minutes on two cores
+    python -m bench.convolution                         # batch 1 and 2; a few minutes on two cores
 
 The same 3×3 kernels and maps through `jax.lax.conv_general_dilated` and through the product, in float32, alternately;
 medians. "Gradient" is with respect to map and kernel, the output's own computation included. What
-`fmboost_jax/models/convolution.py` takes on a CPU is marked.
+`fmboost_jax/models/convolution.py` takes on a CPU is marked. The second table: maps of the UNet and of the decoder (512
+channels, 64² and 128²) enlarged by nearest neighbours and convolved, one after the other and at once.
 """
 
 import argparse
@@ -29,6 +30,8 @@ SHAPES = (
     (8, 512, 512),
     (4, 1024, 1024),
 )
+# Sides of the map before it is enlarged, channels.
+ENLARGED = ((8, 512), (16, 256), (16, 1024), (32, 512), (64, 256), (64, 512), (128, 512))
 PADDING = ((1, 1), (1, 1))
 
 
@@ -48,15 +51,29 @@ def main() -> None:
             x = jnp.asarray(random.standard_normal((batch, side, side, inputs), np.float32))
             kernel = jnp.asarray(0.02 * random.standard_normal((3, 3, inputs, outputs), np.float32))
             gflop = 2e-9 * batch * side**2 * 9 * inputs * outputs
-            rates = [gflop * work / seconds for work, seconds in measure(x, kernel, arguments.repeats)]
+            seconds = measure([convolution.direct, convolution.product], x, kernel, arguments.repeats)
+            rates = [gflop * work / duration for work, duration in zip((1, 1, 3, 3), seconds, strict=True)]
             taken = "product" if side**2 <= convolution.SMALL_MAP else "convolution"
             cells = " | ".join(f"{rate:.0f} GFLOP/s" for rate in rates)
             print(f"| {side}², {inputs} → {outputs} | {batch} | {cells} | {taken} |", flush=True)
+    print("\n| map, enlarged | one after the other | at once | gradient: one after the other | at once |")
+    print("| --- | --- | --- | --- | --- |")
+    for side, channels in ENLARGED:
+        random = np.random.default_rng(0)
+        x = jnp.asarray(random.standard_normal((1, side, side, channels), np.float32))
+        kernel = jnp.asarray(0.02 * random.standard_normal((3, 3, channels, channels), np.float32))
+        seconds = measure([after_enlarging, convolution.convolve_enlarged], x, kernel, arguments.repeats)
+        cells = " | ".join(f"{1e3 * value:.0f} ms" for value in seconds)
+        print(f"| {side}² → {2 * side}², {channels} | {cells} |", flush=True)
 
 
-def measure(x, kernel, repeats: int) -> list[tuple[int, float]]:
-    """Forward by convolution and by product, then the gradients: multiples of one pass's FLOPs, and median seconds."""
-    ways = [convolution.direct, convolution.product]
+def after_enlarging(x, kernel, strides, padding):
+    """The map enlarged by nearest neighbours, then convolved."""
+    return convolution.convolve(convolution.upsample_nearest(x), kernel, strides, padding)
+
+
+def measure(ways, x, kernel, repeats: int) -> list[float]:
+    """Median seconds: forward by each way, then the gradients by each."""
     forward = [jax.jit(lambda x, kernel, way=way: way(x, kernel, (1, 1), PADDING)) for way in ways]
 
     def loss(x, kernel, way):
@@ -70,7 +87,7 @@ def measure(x, kernel, repeats: int) -> list[tuple[int, float]]:
             jax.block_until_ready(program(x, kernel))
             if number:
                 mine.append(time.perf_counter() - started)
-    return list(zip((1, 1, 3, 3), map(statistics.median, seconds), strict=True))
+    return list(map(statistics.median, seconds))
 
 
 if __name__ == "__main__":
