@@ -69,7 +69,7 @@ class Conv(nnx.Module):
         x: Float[Array, "b h w c"],
         stride: int = 1,
         padding: tuple = ((0, 0), (1, 1)),
-        convolve: Callable = convolution.direct,
+        convolve: Callable = convolution.convolve,
     ) -> Float[Array, "b H W d"]:
         y = convolve(x, self.kernel[...].astype(self.dtype), (stride, stride), padding)
         return y + self.bias[...].astype(self.dtype)
