@@ -1,11 +1,11 @@
-"""On CPUs: XLA's convolution against the matrix product of patches, for the shapes that the base UNet has.
+"""On CPUs: the forms of a convolution that `fmboost_jax/models/convolution.py` chooses from.
 
     python -m bench.convolution                         # batch 1 and 2; a few minutes on two cores
 
-The same 3×3 kernels and maps through `jax.lax.conv_general_dilated` and through the product, in float32, alternately;
-medians. "Gradient" is with respect to map and kernel, the output's own computation included. What
-`fmboost_jax/models/convolution.py` takes on a CPU is marked. The second table: maps of the UNet and of the decoder (512
-channels, 64² and 128²) enlarged by nearest neighbours and convolved, one after the other and at once.
+The same 3×3 kernels and maps through `jax.lax.conv_general_dilated`, the product with the map's patches and Winograd's
+filtering, in float32, alternately; medians, in GFLOP/s of the plain convolution. "Gradient" is with respect to map and
+kernel, the output's own computation included. "Taken" is what CPUs get. The second table: maps of the UNet and of the
+decoder (512 channels, 64² and 128²) enlarged by nearest neighbours and convolved, one after the other and at once.
 """
 
 import argparse
@@ -21,6 +21,7 @@ from fmboost_jax.models import convolution
 
 # Sides of the map, channels in and out.
 SHAPES = (
+    (128, 128, 128),
     (64, 256, 256),
     (32, 128, 128),
     (32, 512, 512),
@@ -33,6 +34,7 @@ SHAPES = (
 # Sides of the map before it is enlarged, channels.
 ENLARGED = ((8, 512), (16, 256), (16, 1024), (32, 512), (64, 256), (64, 512), (128, 512))
 PADDING = ((1, 1), (1, 1))
+FORMS = {"convolution": convolution.direct, "product": convolution.product, "Winograd": convolution.winograd}
 
 
 def main() -> None:
@@ -43,18 +45,19 @@ def main() -> None:
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 2], help="maps at once (1 2)")
     parser.add_argument("--repeats", type=int, default=7, help="of each (7)")
     arguments = parser.parse_args()
-    print("| map | batch | convolution | product | gradient: convolution | product | taken |")
-    print("| --- | --- | --- | --- | --- | --- | --- |")
+    print(f"| map | batch | {' | '.join(FORMS)} | gradient: {' | '.join(FORMS)} | taken |")
+    print("| --- " * (3 + 2 * len(FORMS)) + "|")
     for side, inputs, outputs in SHAPES:
         for batch in arguments.batch:
             random = np.random.default_rng(0)
             x = jnp.asarray(random.standard_normal((batch, side, side, inputs), np.float32))
             kernel = jnp.asarray(0.02 * random.standard_normal((3, 3, inputs, outputs), np.float32))
             gflop = 2e-9 * batch * side**2 * 9 * inputs * outputs
-            seconds = measure([convolution.direct, convolution.product], x, kernel, arguments.repeats)
-            rates = [gflop * work / duration for work, duration in zip((1, 1, 3, 3), seconds, strict=True)]
-            taken = "product" if side**2 <= convolution.SMALL_MAP else "convolution"
-            cells = " | ".join(f"{rate:.0f} GFLOP/s" for rate in rates)
+            forward, gradient = measure(list(FORMS.values()), x, kernel, arguments.repeats)
+            rates = [gflop / seconds for seconds in forward] + [3 * gflop / seconds for seconds in gradient]
+            cells = " | ".join(f"{rate:.0f}" for rate in rates)
+            form = convolution.on_cpus(x, kernel, (1, 1), PADDING)
+            taken = next(name for name, way in FORMS.items() if way is form)
             print(f"| {side}², {inputs} → {outputs} | {batch} | {cells} | {taken} |", flush=True)
     print("\n| map, enlarged | one after the other | at once | gradient: one after the other | at once |")
     print("| --- | --- | --- | --- | --- |")
@@ -62,8 +65,8 @@ def main() -> None:
         random = np.random.default_rng(0)
         x = jnp.asarray(random.standard_normal((1, side, side, channels), np.float32))
         kernel = jnp.asarray(0.02 * random.standard_normal((3, 3, channels, channels), np.float32))
-        seconds = measure([after_enlarging, convolution.convolve_enlarged], x, kernel, arguments.repeats)
-        cells = " | ".join(f"{1e3 * value:.0f} ms" for value in seconds)
+        forward, gradient = measure([after_enlarging, convolution.convolve_enlarged], x, kernel, arguments.repeats)
+        cells = " | ".join(f"{1e3 * value:.0f} ms" for value in (*forward, *gradient))
         print(f"| {side}² → {2 * side}², {channels} | {cells} |", flush=True)
 
 
@@ -72,22 +75,24 @@ def after_enlarging(x, kernel, strides, padding):
     return convolution.convolve(convolution.upsample_nearest(x), kernel, strides, padding)
 
 
-def measure(ways, x, kernel, repeats: int) -> list[float]:
-    """Median seconds: forward by each way, then the gradients by each."""
+def measure(ways, x, kernel, repeats: int) -> tuple[list[float], list[float]]:
+    """Median seconds of each way, forward, and those of the gradients."""
     forward = [jax.jit(lambda x, kernel, way=way: way(x, kernel, (1, 1), PADDING)) for way in ways]
 
     def loss(x, kernel, way):
         return jnp.square(way(x, kernel, (1, 1), PADDING)).sum()
 
     gradient = [jax.jit(jax.grad(lambda x, k, way=way: loss(x, k, way), argnums=(0, 1))) for way in ways]
-    programs, seconds = [*forward, *gradient], [[] for _ in range(4)]
+    programs = [*forward, *gradient]
+    seconds = [[] for _ in programs]
     for number in range(repeats + 1):
         for program, mine in zip(programs, seconds, strict=True):
             started = time.perf_counter()
             jax.block_until_ready(program(x, kernel))
             if number:
                 mine.append(time.perf_counter() - started)
-    return list(map(statistics.median, seconds))
+    medians = list(map(statistics.median, seconds))
+    return medians[: len(ways)], medians[len(ways) :]
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ meets each value two or four times. With those weights added up first, 4 product
 2.25, and the large map is never made.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -29,7 +30,6 @@ WIDE = 32
 
 Map = Float[Array, "b h w i"]
 Kernel = Float[Array, "kh kw i o"]
-Tap = Float[Array, "i o"]
 Folded = Float[Array, "4 4 i o"]
 Output = Float[Array, "b H W o"]
 Padding = Sequence[tuple[int, int]]
@@ -45,7 +45,7 @@ def convolve(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, *
         padding: zeros before and after, along height and width.
         options: passed on to `jax.lax.conv_general_dilated`.
     """
-    way = _on_cpus(x, kernel, strides, padding)
+    way = on_cpus(x, kernel, strides, padding)
     if way is direct:
         return direct(x, kernel, strides, padding, **options)
     return jax.lax.platform_dependent(
@@ -56,8 +56,8 @@ def convolve(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, *
     )
 
 
-def _on_cpus(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Callable[..., Output]:
-    """`direct`, `product` or `winograd`."""
+def on_cpus(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Callable[..., Output]:
+    """What `convolve` does on a CPU: `direct`, `product` or `winograd`; arguments as there."""
     size = _output_size(x.shape[1:3], kernel, strides, padding)
     if x.dtype != jnp.float32 or any(map(is_symbolic_dim, size)):
         return direct
@@ -115,10 +115,16 @@ def differences(x: Map, kernel: Kernel, padding: Padding) -> Output:
 
 def _even_and_odd(x: Map, taps: Array, axis: int, product: Callable) -> list:
     """Outputs along an axis of the padded map; `product` is of a map and one tap, an array or a tree of them."""
-    before, here, after = (jax.lax.slice_in_dim(x, i, x.shape[axis] - 2 + i, axis=axis) for i in range(3))
-    whole = product(here, taps[0] + taps[1] + taps[2])
-    even = jax.tree.map(jnp.add, whole, product(before - here, taps[0]))
-    return [even, jax.tree.map(jnp.add, whole, product(after - here, taps[2]))]
+    length = x.shape[axis]
+    part = functools.partial(jax.lax.slice_in_dim, axis=axis)
+    first, middle, last = (tap[0] for tap in jax.lax.split(taps, (1, 1, 1)))
+    whole = product(part(x, 1, length - 1), first + middle + last)
+    steps = part(x, 1, length) - part(x, 0, length - 1)
+    to_here, from_here = product(steps, first), product(steps, last)
+    return [
+        jax.tree.map(lambda whole, step: whole - part(step, 0, length - 2), whole, to_here),
+        jax.tree.map(lambda whole, step: whole + part(step, 1, length - 1), whole, from_here),
+    ]
 
 
 def _fold(kernel: Array, axis: int) -> Array:
@@ -158,9 +164,11 @@ def winograd(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -
     (before, after), across = padding
     height = x.shape[1] + before + after - 2
     tiles = -(-height // 4)
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), (before, after + 4 * tiles - height, 0), (0, 0, 0), (0, 0, 0)])
+    x = jax.lax.pad(
+        x, jnp.zeros((), x.dtype), [(0, 0, 0), (before, after + 4 * tiles - height, 0), (0, 0, 0), (0, 0, 0)]
+    )
     rows = [x[:, i : i + 4 * tiles - 3 : 4] for i in range(6)]
-    taps = [kernel[i : i + 1] for i in range(3)]
+    taps = jax.lax.split(kernel, (1, 1, 1))
     products = [
         direct(_combination(of_rows, rows), _combination(of_taps, taps), (1, 1), ((0, 0), across))
         for of_rows, of_taps in zip(OF_ROWS, OF_TAPS, strict=True)

@@ -14,7 +14,7 @@ from fmboost_jax.flow.coupling import upsample
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, to_patches
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.ema import update_ema
-from fmboost_jax.training.optimizer import where_finite
+from fmboost_jax.training.optimizer import global_norm, where_finite
 
 LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
@@ -125,7 +125,7 @@ def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.Gr
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         old = (state["parameters"], state["ema"], state["optimizer"])
         loss, gradient = jax.value_and_grad(loss_fn)(old[0], pixels / 127.5 - 1, key)
-        norm = optax.tree.norm(gradient)
+        norm = global_norm(gradient)
         updates, moments = optimizer.update(gradient, state["optimizer"], old[0])
         updated = optax.apply_updates(old[0], updates)
         average = update_ema(state["ema"], updated, state["step"] + 1, **config.ema)

@@ -9,7 +9,7 @@ average from the new parameters. That is 14 readings and writings of the paramet
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Float
 from ml_collections import ConfigDict
 
 
@@ -32,11 +32,24 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     """`optax.clip_by_global_norm` up to rounding, as one factor: a division an entry would be a pass of its own."""
 
     def clip(gradient, _):
-        norm = optax.tree.norm(gradient)
+        norm = global_norm(gradient)
         factor = jnp.where(norm < limit, 1.0, limit / norm)
         return jax.tree.map(lambda entry: factor * entry, gradient)
 
     return optax.stateless(clip)
+
+
+def global_norm(tree) -> Float[Array, ""]:
+    """`optax.tree.norm`; on CPUs a convolution's squares are added tap by tap first: XLA there writes to memory
+    whatever it is told to sum, which would be the gradient once more."""
+
+    def squares(array: Array) -> Array:
+        return sum(jnp.square(tap) for row in array for tap in row) if array.ndim == 4 else jnp.square(array)
+
+    def on_cpus(tree):
+        return jnp.sqrt(sum(jnp.sum(squares(array)) for array in jax.tree.leaves(tree)))
+
+    return jax.lax.platform_dependent(tree, cpu=on_cpus, default=optax.tree.norm)
 
 
 def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:

@@ -13,7 +13,7 @@ from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
 from fmboost_jax.training.ema import update_ema
-from fmboost_jax.training.optimizer import learning_rate, make_optimizer, settle, where_finite
+from fmboost_jax.training.optimizer import global_norm, learning_rate, make_optimizer, settle, where_finite
 
 State = dict[str, object]
 
@@ -78,7 +78,7 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
         loss, gradient = accumulated_gradient(
             loss_fn, parameters, (batch["low"], batch["high"], keys), config.optim.accumulate
         )
-        norm = optax.tree.norm(gradient)
+        norm = global_norm(gradient)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimizer.update(gradient, state["optimizer"], parameters, finite=finite)
         parameters = settle(where_finite(finite, optax.apply_updates(parameters, updates), parameters))

@@ -9,16 +9,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.models.blocks import GroupNorm
-from fmboost_jax.models.convolution import SMALL_MAP, convolve, convolve_enlarged, upsample_nearest
+from fmboost_jax.models.convolution import (
+    LARGE_MAP,
+    SMALL_MAP,
+    WIDE,
+    convolve,
+    convolve_enlarged,
+    direct,
+    upsample_nearest,
+    winograd,
+)
 
 NHWC = jax.lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
-
-
-def _lowered(platform: str, size: int = 8, dtype=jnp.float32) -> str:
-    x = jax.ShapeDtypeStruct((1, size, size, 4), dtype)
-    kernel = jax.ShapeDtypeStruct((3, 3, 4, 4), dtype)
-    call = jax.jit(lambda x, k: convolve(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC))
-    return call.trace(x, kernel).lower(lowering_platforms=(platform,)).as_text()
+OPERATIONS = ("convolution", "dot_general")
 
 
 @given(
@@ -47,27 +50,53 @@ def test_values_and_gradients_are_those_of_a_convolution(size, kernel, stride, p
         np.testing.assert_allclose(found, wanted, atol=5e-5)
 
 
+@given(
+    height=st.integers(32, 37),
+    padding=st.sampled_from([((0, 0), (0, 0)), ((1, 1), (1, 1)), ((0, 0), (1, 1)), ((0, 1), (1, 0)), ((2, 1), (0, 2))]),
+)
+@settings(max_examples=12, deadline=None)
+def test_winograds_values_and_gradients_are_those_of_a_convolution(height, padding):
+    """Heights that are whole tiles and others."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.standard_normal((2, height, 40, WIDE), np.float32))
+    kernel = jnp.asarray(generator.standard_normal((3, 3, WIDE, WIDE + 1), np.float32) / np.sqrt(9 * WIDE))
+    ours, plain = (
+        _value_and_gradients(lambda x, kernel, way=way: way(x, kernel, (1, 1), padding), x, kernel)
+        for way in (winograd, direct)
+    )
+    for found, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(found, expected, atol=2e-5 * np.max(np.abs(expected)))
+
+
+LARGE = int(LARGE_MAP**0.5)
+
+
 @pytest.mark.parametrize(
-    ("platform", "size", "dtype", "product"),
+    ("platform", "size", "kernel", "channels", "dtype", "operations"),
     [
-        ("cpu", 8, jnp.float32, True),
-        ("cpu", int(SMALL_MAP**0.5) + 1, jnp.float32, False),
-        ("cpu", 8, jnp.bfloat16, False),
-        ("tpu", 8, jnp.float32, False),
-        ("cuda", 8, jnp.float32, False),
+        ("cpu", 8, 3, 4, jnp.float32, {"dot_general": 1}),
+        ("cpu", int(SMALL_MAP**0.5) + 1, 3, WIDE, jnp.float32, {"convolution": 1}),
+        ("cpu", LARGE, 3, WIDE, jnp.float32, {"convolution": 6}),
+        ("cpu", LARGE, 3, WIDE - 1, jnp.float32, {"convolution": 1}),
+        ("cpu", LARGE, 1, 4, jnp.float32, {"dot_general": 1}),
+        ("cpu", 8, 3, 4, jnp.bfloat16, {"convolution": 1}),
+        ("tpu", 8, 3, 4, jnp.float32, {"convolution": 1}),
+        ("tpu", LARGE, 3, WIDE, jnp.float32, {"convolution": 1}),
+        ("cuda", LARGE, 1, WIDE, jnp.float32, {"convolution": 1}),
     ],
 )
-def test_only_small_float32_maps_on_cpus_become_products(platform, size, dtype, product):
-    text = _lowered(platform, size, dtype)
-    assert ("stablehlo.dot_general" in text) == product
-    assert ("stablehlo.convolution" in text) != product
-
-
-SMALL, LARGE = st.tuples(st.integers(1, 5), st.integers(1, 5)), st.just((17, 16))
+def test_which_form_runs_where(platform, size, kernel, channels, dtype, operations):
+    x = jax.ShapeDtypeStruct((1, size, size, channels), dtype)
+    weights = jax.ShapeDtypeStruct((kernel, kernel, channels, channels), dtype)
+    around = ((kernel // 2,) * 2,) * 2
+    call = jax.jit(lambda x, k: convolve(x, k, (1, 1), around, dimension_numbers=NHWC))
+    text = call.trace(x, weights).lower(lowering_platforms=(platform,)).as_text()
+    found = {name: text.count(f"stablehlo.{name}(") + text.count(f"stablehlo.{name} ") for name in OPERATIONS}
+    assert {name: count for name, count in found.items() if count} == operations
 
 
 @given(
-    size=st.one_of(SMALL, LARGE),
+    size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (1, 1))]),
     on_accelerators=st.booleans(),
 )
