@@ -5,7 +5,8 @@
 The same 3×3 kernels and maps through `jax.lax.conv_general_dilated`, the product with the map's patches and Winograd's
 filtering, in float32, alternately; medians, in GFLOP/s of the plain convolution. "Gradient" is with respect to map and
 kernel, the output's own computation included. "Taken" is what CPUs get. The second table: maps of the UNet and of the
-decoder (512 channels, 64² and 128²) enlarged by nearest neighbours and convolved, one after the other and at once.
+decoder (512 channels, 64² and 128²) enlarged by nearest neighbours and convolved, one after the other and at once. Last
+the forms' rounding: root mean square of the difference to float64 over that of the output.
 """
 
 import argparse
@@ -68,11 +69,26 @@ def main() -> None:
         forward, gradient = measure([after_enlarging, convolution.convolve_enlarged], x, kernel, arguments.repeats)
         cells = " | ".join(f"{1e3 * value:.0f} ms" for value in (*forward, *gradient))
         print(f"| {side}² → {2 * side}², {channels} | {cells} |", flush=True)
+    print(f"\nRounding, 64², 256 → 256: {', '.join(f'{name} {error:.1e}' for name, error in rounding().items())}")
 
 
 def after_enlarging(x, kernel, strides, padding):
     """The map enlarged by nearest neighbours, then convolved."""
     return convolution.convolve(convolution.upsample_nearest(x), kernel, strides, padding)
+
+
+def rounding() -> dict[str, float]:
+    """Each form's error against the same sum in float64."""
+    random = np.random.default_rng(0)
+    x, kernel = (
+        random.standard_normal((1, 64, 64, 256), np.float32),
+        random.standard_normal((3, 3, 256, 256), np.float32),
+    )
+    padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0))).astype(np.float64)
+    exact = sum(padded[:, i : i + 64, j : j + 64] @ kernel[i, j].astype(np.float64) for i in range(3) for j in range(3))
+    results = {name: form(jnp.asarray(x), jnp.asarray(kernel), (1, 1), PADDING) for name, form in FORMS.items()}
+    size = np.sqrt(np.mean(np.square(exact)))
+    return {name: np.sqrt(np.mean(np.square(result - exact))) / size for name, result in results.items()}
 
 
 def measure(ways, x, kernel, repeats: int) -> tuple[list[float], list[float]]:
