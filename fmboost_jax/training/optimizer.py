@@ -39,17 +39,10 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
     return optax.stateless(clip)
 
 
-def global_norm(tree) -> Float[Array, ""]:
-    """`optax.tree.norm`; on CPUs a convolution's squares are added tap by tap first: XLA there writes to memory
-    whatever it is told to sum, which would be the gradient once more."""
-
-    def squares(array: Array) -> Array:
-        return sum(jnp.square(tap) for row in array for tap in row) if array.ndim == 4 else jnp.square(array)
-
-    def on_cpus(tree):
-        return jnp.sqrt(sum(jnp.sum(squares(array)) for array in jax.tree.leaves(tree)))
-
-    return jax.lax.platform_dependent(tree, cpu=on_cpus, default=optax.tree.norm)
+def global_norm(gradient) -> Float[Array, ""]:
+    """`optax.tree.norm`. Adam squares the gradient too: XLA's CPU compiler would share the squares, and so write them to
+    memory, as much as the gradient again; settled first, they are only added up."""
+    return optax.tree.norm(settle(gradient))
 
 
 def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
