@@ -40,8 +40,9 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 
 def global_norm(gradient) -> Float[Array, ""]:
-    """`optax.tree.norm`. Adam squares the gradient too: XLA's CPU compiler would share the squares, and so write them to
-    memory, as much as the gradient again; settled first, they are only added up."""
+    """`optax.tree.norm`. Adam squares the gradient too: XLA's CPU compiler would share the squares and so write them
+    to memory, as much as the gradient again; settled first, they are only added up.
+    """
     return optax.tree.norm(settle(gradient))
 
 

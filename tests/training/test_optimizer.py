@@ -83,4 +83,4 @@ def test_the_norm_shares_no_squares_with_adam():
     compiled = jax.jit(update, donate_argnums=0).lower(moment, x, incoming).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * moment.nbytes
     moment, norm = compiled(moment, x, incoming)
-    np.testing.assert_allclose(norm, np.sqrt(np.sum(moment / 0.01, dtype=np.float64)), rtol=1e-6)
+    np.testing.assert_allclose(norm, np.sqrt(np.sum(np.asarray(moment, np.float64) / 0.01)), rtol=1e-6)
