@@ -101,16 +101,17 @@ def dilated(x: Map, kernel: Kernel, padding: Padding, **options) -> Output:
 
 
 def differences(x: Map, kernel: Kernel, padding: Padding) -> Output:
-    """Nine matrix products for the four outputs that each position of the map has.
+    """Nine matrix products, in float32, for the four outputs that each position of the map has.
 
     Along one axis, with the taps a, b and c and their sum s: the output at 2i is s·x[i] − a·(x[i] − x[i − 1]), at
     2i + 1 it is s·x[i] + c·(x[i + 1] − x[i]). Along both, every product here is three there.
     """
-    x = jax.lax.pad(x, jnp.zeros((), x.dtype), [(0, 0, 0), *((*around, 0) for around in padding), (0, 0, 0)])
+    dtype, x, kernel = x.dtype, x.astype(jnp.float32), kernel.astype(jnp.float32)
+    x = jax.lax.pad(x, jnp.float32(0), [(0, 0, 0), *((*around, 0) for around in padding), (0, 0, 0)])
     rows = _even_and_odd(x, kernel, 1, lambda x, taps: _even_and_odd(x, taps, 2, jnp.matmul))
     interleaved = jnp.stack([jnp.stack(columns, axis=3) for columns in rows], axis=2)
     b, height, _, width, _, channels = interleaved.shape
-    return interleaved.reshape(b, 2 * height, 2 * width, channels)
+    return interleaved.reshape(b, 2 * height, 2 * width, channels).astype(dtype)
 
 
 def _even_and_odd(x: Map, taps: Array, axis: int, product: Callable) -> list:
