@@ -30,7 +30,6 @@ WIDE = 32
 
 Map = Float[Array, "b h w i"]
 Kernel = Float[Array, "kh kw i o"]
-Folded = Float[Array, "4 4 i o"]
 Output = Float[Array, "b H W o"]
 Padding = Sequence[tuple[int, int]]
 
@@ -93,8 +92,7 @@ def convolve_enlarged(x: Map, kernel: Kernel, strides: Sequence[int], padding: P
 
 
 def dilated(x: Map, kernel: Kernel, padding: Padding, **options) -> Output:
-    """The kernel's taps folded to 4×4 over the map with zeros between its values, which XLA skips: a transposed
-    convolution."""
+    """A transposed convolution: the taps folded to 4×4, the map with zeros between its values, which XLA skips."""
     folded = _fold(_fold(kernel.astype(jnp.float32), 0), 1).astype(kernel.dtype)
     padding = [(2 * before, 2 * after) for before, after in padding]
     return direct(x, folded, (1, 1), padding, **{**options, "lhs_dilation": (2, 2)})
@@ -115,7 +113,14 @@ def differences(x: Map, kernel: Kernel, padding: Padding) -> Output:
 
 
 def _even_and_odd(x: Map, taps: Array, axis: int, product: Callable) -> list:
-    """Outputs along an axis of the padded map; `product` is of a map and one tap, an array or a tree of them."""
+    """What stands at even and at odd places along an axis of the output, of a padded map.
+
+    Args:
+        x: the map, with one value more before and after.
+        taps: three, on the first axis.
+        axis: of the map.
+        product: of a map and one tap; an array or a list of them.
+    """
     length = x.shape[axis]
     part = functools.partial(jax.lax.slice_in_dim, axis=axis)
     first, middle, last = (tap[0] for tap in jax.lax.split(taps, (1, 1, 1)))
@@ -178,7 +183,7 @@ def winograd(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -
     return outputs.reshape(x.shape[0], 4 * tiles, *outputs.shape[3:])[:, :height]
 
 
-def _combination(coefficients, terms: Sequence[Array]) -> Array:
+def _combination(coefficients: np.ndarray, terms: Sequence[Array]) -> Array:
     return sum(np.float32(factor) * term for factor, term in zip(coefficients, terms, strict=True) if factor)
 
 
