@@ -96,7 +96,10 @@ def sample_ours(work: Work):
 
 
 def train_ours(work: Work):
-    """One step of `fmboost_jax.training.step`, the state donated."""
+    """One step of `fmboost_jax.training.step`, the state donated, after what `fmboost_jax.train` begins with."""
+    from fmboost_jax.memory import keep_freed_memory
+
+    keep_freed_memory()
     import jax
     import jax.numpy as jnp
 

@@ -23,6 +23,7 @@ from fmboost_jax.configuration import changes, parse_arguments
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
+from fmboost_jax.memory import keep_freed_memory
 from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import count
 from fmboost_jax.parallel import distributed
@@ -49,6 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--allow_config_change", action="store_true", help="go on although the config has changed")
     distributed.add_arguments(parser)
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     with distributed.processes(arguments, config.processes.timeout):
         finished = train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
     if not finished:

@@ -34,6 +34,7 @@ from fmboost_jax.data.images import UnusablePhoto, centre_square, load_photo, ra
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
+from fmboost_jax.memory import keep_freed_memory
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.parameters import count, merge, split
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    keep_freed_memory()
     train_autoencoder(config, arguments.workdir)
 
 
