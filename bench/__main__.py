@@ -1,12 +1,13 @@
 """Every benchmark that this machine can run, each against its peers, as one page of tables.
 
-    python -m bench > bench/results.md                  # all; half an hour on two cores
+    python -m bench > bench/results.md                  # all; an hour on two cores
     python -m bench sampling decoding --repeats 3       # some
     python -m bench sampling --width 64                 # a narrower UNet, sooner
 
 Seconds are medians of repeats that alternate between ours and a peer, each in a process of its own; "first call" is
-building, compiling and one run, "peak" the process's largest resident memory. Beside these: `python -m bench.sample`
-(1024²), `bench.data`, `bench.decode`, `bench.processes`; TPUs, as predictions: `bench/tpu.md`.
+building, compiling and one run, "peak" the process's largest resident memory. A GPU is used where there is one; TPUs
+are the predictions that `bench.tpu` keeps. Parts have commands of their own that tell more: `python -m bench.sample`
+(what "large" is), `bench.processes`, `bench.data`, `bench.decode`, `bench.convolution`, `bench.precision`.
 """
 
 import argparse
@@ -18,14 +19,17 @@ import platform
 import sys
 import tempfile
 
-from bench import storage
+from bench import processes, sample, storage, tpu
 from bench.contest import contest, table
 from bench.decoders import decoding, write_decoder
 from bench.growth import growth
 from bench.networks import Work, sampling, training, write_weights
 from fmboost_jax.errors import run
 
-PARTS = ("sampling", "training", "decoding", "growth", "data", "checkpoints", "precompute")
+PARTS = (
+    *("sampling", "training", "decoding", "large", "growth"),
+    *("data", "processes", "checkpoints", "precompute", "tpu"),
+)
 
 
 def main() -> None:
@@ -69,11 +73,18 @@ def tables(part: str, folder: pathlib.Path, arguments: argparse.Namespace):
         case "decoding":
             title = f"Decoding: {arguments.batch} × {8 * arguments.latent}²"
             yield table(title, contest(decoding(folder / "vae", arguments.batch, arguments.latent), repeats=repeats))
+        case "large":
+            yield from sample.tables(latent=128, batch=1, steps=[4], width=arguments.width, repeats=min(3, repeats))
         case "growth":
             yield growth(work.weights, unet, repeats=min(3, repeats))
         case "data":
             title = f"Data: {storage.RECORDS} records of two 128×128×4 latents in batches of {storage.BATCH}"
             yield table(title, contest(storage.reading(folder / "records"), repeats=repeats))
+        case "processes":
+            title = "Training in several processes, the wait for data included"
+            yield f"### {title}\n\n{processes.table(processes.rows([1, 2, 4]))}"
+        case "tpu":
+            yield f"### Training on TPU slices, as their compiler predicts it\n\n{tpu.table(tpu.rows())}"
         case "checkpoints":
             title = f"parameters, average and moments, {4 * work.weights.stat().st_size / 1e9:.1f} GB"
             for name, who in (("Saving", storage.saving), ("Restoring", storage.restoring)):

@@ -2,15 +2,15 @@
 
     python -m bench.processes
 
-Every process is `python -m fmboost_jax.train` itself, on a core of its own as long as there are enough, else cores are
-shared; each reads its part of the same dataset and has the same number of examples a step, so the global batch grows
-with the processes (weak scaling). Gradients are summed over gloo. The numbers are those that training logs; the first
+Every process is `python -m fmboost_jax.train` itself and computes in one thread (NPROC=1), as if each had a core of its
+own; bound to one, the threads that exchange gradients would wait for those that compute, milliseconds for each array.
+Each reads its part of the same dataset and has the same number of examples a step, so the global batch grows with the
+processes (weak scaling). Gradients are summed over gloo. The numbers are those that training logs; the first
 ones, when programs are still warm from compiling, are left out, the median of the rest is the result.
 """
 
 import argparse
 import dataclasses
-import functools
 import json
 import os
 import pathlib
@@ -106,7 +106,6 @@ def rows(counts: list[int], *, batch: int = 4, steps: int = 60, config: tuple[st
 
 
 def _measure(workdir: pathlib.Path, count: int, batch: int, words: list[str]) -> Row:
-    cores = sorted(os.sched_getaffinity(0))
     with socket.socket() as free:
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
@@ -115,7 +114,7 @@ def _measure(workdir: pathlib.Path, count: int, batch: int, words: list[str]) ->
     started = [
         subprocess.Popen(
             [*typed, f"--process_index={index}"],
-            preexec_fn=functools.partial(os.sched_setaffinity, 0, {cores[index % len(cores)]}),
+            env=os.environ | {"NPROC": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -134,7 +133,7 @@ def _measure(workdir: pathlib.Path, count: int, batch: int, words: list[str]) ->
     speed, wait = (
         statistics.median(line[name] for line in lines) for name in ("samples_per_second", "data_wait_share")
     )
-    return Row(count, min(count, len(cores)), batch * count, speed, wait)
+    return Row(count, min(count, len(os.sched_getaffinity(0))), batch * count, speed, wait)
 
 
 def table(measured: list[Row]) -> str:

@@ -4,8 +4,9 @@
     python -m bench.tpu measure --label after --configs cfm1024 --kinds v5e v6e --chips 4 256
     python -m bench.tpu table                          # the table of bench/tpu.md out of bench/tpu.jsonl
     python -m bench.tpu calibrate                      # matrix products and copies against the peaks; a minute
+    python -m bench.tpu blocks                         # single layers, and what they replaced; half an hour
 
-Each row is a run of python -m fmboost_jax.plan, added to bench/tpu.jsonl as soon as it is there.
+Each row of a plan is a run of python -m fmboost_jax.plan, added to bench/tpu.jsonl as soon as it is there.
 """
 
 import argparse
@@ -17,9 +18,13 @@ import sys
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import SingleDeviceSharding
 
 from fmboost_jax.errors import run
+from fmboost_jax.models.blocks import EPSILON, GROUPS, conv
+from fmboost_jax.models.convolution import upsample_nearest
+from fmboost_jax.models.unet import ResBlock, UNetConfig
 from fmboost_jax.planning.costs import operations, total_cycles
 from fmboost_jax.planning.hlo import parse
 from fmboost_jax.planning.topologies import CHIPS, tpu_slice
@@ -37,7 +42,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "bench.tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("act", choices=("measure", "table", "calibrate"))
+    parser.add_argument("act", choices=("measure", "table", "calibrate", "blocks"))
     parser.add_argument("--label", default="after", help="of the rows to measure (after)")
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
     parser.add_argument("--kinds", nargs="+", choices=CHIPS, default=list(CHIPS))
@@ -47,14 +52,16 @@ def main() -> None:
     if arguments.act == "measure":
         measure(arguments)
     elif arguments.act == "table":
-        print(table(_rows()))
-    else:
+        print(table(rows()))
+    elif arguments.act == "calibrate":
         calibrate()
+    else:
+        blocks(arguments.kinds)
 
 
 def measure(arguments) -> None:
     """Plan what is asked for and is not there yet."""
-    there = {_key(row) for row in _rows()}
+    there = {_key(row) for row in rows()}
     for config in arguments.configs:
         for kind in arguments.kinds:
             for chips in arguments.chips:
@@ -73,14 +80,16 @@ def measure(arguments) -> None:
                     os.fsync(file.fileno())
 
 
-def table(rows: list[dict]) -> str:
+def table(measured: list[dict]) -> str:
     """Markdown; the loss is that of images a second and chip against the smallest slice of its kind."""
     lines = [
         "| config | slice | chips | batch a chip | | HBM | step | compute | MFU | images/s | loss |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     smallest: dict[tuple, float] = {}
-    for row in sorted(rows, key=lambda row: (row["name"], row["topology"][:3], row["label"] != "before", row["chips"])):
+    for row in sorted(
+        measured, key=lambda row: (row["name"], row["topology"][:3], row["label"] != "before", row["chips"])
+    ):
         start = f"| {row['name']} | {row['topology']} | {row['chips']} | {row['batch_per_chip']:g} | {row['label']} "
         memory, found = row["memory"], row["prediction"]
         share = f"| {memory['total'] / 2**30:.1f} GiB, {memory['share']:.0%} "
@@ -96,10 +105,84 @@ def table(rows: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def calibrate() -> None:
-    """Print what share of peaks the compiler's cycles make of programs that should reach them."""
+def blocks(kinds: list[str]) -> None:
+    """Print the cycles of the layers that bench/tpu.md speaks of, as soon as each is compiled."""
+    _for_slices()
+    print("| chip | layer, bfloat16 | images | forward | forward and backward |")
+    print("| --- | --- | --- | --- | --- |")
+    for kind in kinds:
+        device = tpu_slice(f"{kind}:{SIDES[CHIPS[kind].axes][4]}").devices[0]
+        large = 32 if kind == "v6e" else 8
+        for name, layer, side, batches in (
+            ("residual block, 128 channels at 128²", residual_block(128), 128, (1, 2, 4, 8)),
+            ("residual block, 128 + 128 channels at 128²", residual_block(256), 128, (large,)),
+            ("the same with flax.nnx.GroupNorm", residual_block(256, norm=_grouped_norm), 128, (large,)),
+            ("enlarging, 256 channels, 64² → 128²", enlarging(256), 64, (large,)),
+            ("the same by way of the large map", enlarging(256, at_once=False), 64, (large,)),
+        ):
+            for batch in batches:
+                numbers = [cycles(layer, batch, side, device, gradient) for gradient in (False, True)]
+                forward, both = (f"{number / 1e6:.2f}M" for number in numbers)
+                print(f"| {kind} | {name} | {batch} | {forward} | {both} |", flush=True)
+
+
+def residual_block(channels: int, norm=None):
+    """Residual block of the base network that makes 128 channels of these; `norm` takes the place of its norms."""
+    config = UNetConfig(dtype="bfloat16")
+
+    def make():
+        block = ResBlock(channels, 128, 512, config, rngs=nnx.Rngs(0))
+        if norm:
+            block.norm1, block.norm2 = norm(channels), norm(128)
+        return block
+
+    return channels, make, lambda block, x: block(x, jnp.ones((x.shape[0], 512)))
+
+
+def _grouped_norm(channels: int) -> nnx.GroupNorm:
+    return nnx.GroupNorm(channels, num_groups=GROUPS, epsilon=EPSILON, rngs=nnx.Rngs(0))
+
+
+def enlarging(channels: int, at_once: bool = True):
+    """Nearest neighbours and a convolution, `at_once` as the network has them, else one after the other."""
+
+    def make():
+        return conv(channels, channels, enlarge=at_once, dtype="bfloat16", rngs=nnx.Rngs(0))
+
+    return channels, make, lambda layer, x: layer(x if at_once else upsample_nearest(x))
+
+
+def cycles(layer, batch: int, side: int, device: jax.Device, gradient: bool) -> int:
+    """Of one run on one chip; the gradient is that by parameters and input."""
+    channels, make, apply = layer
+    graph, parameters = nnx.split(nnx.eval_shape(make))
+    sharding = SingleDeviceSharding(device)
+    x = jax.ShapeDtypeStruct((batch, side, side, channels), jnp.bfloat16, sharding=sharding)
+    parameters = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), parameters)
+
+    def forward(parameters, x):
+        return apply(nnx.merge(graph, parameters), x)
+
+    def backward(parameters, x, of_output):
+        return jax.vjp(forward, parameters, x)[1](of_output)
+
+    inputs = (parameters, x)
+    if gradient:
+        output = jax.eval_shape(forward, *inputs)
+        inputs += (jax.ShapeDtypeStruct(output.shape, output.dtype, sharding=sharding),)
+    program = jax.jit(backward if gradient else forward).lower(*inputs).compile()
+    return total_cycles(operations(parse(program.as_text())))
+
+
+def _for_slices() -> None:
+    """jax itself on CPUs, and every program compiled anew."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
+
+
+def calibrate() -> None:
+    """Print what share of peaks the compiler's cycles make of programs that should reach them."""
+    _for_slices()
     print("| chip | bfloat16 product, 8192³ | 16384³ | of the peak | HBM, x ← 2x + 1 of 1 GiB |")
     print("| --- | --- | --- | --- | --- |")
     for kind, chip in CHIPS.items():
@@ -118,7 +201,8 @@ def calibrate() -> None:
         )
 
 
-def _rows() -> list[dict]:
+def rows() -> list[dict]:
+    """What was measured so far, the first the oldest."""
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 

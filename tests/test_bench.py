@@ -1,7 +1,10 @@
-"""The benchmarks' own arithmetic: contestants in processes of their own, failures, exponents."""
+"""The benchmarks' own arithmetic: contestants in processes of their own, failures, exponents; what was predicted."""
 
 import functools
 import os
+import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,6 +12,7 @@ import pytest
 from bench.contest import Contestant, contest, table
 from bench.growth import exponent
 from bench.memory import peak_gib
+from tests.commands import ROOT
 
 
 def _busy(products: int):
@@ -59,3 +63,9 @@ def test_exponents_of_powers(slope):
     assert exponent(amounts, 3 * amounts**slope) == pytest.approx(slope)
     assert np.isnan(exponent(amounts, [1, 2, np.nan, 4]))
     assert np.isnan(exponent(amounts, [1, 2, -1, 4]))
+
+
+def test_predictions_for_tpus_are_among_the_benchmarks():
+    printed = subprocess.check_output([sys.executable, "-m", "bench", "tpu"], cwd=ROOT, text=True)
+    assert len(re.findall(r"^\| cfm1024 \| v5e:2x2 \| 4 \| 8 \|.* \d+\.\d% \|", printed, re.MULTILINE)) >= 1
+    assert printed.count("| cfm2048 |") >= 3
