@@ -3,6 +3,7 @@
     python -m bench.tpu measure --label after          # plans, minutes each; goes on where it was interrupted
     python -m bench.tpu measure --label after --configs cfm1024 --kinds v5e v6e --chips 4 256
     python -m bench.tpu table                          # the table of bench/tpu.md out of bench/tpu.jsonl
+    python -m bench.tpu reckon                         # larger slices out of the rows of 4 chips, nothing compiled
     python -m bench.tpu calibrate                      # matrix products and copies against the peaks; a minute
     python -m bench.tpu blocks                         # single layers, and what they replaced; half an hour
 
@@ -25,9 +26,10 @@ from fmboost_jax.errors import run
 from fmboost_jax.models.blocks import EPSILON, GROUPS, conv
 from fmboost_jax.models.convolution import upsample_nearest
 from fmboost_jax.models.unet import ResBlock, UNetConfig
+from fmboost_jax.planning.collectives import link_seconds
 from fmboost_jax.planning.costs import operations, total_cycles
 from fmboost_jax.planning.hlo import parse
-from fmboost_jax.planning.topologies import CHIPS, tpu_slice
+from fmboost_jax.planning.topologies import CHIPS, Slice, tpu_slice
 
 ROWS = pathlib.Path(__file__).with_name("tpu.jsonl")
 SIDES = {
@@ -42,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "bench.tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("act", choices=("measure", "table", "calibrate", "blocks"))
+    parser.add_argument("act", choices=("measure", "table", "reckon", "calibrate", "blocks"))
     parser.add_argument("--label", default="after", help="of the rows to measure (after)")
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
     parser.add_argument("--kinds", nargs="+", choices=CHIPS, default=list(CHIPS))
@@ -53,6 +55,8 @@ def main() -> None:
         measure(arguments)
     elif arguments.act == "table":
         print(table(rows()))
+    elif arguments.act == "reckon":
+        print(table(reckoned([row for row in rows() if row["label"] == arguments.label])))
     elif arguments.act == "calibrate":
         calibrate()
     else:
@@ -103,6 +107,28 @@ def table(measured: list[dict]) -> str:
             f"| {found['mfu']:.1%} | {found['images_per_second']:,.0f} | {1 - speed / first:.1%} |"
         )
     return "\n".join(lines)
+
+
+def reckoned(measured: list[dict]) -> list[dict]:
+    """Rows of larger slices out of those of 4 chips: their compute, and the gradients' sum on the larger slice's links.
+
+    With data parallel alone every chip runs the same program on its own images, whatever the number of chips.
+    """
+    small = [row for row in measured if row["chips"] == 4 and row["prediction"]]
+    slices = {}
+    for kind in {row["topology"].partition(":")[0] for row in small}:
+        slices[kind] = [tpu_slice(f"{kind}:{sides}") for sides in SIDES[CHIPS[kind].axes].values()]
+    return [_reckon(row, larger) for row in small for larger in slices[row["topology"].partition(":")[0]]]
+
+
+def _reckon(row: dict, tpus: Slice) -> dict:
+    found, chips = row["prediction"], len(tpus.devices)
+    summed = sum(collective["bytes"] for collective in found["collectives"])
+    seconds = found["compute_seconds"] + link_seconds("all-reduce", summed, list(range(chips)), tpus)
+    change = found["seconds"] / seconds
+    images = found["images_per_second"] * change * chips / row["chips"]
+    found = found | {"seconds": seconds, "mfu": found["mfu"] * change, "images_per_second": images}
+    return row | {"label": "reckoned", "topology": tpus.name, "chips": chips, "prediction": found}
 
 
 def blocks(kinds: list[str]) -> None:

@@ -135,10 +135,18 @@ def _measure(instruction: Instruction, inner: Instruction, runs: int, asynchrono
         kind = "reduce-scatter"
     elif kind == "reduce-scatter":
         payload *= len(group)
-    return Collective(kind, runs, payload, len(group), _seconds(kind, payload, group, tpus), 0.0, asynchronous)
+    return Collective(kind, runs, payload, len(group), link_seconds(kind, payload, group, tpus), 0.0, asynchronous)
 
 
-def _seconds(kind: str, payload: int, group: list[int], tpus: Slice) -> float:
+def link_seconds(kind: str, payload: int, group: list[int], tpus: Slice) -> float:
+    """What the links between chips need for one collective.
+
+    Args:
+        kind: one of `KINDS`.
+        payload: bytes of the whole array, a chip.
+        group: who takes part, by place in `tpus.devices`.
+        tpus: their slice.
+    """
     count, chip = len(group), tpus.chip
     if count < 2:
         return 0.0
