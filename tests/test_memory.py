@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from fmboost_jax import memory
+
 # A program with temporaries of 64 MB each; prints the minor page faults of each call.
 CALLS = """
 import resource, sys
@@ -36,3 +38,10 @@ def faults(mode: str) -> float:
 def test_temporaries_are_kept_from_call_to_call():
     assert faults("plain") > 5_000
     assert faults("keep") < 1_000
+
+
+def test_beside_an_accelerator_nothing_changes(monkeypatch, tmp_path):
+    (tmp_path / "accel0").touch()
+    monkeypatch.setattr(memory, "_ACCELERATORS", (f"{tmp_path}/nvidia[0-9]*", f"{tmp_path}/accel*"))
+    monkeypatch.delenv("JAX_PLATFORMS")
+    assert not memory.keep_freed_memory()
