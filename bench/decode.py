@@ -22,8 +22,8 @@ from PIL import Image
 
 from bench.memory import peak_gib
 from fmboost_jax.errors import run
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.tiling import decode_tiled
 

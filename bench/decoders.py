@@ -47,7 +47,7 @@ def decode_ours(folder: pathlib.Path, shape: tuple[int, ...]):
     """One decode of latents of this shape; bfloat16 on a GPU."""
     import jax
 
-    from fmboost_jax.models.first_stage import load_first_stage
+    from fmboost_jax.interop.autoencoders import load_first_stage
 
     stage = load_first_stage("kl", str(folder), "bfloat16" if jax.default_backend() == "gpu" else "float32")
     latents = jax.numpy.asarray(_latents(shape))

@@ -97,7 +97,7 @@ def sample_ours(work: Work):
 
 def train_ours(work: Work):
     """One step of `fmboost_jax.training.step`, the state donated, after what `fmboost_jax.train` begins with."""
-    from fmboost_jax.memory import keep_freed_memory
+    from fmboost_jax.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
     import jax

@@ -17,8 +17,8 @@ from flax import nnx
 from PIL import Image
 
 from fmboost_jax.errors import run
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig
 

@@ -21,8 +21,8 @@ import sys
 import tempfile
 
 from bench.data import RECIPE, write_dataset
-from fmboost_jax.data.files import write_atomically
 from fmboost_jax.errors import InputError, run
+from fmboost_jax.files import write_atomically
 
 SIDE = 64
 PIXELS = dataclasses.replace(

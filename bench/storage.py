@@ -201,10 +201,10 @@ def _recipe():
 
 def precompute_ours(photos: pathlib.Path, autoencoder: pathlib.Path):
     """The shards of `fmboost_jax.precompute` in a new folder; without the preview, which nobody else makes."""
-    from fmboost_jax.data.plan import Plan
+    from fmboost_jax.data.pairs import make_encode, make_shards
+    from fmboost_jax.data.shards import Plan
     from fmboost_jax.data.sources import FolderPhotos
-    from fmboost_jax.models.first_stage import load_first_stage
-    from fmboost_jax.precompute import make_encode, make_shards
+    from fmboost_jax.interop.autoencoders import load_first_stage
 
     source, recipe = FolderPhotos(photos), _recipe()
     encode = make_encode(load_first_stage("kl", str(autoencoder)), recipe)
@@ -227,8 +227,9 @@ def precompute_torch(photos: pathlib.Path, autoencoder: pathlib.Path, channels_l
     from diffusers import AutoencoderKL
     from torch.nn.functional import interpolate
 
-    from fmboost_jax.data.images import crops, load_photo
+    from fmboost_jax.data.crops import crops
     from fmboost_jax.data.sources import FolderPhotos
+    from fmboost_jax.images.photos import load_photo
 
     layout = torch.channels_last if channels_last else torch.contiguous_format
     model, source = AutoencoderKL.from_pretrained(autoencoder).to(memory_format=layout), FolderPhotos(photos)

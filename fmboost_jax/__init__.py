@@ -9,7 +9,7 @@ __version__ = "0.1.0"
 def __getattr__(name: str):
     """`fmboost_jax.Booster`, imported only when asked for: commands that need no network start at once."""
     if name == "Booster":
-        from fmboost_jax.booster import Booster
+        from fmboost_jax.boosting.booster import Booster
 
         return Booster
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

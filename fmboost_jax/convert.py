@@ -23,8 +23,8 @@ from ml_collections import ConfigDict
 from safetensors.numpy import save
 
 from fmboost_jax.configuration import load_config
-from fmboost_jax.data.files import write_atomically
 from fmboost_jax.errors import InputError, run
+from fmboost_jax.files import write_atomically
 from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict, unet_config
 from fmboost_jax.interop.unet import ReferenceCheckpoint, read_unet_config
 from fmboost_jax.interop.weights import read_state_dict

@@ -25,9 +25,8 @@ from ml_collections import ConfigDict
 from PIL import Image
 
 import fmboost_jax
-from fmboost_jax.booster import Booster
+from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.configuration import parse_arguments
-from fmboost_jax.data.files import read_json
 from fmboost_jax.data.sources import FolderPhotos, TFDSPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.evaluation import checksums, report
@@ -45,6 +44,7 @@ from fmboost_jax.evaluation.subjects import (
     boosters_enlarge,
     filter_enlarges,
 )
+from fmboost_jax.files import read_json
 from fmboost_jax.parallel.mesh import make_mesh
 
 DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "protocols" / "folders.py"
@@ -198,7 +198,7 @@ def _subject(
         boosters = [Booster.load(path, **options) for path in arguments.booster]
         made_by = [checksums.of_parameters(booster.parameters) for booster in boosters]
         if protocol.source == "prompts":
-            from fmboost_jax.interop.diffusers_pipelines import check_pipeline, load_pipeline
+            from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
 
             pipe = load_pipeline(arguments.base)
             check_pipeline(pipe, boosters[0])

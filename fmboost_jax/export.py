@@ -12,14 +12,16 @@ less memory for large images. With --orbax the averaged weights are there as an 
 import argparse
 import re
 
-from fmboost_jax.booster import Booster, read_run
-from fmboost_jax.bundle import is_bundle, new_folder, read_bundle, write_bundle
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import is_bundle, read_bundle, write_bundle
+from fmboost_jax.boosting.run import read_run
+from fmboost_jax.boosting.stablehlo import write_programs
 from fmboost_jax.errors import InputError, run
+from fmboost_jax.files import new_folder
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
 from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.models.unet import abstract_unet
-from fmboost_jax.stablehlo import write_programs
 
 
 def main(argv: list[str] | None = None) -> None:

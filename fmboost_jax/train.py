@@ -18,22 +18,23 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fmboost_jax.compilation import CompilationCache
 from fmboost_jax.configuration import changes, parse_arguments
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
-from fmboost_jax.memory import keep_freed_memory
-from fmboost_jax.models.first_stage import load_first_stage
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import count
 from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import place, process_share
+from fmboost_jax.runtime.compilation import CompilationCache
+from fmboost_jax.runtime.memory import keep_freed_memory
+from fmboost_jax.runtime.profile import Profile
+from fmboost_jax.tables import size, table
 from fmboost_jax.training.checkpoints import Checkpoints, load_weights
 from fmboost_jax.training.evaluation import make_evaluate
-from fmboost_jax.training.logs import Logs, size, table
+from fmboost_jax.training.logs import Logs
 from fmboost_jax.training.monitor import FiniteWatch, Window
-from fmboost_jax.training.profile import Profile
 from fmboost_jax.training.program import abstract_batch, abstract_state, lower_train_step
 from fmboost_jax.training.step import init_state
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 
 from fmboost_jax.data.dataset import DatasetInfo, Recipe
-from fmboost_jax.data.files import write_atomically
 from fmboost_jax.data.records import ShardWriter, encode
+from fmboost_jax.files import write_atomically
 
 
 def make_recipe(**changes) -> Recipe:

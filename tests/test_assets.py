@@ -10,12 +10,12 @@ from safetensors.numpy import load_file
 
 from fmboost_jax import sample
 from fmboost_jax.assets import DEFAULT_BOOSTER, NAMES, packaged_folder
-from fmboost_jax.booster import Booster
-from fmboost_jax.comparison import compare
-from fmboost_jax.flow.coupling import upsample
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.images.png import read_settings, to_float, to_uint8
+from fmboost_jax.images.resize import upsample
+from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.metrics.comparison import compare
 from fmboost_jax.metrics.images import gradient_energy, psnr
-from fmboost_jax.models.first_stage import load_first_stage
-from fmboost_jax.pictures import read_settings, to_float, to_uint8
 
 LIMITS = {"demo-autoencoder": 4e6, "demo-x2": 12e6, "demo-x4": 12e6}
 

@@ -9,7 +9,7 @@ import torch
 from safetensors.numpy import load_file, save_file
 
 from fmboost_jax import convert
-from fmboost_jax.booster import Booster
+from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.interop import load_model, state_dict, unet_config
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig

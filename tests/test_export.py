@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from fmboost_jax.booster import Booster
-from fmboost_jax.bundle import Latents, new_folder
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import Latents
+from fmboost_jax.boosting.stablehlo import boost_and_decode
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import new_folder
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.interop import load_model
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
-from fmboost_jax.stablehlo import boost_and_decode
 from tests.commands import command, environment, refused
 from tests.random_models import random_model
 
@@ -158,7 +159,7 @@ def test_bad_input_gets_one_line(run, bundle, tmp_path):
 
 
 def test_missing_flatbuffers_names_the_extra(bundle, tmp_path, monkeypatch):
-    from fmboost_jax import stablehlo
+    from fmboost_jax.boosting import stablehlo
 
     monkeypatch.setattr(stablehlo.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'fmboost_jax\[export\]'"):

@@ -15,13 +15,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmboost_jax.data import plan
+from fmboost_jax.data import shards as plan
 from fmboost_jax.data.dataset import DatasetInfo
-from fmboost_jax.data.images import random_square
 from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.data.records import PairSource
 from fmboost_jax.errors import InputError
-from fmboost_jax.precompute import main, shrink
+from fmboost_jax.images.photos import random_square
+from fmboost_jax.images.resize import shrink
+from fmboost_jax.precompute import main
 
 CONFIG = """
 from ml_collections import ConfigDict

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmboost_jax.booster import Booster
+from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError
 from fmboost_jax.sample import main
 from tests.commands import command, refused

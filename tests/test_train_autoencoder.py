@@ -13,9 +13,11 @@ from safetensors.numpy import load_file
 
 from fmboost_jax import train_autoencoder as command
 from fmboost_jax.configuration import load_config
+from fmboost_jax.data import crops
 from fmboost_jax.errors import InputError
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import Identity, load_first_stage
+from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.training.autoencoder import (
     decaying_optimizer,
@@ -106,7 +108,7 @@ def test_enlargement_loss_is_what_commutes_badly(photographs):
 def trained(photographs, *overrides):
     """The config, its first batch, the network, the state after the config's steps on that batch, and the losses."""
     config = tiny_config(photographs, "--config.optim.bias_lr=2e-3", "--config.train.batch_size=4", *overrides)
-    images = command.first_crops(command.read_photographs(str(photographs), 32), config, 1)
+    images = crops.first_crops(crops.read_photographs(str(photographs), 32), config, 1)
     graph = split(AutoencoderTiny(AutoencoderTinyConfig(**config.autoencoder), rngs=nnx.Rngs(0)))[0]
     parameters, optimizer = initial_parameters(config, images), decaying_optimizer(config)
     state = {"step": jnp.zeros((), jnp.int32), "parameters": parameters, "ema": parameters}
@@ -122,7 +124,7 @@ def trained(photographs, *overrides):
 def test_latents_are_scaled_to_unit_variance(whole_run, photographs):
     """With the written scale and shift the measured photographs' latents have mean 0 and deviation 1."""
     stage = load_first_stage("tiny", str(whole_run / "autoencoder"))
-    latents = stage.scale(stage.encode(jnp.asarray(command.centres(str(photographs), 32))))
+    latents = stage.scale(stage.encode(jnp.asarray(crops.centres(str(photographs), 32))))
     assert abs(float(jnp.mean(latents))) < 0.02
     assert abs(float(jnp.std(latents)) - 1) < 0.02
     assert stage.channels == 4
@@ -149,12 +151,12 @@ def test_diffusers_reads_it(whole_run):
 def test_it_starts_as_the_best_linear_code(photographs):
     """Untrained, the round trip is the projection on the patches' principal components, by numpy."""
     config = tiny_config(photographs)
-    pictures = command.first_crops(command.read_photographs(str(photographs), 32), config, 20)
+    pictures = crops.first_crops(crops.read_photographs(str(photographs), 32), config, 20)
     graph = split(AutoencoderTiny(AutoencoderTinyConfig(**config.autoencoder), rngs=nnx.Rngs(0)))[0]
     autoencoder = merge(graph, initial_parameters(config, pictures))
     mean, _, directions = principal_components(pictures, 2, 4)
     # Of little contrast, so that the decoder's bound on latents bends nothing.
-    image = 2 * mean.mean() - 1 + 0.2 * command.centres(str(photographs), 32)[:1].astype(np.float32)
+    image = 2 * mean.mean() - 1 + 0.2 * crops.centres(str(photographs), 32)[:1].astype(np.float32)
     patches = ((image + 1) / 2).reshape(16, 2, 16, 2, 3).transpose(0, 2, 1, 3, 4).reshape(-1, 12)
     projected = mean + (patches - mean) @ directions @ directions.T
     expected = 2 * projected.reshape(16, 16, 2, 2, 3).transpose(0, 2, 1, 3, 4).reshape(1, 32, 32, 3) - 1

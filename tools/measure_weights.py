@@ -19,16 +19,16 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fmboost_jax.booster import Booster
-from fmboost_jax.colour import FIXES, fix_colour
-from fmboost_jax.comparison import details
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.data.crops import centres
 from fmboost_jax.errors import run
-from fmboost_jax.flow.coupling import upsample
+from fmboost_jax.images.colour import FIXES, fix_colour
+from fmboost_jax.images.png import grid, to_float, to_uint8, write_png
+from fmboost_jax.images.resize import upsample
+from fmboost_jax.metrics.comparison import details
 from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import FeatureStatistics, frechet_distance, patches
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
-from fmboost_jax.pictures import grid, to_float, to_uint8, write_png
-from fmboost_jax.train_autoencoder import centres
 
 NOISE_STEPS = (0, 10, 50, 200)  # tried at inference
 PATCHES, PATCH_PARTS = 4, 2  # of a photograph; a patch's side is the photograph's over PATCH_PARTS

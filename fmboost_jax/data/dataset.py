@@ -17,8 +17,8 @@ import ml_dtypes
 import numpy as np
 from ml_collections import ConfigDict
 
-from fmboost_jax.data.files import from_json, read_json
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import from_json, read_json
 from fmboost_jax.models.first_stage import FirstStage
 
 FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing

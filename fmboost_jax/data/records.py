@@ -22,8 +22,8 @@ from array_record.python.array_record_module import ArrayRecordReader, ArrayReco
 from jaxtyping import Float, UInt32
 
 from fmboost_jax.data.dataset import DTYPES, REDO, SHARD_NAME, DatasetInfo, Recipe, Shard
-from fmboost_jax.data.files import publish
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import publish
 
 Header = UInt32[np.ndarray, "4"]
 LowLatent = Float[np.ndarray, "h w c"]

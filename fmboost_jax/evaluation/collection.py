@@ -7,13 +7,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fmboost_jax.data.files import read_json
-from fmboost_jax.data.images import UnusablePhoto, centre_square, load_photo
 from fmboost_jax.data.sources import Photos
 from fmboost_jax.data.threads import in_order
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import FILTERS
 from fmboost_jax.evaluation.protocol import Protocol
+from fmboost_jax.files import read_json
+from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo
 
 NAMED_AT_MOST = 5
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter

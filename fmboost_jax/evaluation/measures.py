@@ -13,7 +13,7 @@ from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import patches
 from fmboost_jax.metrics.images import WINDOW, psnr, ssim
 from fmboost_jax.metrics.perceptual import LPIPS, ssimulacra2
-from fmboost_jax.metrics.spread import Spread
+from fmboost_jax.parallel.spread import Spread
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 

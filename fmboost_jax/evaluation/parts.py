@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fmboost_jax.configuration import changes
-from fmboost_jax.data.files import read_json, write_atomically
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import read_json, write_atomically
 
 _FACTS = "facts"
 

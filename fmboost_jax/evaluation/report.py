@@ -8,7 +8,7 @@ import pathlib
 
 import numpy as np
 
-from fmboost_jax.data.files import write_atomically
+from fmboost_jax.files import write_atomically
 
 RESULTS, TABLE, IMAGES = "results.json", "results.csv", "images.csv"
 UNITS = {"psnr": "dB"}

@@ -8,7 +8,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from fmboost_jax.data.images import UnusablePhoto
 from fmboost_jax.data.threads import in_order
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation import checksums
@@ -18,6 +17,7 @@ from fmboost_jax.evaluation.parts import Part, Parts
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.evaluation.report import summary
 from fmboost_jax.evaluation.subjects import Batch, Folder, Subject, load_quietly
+from fmboost_jax.images.photos import UnusablePhoto
 from fmboost_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 EVALUATED, REFERENCE = "images", "reference"

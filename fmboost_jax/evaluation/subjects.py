@@ -8,13 +8,13 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fmboost_jax.booster import Booster
-from fmboost_jax.data.images import UnusablePhoto
+from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.collection import Collection
 from fmboost_jax.evaluation.degradations import FILTERS, degrade
 from fmboost_jax.evaluation.protocol import Protocol
-from fmboost_jax.timing import CompileClock
+from fmboost_jax.images.photos import UnusablePhoto
+from fmboost_jax.runtime.timing import CompileClock
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -133,7 +133,7 @@ class Prompts:
 
     def batch(self, names: list[str], loaded: list[str]) -> Batch:
         """Base model, flow and decoder; the time is that of the last two."""
-        from fmboost_jax.interop.diffusers_pipelines import prompt_latents
+        from fmboost_jax.boosting.diffusers import prompt_latents
 
         protocol, first = self._protocol, self._boosters[0]
         seed = protocol.seed + self._number[names[0]]

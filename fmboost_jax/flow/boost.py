@@ -4,12 +4,12 @@ What training's evaluation, the `Booster` and its exports share.
 """
 
 import dataclasses
+from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
 from fmboost_jax.flow.coupling import couple
 from fmboost_jax.flow.solvers import integrate
-from fmboost_jax.models.unet import UNet
 from fmboost_jax.parallel.sharding import shared
 
 
@@ -31,7 +31,7 @@ class Source:
 
 
 def boost_latents(
-    unet: UNet,
+    velocity_fn: Callable[[Array, Array, Array], Array],
     low_res: Float[Array, "b h w c"],
     noise: Float[Array, "b H W c"],
     *,
@@ -43,7 +43,7 @@ def boost_latents(
     """The flow from t = 0 to 1: a pure function, to be jitted.
 
     Args:
-        unet: the velocity.
+        velocity_fn: (x, t, context) → dx/dt.
         low_res: scaled low-res latents, of the noise's size where they were upsampled in pixels (PSU).
         noise: standard normal, of the high-res latents' shape.
         source: how the flow starts.
@@ -64,5 +64,4 @@ def boost_latents(
         upsampling_noise=upsampling_noise,
     )
     x0, context = shared(x0), shared(context)
-    told = context if unet.config.context_channels else None
-    return integrate(lambda x, t: unet(x, t, told), x0, method=method, steps=steps)
+    return integrate(lambda x, t: velocity_fn(x, t, context), x0, method=method, steps=steps)

@@ -17,8 +17,9 @@ from fmboost_jax.interop.tables import COMPVIS_KL, DIFFUSERS_KL, DIFFUSERS_TINY,
 from fmboost_jax.interop.weights import read_state_dict, under
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, Identity
 
+KINDS = ("identity", "kl", "tiny")
 KL_TABLES = {"compvis": COMPVIS_KL, "diffusers": DIFFUSERS_KL, "old_diffusers": OLD_DIFFUSERS_KL}
 TINY_TABLES = {"taesd": TAESD, "diffusers": DIFFUSERS_TINY}
 # Where CompVis' first stage stands in larger checkpoints: Stable Diffusion's, and the reference's training checkpoints.
@@ -77,20 +78,27 @@ def load_autoencoder_tiny(
     return model
 
 
-def load_first_stage(kind: str, path: str, dtype: str = "float32") -> FirstStage:
-    """A first stage from a folder, a file or a hub id.
+def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "float32") -> FirstStage:
+    """A first stage by kind and, but for identity, the folder, file or hub id of its weights.
 
     Args:
-        kind: "kl": a diffusers folder (or a pipeline's, with `vae/` inside), a hub id `owner/name[/subfolder]`, a
-            CompVis state dict file (`config.json` beside it where it is not SD 1.x/2.x) or a folder that
-            `fmboost_jax.convert` wrote. "tiny": the same folders, a safetensors file, or a folder or prefix of the
-            original `<prefix>_encoder.pth` and `<prefix>_decoder.pth`.
+        kind: "identity": pixels as latents. "kl": a diffusers folder (or a pipeline's, with `vae/` inside), a hub id
+            `owner/name[/subfolder]`, a CompVis state dict file (`config.json` beside it where it is not SD 1.x/2.x) or
+            a folder that `fmboost_jax.convert` wrote. "tiny": the same folders, a safetensors file, or a folder or
+            prefix of the original `<prefix>_encoder.pth` and `<prefix>_decoder.pth`.
         path: see above.
-        dtype: "float32" or "bfloat16".
+        dtype: "float32" or "bfloat16", what its convolutions and matmuls compute in.
 
     Raises:
-        InputError: weights that are missing, unreadable or do not fit.
+        InputError: unknown kind, a missing path, weights that are missing, unreadable or do not fit.
     """
+    if kind == "identity":
+        return FirstStage(kind, "", Identity(), channels=3, downsampling=1)
+    if kind not in KINDS:
+        raise InputError(f"first stage kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
+    if not path:
+        raise InputError(f"first stage {kind!r} needs the folder or hub id of its weights: set first_stage.path")
+    path = os.fspath(path)
     load = {"kl": _load_kl, "tiny": _load_tiny}[kind]
     folder = _with_config(local_folder(path))
     model = load_model(folder, dtype=dtype) if is_folder_of_ours(folder) else load(folder, dtype)

@@ -14,9 +14,9 @@ import zipfile
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from fmboost_jax.data.files import write_atomically
-from fmboost_jax.data.images import random_square
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import write_atomically
+from fmboost_jax.images.photos import random_square
 
 
 class FeatureStatistics:

@@ -6,16 +6,11 @@ Stored latents are *unscaled*, as the encoder gives them; the flow works on scal
 
 import dataclasses
 import functools
-import os
 from typing import Protocol
 
 import jax
 from flax import nnx
 from jaxtyping import Array, Float
-
-from fmboost_jax.errors import InputError
-
-KINDS = ("identity", "kl", "tiny")
 
 
 class Autoencoder(Protocol):
@@ -98,25 +93,3 @@ def _encode(graphdef, state, image):
 @functools.partial(jax.jit, static_argnums=0)
 def _decode(graphdef, state, latent):
     return nnx.merge(graphdef, state).decode(latent)
-
-
-def load_first_stage(kind: str, path: str = "", dtype: str = "float32") -> FirstStage:
-    """Load a first stage by kind ("identity", "kl", "tiny") and, but for identity, the folder or hub id of its weights.
-
-    Args:
-        kind: see above.
-        path: a folder, a file or a hub id; `fmboost_jax.interop.autoencoders.load_first_stage` has the list.
-        dtype: "float32" or "bfloat16", what its convolutions and matmuls compute in.
-
-    Raises:
-        InputError: unknown kind, a missing path, or weights that do not fit.
-    """
-    if kind == "identity":
-        return FirstStage(kind, "", Identity(), channels=3, downsampling=1)
-    if kind not in KINDS:
-        raise InputError(f"first stage kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
-    if not path:
-        raise InputError(f"first stage {kind!r} needs the folder or hub id of its weights: set first_stage.path")
-    from fmboost_jax.interop import autoencoders
-
-    return autoencoders.load_first_stage(kind, os.fspath(path), dtype)

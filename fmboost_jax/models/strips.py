@@ -4,7 +4,7 @@ A 3×3 convolution needs one row of neighbours above and below, no more. Cut int
 it gives the same numbers as in one piece while only a strip's temporaries exist. Group norms are no obstacle: their
 statistics are taken over the whole map first and applied inside each strip. Small maps are one strip, and so are maps
 whose height several devices share (the `spatial` axis of the mesh in `jax.set_mesh`): each works on its rows alone. In
-a program for any size (`fmboost_jax.stablehlo`) every map is one strip, as its rows cannot be counted.
+a program for any size (`fmboost_jax.boosting.stablehlo`) every map is one strip, as its rows cannot be counted.
 """
 
 import dataclasses

@@ -287,6 +287,17 @@ class UNet(nnx.Module):
             h = self.unpool(h)
         return h.astype(jnp.float32)
 
+    def velocity(
+        self,
+        x: Float[Array, "b h w c"],
+        t: Float[Array, "b"],
+        context: Float[Array, "b h w c"],
+        *,
+        dropout_key: Array | None = None,
+    ) -> Float[Array, "b h w c"]:
+        """`__call__` with the context that a coupling always gives; a network without context channels ignores it."""
+        return self(x, t, context if self.config.context_channels else None, dropout_key=dropout_key)
+
     def _check(self, x: Array, context: Array | None) -> None:
         config = self.config
         found = 0 if context is None else context.shape[-1]

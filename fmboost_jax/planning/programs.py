@@ -8,13 +8,14 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fmboost_jax.booster import flow_from_keys
+from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import Source
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage, load_first_stage
+from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.models.unet import UNetConfig, abstract_unet
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding

@@ -14,7 +14,7 @@ from fmboost_jax.planning.flops import decoder_flops, unet_flops
 from fmboost_jax.planning.hlo import parse
 from fmboost_jax.planning.programs import Integration, first_stage, recipe_of
 from fmboost_jax.planning.topologies import Slice
-from fmboost_jax.training.logs import size, table
+from fmboost_jax.tables import size, table
 
 STEPS = 1_000_000
 NAMED_CATEGORIES = 12

@@ -1,5 +1,8 @@
 """What `fmboost_jax.train_autoencoder` repeats: where its weights start, the loss, and one step."""
 
+import dataclasses
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,10 +11,15 @@ import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 from ml_collections import ConfigDict
+from safetensors.numpy import save
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.coupling import upsample
-from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, to_patches
+from fmboost_jax.files import new_folder, write_atomically
+from fmboost_jax.images.png import grid, to_uint8
+from fmboost_jax.images.resize import upsample
+from fmboost_jax.interop.autoencoders import autoencoder_state_dict
+from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
+from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, AutoencoderTinyConfig, to_patches
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.ema import update_ema
 from fmboost_jax.training.optimizer import global_norm, where_finite
@@ -183,3 +191,67 @@ def picture_loss(difference: Float[Array, "b h w 3"], loss: ConfigDict) -> Float
             total += loss.gradient * jnp.mean(jnp.abs(jnp.diff(difference, axis=axis)))
         difference = nnx.avg_pool(difference, (2, 2), strides=(2, 2))
     return total
+
+
+def evaluate(autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]):
+    """PSNR, SSIM and sharpness (gradient energy over the original's) of the round trip, and a picture of some."""
+    decoded, latents = round_trip(autoencoder, images)
+    scores = {
+        "psnr": float(np.mean(psnr(decoded, images))),
+        "ssim": float(np.mean(ssim(decoded, images))),
+        "sharpness": float(np.mean(gradient_energy(decoded) / gradient_energy(images))),
+        "latent_mean": float(np.mean(latents)),
+        "latent_deviation": float(np.std(latents)),
+    }
+    rows = zip(to_uint8(images[:GRID_ROWS]), to_uint8(decoded[:GRID_ROWS]), strict=True)
+    return scores, grid([list(row) for row in rows], ["original", "round trip"])
+
+
+def round_trip(autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]):
+    """Decoded images, clipped to [−1, 1], and unscaled latents, one image at a time."""
+    graph, parameters = split(autoencoder)
+    both = [_round_trip(graph, parameters, image[None]) for image in images]
+    return tuple(np.concatenate(arrays) for arrays in zip(*both, strict=True))
+
+
+@jax.jit(static_argnums=0)
+def _round_trip(graph, parameters, image):
+    autoencoder = merge(graph, parameters)
+    latent = autoencoder.encode(image)[0]
+    return jnp.clip(autoencoder.decode(latent), -1, 1), latent
+
+
+GRID_ROWS = 4
+
+
+def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]) -> None:
+    """A diffusers folder: float16 weights, and a config with the scale and shift that these images' latents need.
+
+    Raises:
+        InputError: the folder exists.
+    """
+    _, latents = round_trip(autoencoder, images)
+    architecture = dataclasses.asdict(autoencoder.config)
+    levels, channels = len(architecture["encoder_blocks"]), autoencoder.config.patch_channels
+    config = {
+        "_class_name": "AutoencoderTiny",
+        "in_channels": channels,
+        "out_channels": channels,
+        "patch_size": architecture["patch_size"],
+        "latent_channels": architecture["latent_channels"],
+        "encoder_block_out_channels": [architecture["width"]] * levels,
+        "decoder_block_out_channels": [architecture["width"]] * levels,
+        "num_encoder_blocks": architecture["encoder_blocks"],
+        "num_decoder_blocks": architecture["decoder_blocks"],
+        "act_fn": "relu",
+        "upsampling_scaling_factor": 2,
+        "latent_magnitude": LATENT_BOUND,
+        "latent_shift": 0.5,
+        "scaling_factor": round(float(1 / np.std(latents)), 4),
+        "shift_factor": round(float(np.mean(latents)), 4),
+    }
+    tensors = autoencoder_state_dict(autoencoder, "diffusers")
+    with new_folder(folder) as partial:
+        half = {name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}
+        write_atomically(partial / "diffusion_pytorch_model.safetensors", save(half))
+        write_atomically(partial / "config.json", json.dumps(config, indent=2).encode())

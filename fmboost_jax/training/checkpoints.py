@@ -21,7 +21,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fmboost_jax.data.pipeline import seek
 from fmboost_jax.errors import InputError
-from fmboost_jax.training.logs import size
+from fmboost_jax.tables import size
 
 
 class Checkpoints:

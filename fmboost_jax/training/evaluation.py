@@ -9,13 +9,13 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from fmboost_jax.flow.boost import Source, boost_latents
-from fmboost_jax.flow.coupling import upsample
+from fmboost_jax.images.png import grid, to_uint8
+from fmboost_jax.images.resize import upsample
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.unet import UNetConfig, abstract_unet
 from fmboost_jax.parallel.sharding import batch_sharding
-from fmboost_jax.pictures import grid, to_uint8
 
 GRID_ROWS = 4
 
@@ -37,7 +37,7 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
         noise_key, mode_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), first))
         low, high = (first_stage.scale(latent.astype(jnp.float32)) for latent in (low, high))
         boosted = boost_latents(
-            merge(graph, parameters),
+            merge(graph, parameters).velocity,
             low,
             jax.random.normal(noise_key, high.shape),
             source=source,

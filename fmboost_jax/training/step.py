@@ -66,8 +66,7 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
         )
 
         def velocity(x, t):
-            told = context if unet.config.context_channels else None
-            return unet(x, t, told, dropout_key=dropout_keys[0] if config.unet.dropout else None)
+            return unet.velocity(x, t, context, dropout_key=dropout_keys[0] if config.unet.dropout else None)
 
         return flow_matching_loss(velocity, path, x0, x1, sample_time(time_keys)).mean()
 

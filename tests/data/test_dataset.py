@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 
 from fmboost_jax.data.dataset import DatasetInfo, Recipe
 from fmboost_jax.errors import InputError
-from fmboost_jax.models.first_stage import FirstStage, Identity, load_first_stage
+from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.models.first_stage import FirstStage, Identity
 
 
 def make_config(**data) -> ConfigDict:

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmboost_jax.data.images import load_photo
 from fmboost_jax.data.sources import FolderPhotos, TFDSPhotos
 from fmboost_jax.errors import InputError
+from fmboost_jax.images.photos import load_photo
 
 
 def write(folder, *names, size=(8, 8)):

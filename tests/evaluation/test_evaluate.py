@@ -11,17 +11,18 @@ from flax import nnx
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from fmboost_jax.booster import Booster
-from fmboost_jax.bundle import BundleConfig, Latents, new_folder, write_bundle
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import BundleConfig, Latents, write_bundle
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluate import main
 from fmboost_jax.evaluation.degradations import degrade
 from fmboost_jax.evaluation.measures import Measures
+from fmboost_jax.files import new_folder
 from fmboost_jax.flow.boost import Source
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.features import KINDS, Kind, load_features
 from fmboost_jax.metrics.frechet import patches
-from fmboost_jax.models.first_stage import load_first_stage
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.commands import command
@@ -300,7 +301,7 @@ def test_prompts(bundle, tmp_path, monkeypatch):
         seen.update(zip(texts, images, strict=True))
         return [float(len(text)) for text in texts]
 
-    pipe, pipelines = Pipe(), "fmboost_jax.interop.diffusers_pipelines."
+    pipe, pipelines = Pipe(), "fmboost_jax.boosting.diffusers."
     monkeypatch.setattr("fmboost_jax.evaluation.measures.CLIPScore", lambda path: score)
     monkeypatch.setattr(pipelines + "load_pipeline", lambda path: pipe)
     monkeypatch.setattr(pipelines + "check_pipeline", lambda pipe, booster: None)

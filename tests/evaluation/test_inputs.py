@@ -8,11 +8,11 @@ import pytest
 from PIL import Image
 
 from fmboost_jax.configuration import load_config
-from fmboost_jax.data.images import UnusablePhoto
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.collection import Collection, check_pairs, read_captions
 from fmboost_jax.evaluation.protocol import Protocol
+from fmboost_jax.images.photos import UnusablePhoto
 
 PROTOCOLS = pathlib.Path(__file__).parents[2] / "configs" / "protocols"
 

@@ -10,14 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.coupling import (
-    cosine_alpha_bar,
-    couple,
-    noise_augment,
-    pixel_space_upsample,
-    sample_noise,
-    upsample,
-)
+from fmboost_jax.flow.coupling import cosine_alpha_bar, couple, noise_augment, pixel_space_upsample, sample_noise
+from fmboost_jax.images.resize import upsample
 from tests.conftest import relative_error
 
 

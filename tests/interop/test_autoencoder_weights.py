@@ -18,9 +18,9 @@ from fmboost_jax.interop import (
     save_model,
     state_dict,
 )
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import load_first_stage
 from tests.random_models import random_model
 
 KL = AutoencoderKLConfig(channels=(32, 64), blocks=1)

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 from fmboost_jax.errors import InputError
 from fmboost_jax.metrics.clip import CLIPScore
 from fmboost_jax.metrics.perceptual import LPIPS, LPIPS_FILES, ssimulacra2
+from tests.boosting.test_pipelines import tokenizer
 from tests.conftest import relative_error
-from tests.test_pipelines import tokenizer
 
 # AlexNet's convolutions: outputs, inputs, kernel, stride, padding, and whether its input is pooled first.
 ALEXNET = ((64, 3, 11, 4, 2, False), (192, 64, 5, 1, 2, True), (384, 192, 3, 1, 1, True))

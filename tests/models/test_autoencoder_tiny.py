@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_tiny, state_dict
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, Block
-from fmboost_jax.models.first_stage import load_first_stage
 from tests.conftest import GOLDEN, relative_error
 from tests.random_models import random_model
 from tests.torch_reference import randomised

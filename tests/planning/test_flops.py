@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage, load_first_stage
+from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.planning.flops import decoder_flops, unet_flops
 from tests.torch_reference import autoencoder as twin_autoencoder

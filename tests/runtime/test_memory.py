@@ -7,12 +7,12 @@ import sys
 
 import pytest
 
-from fmboost_jax import memory
+from fmboost_jax.runtime import memory
 
 # A program with temporaries of 64 MB each; prints the minor page faults of each call.
 CALLS = """
 import resource, sys
-from fmboost_jax.memory import keep_freed_memory
+from fmboost_jax.runtime.memory import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 import jax, jax.numpy as jnp

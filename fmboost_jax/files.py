@@ -1,10 +1,14 @@
 """Files that are written whole or not at all, and JSON that is read with checks."""
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
+import shutil
+import tempfile
 import typing
+from collections.abc import Iterator
 
 from fmboost_jax.errors import InputError
 
@@ -53,3 +57,24 @@ def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+@contextlib.contextmanager
+def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """A folder to fill under a temporary name; it gets its own when the block ends well, and is removed otherwise.
+
+    Raises:
+        InputError: the folder exists already.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    if folder.exists():
+        raise InputError(f"output {folder} exists already; name another or remove it")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)
+        publish(partial, folder)
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmboost_jax.pictures import grid, to_float, to_uint8, write_png
+from fmboost_jax.images.png import grid, to_float, to_uint8, write_png
 
 
 @given(st.integers(0, 255))

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, UInt8
 
-from fmboost_jax.booster import Booster
-from fmboost_jax.bundle import Latents
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import Latents
 from fmboost_jax.errors import InputError
 
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"

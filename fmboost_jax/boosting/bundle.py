@@ -8,16 +8,12 @@
 stay where they are: the bundle says which ones, and a first stage of other channels or scale is refused.
 """
 
-import contextlib
 import dataclasses
 import json
 import math
 import os
 import pathlib
-import shutil
-import tempfile
 import typing
-from collections.abc import Iterator
 from typing import Any
 
 import jax.numpy as jnp
@@ -25,8 +21,8 @@ import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save
 
-from fmboost_jax.data.files import publish, read_json, write_atomically
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters, count, split
@@ -118,27 +114,6 @@ class BundleConfig:
 def is_bundle(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a bundle."""
     return all(os.path.isfile(os.path.join(folder, name)) for name in (CONFIG, WEIGHTS))
-
-
-@contextlib.contextmanager
-def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A folder to fill under a temporary name; it gets its own when the block ends well, and is removed otherwise.
-
-    Raises:
-        InputError: the folder exists already.
-    """
-    folder = pathlib.Path(os.path.abspath(folder))
-    if folder.exists():
-        raise InputError(f"output {folder} exists already; name another or remove it")
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
-    try:
-        yield partial
-        partial.chmod(0o755)
-        publish(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleConfig, dtype: str = "float32") -> None:

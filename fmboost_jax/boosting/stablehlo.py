@@ -17,9 +17,10 @@ from jax import export
 from safetensors.numpy import save
 from tqdm import tqdm
 
-from fmboost_jax.booster import Booster, flow_from_keys
-from fmboost_jax.data.files import write_atomically
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
 from fmboost_jax.models.parameters import merge, split
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmboost_jax.bundle import BundleConfig, Latents, read_bundle, write_bundle
+from fmboost_jax.boosting.bundle import BundleConfig, Latents, read_bundle, write_bundle
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.models.parameters import split

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmboost_jax.booster import Booster
-from fmboost_jax.bundle import BundleConfig, Latents, new_folder, write_bundle
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import BundleConfig, Latents, write_bundle
+from fmboost_jax.boosting.diffusers import boost_pipeline, load_pipeline, prompt_latents, to_jax
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import new_folder
 from fmboost_jax.flow.boost import Source
-from fmboost_jax.interop.diffusers_pipelines import boost_pipeline, load_pipeline, prompt_latents, to_jax
-from fmboost_jax.models.first_stage import load_first_stage
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.commands import command, refused

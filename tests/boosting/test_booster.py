@@ -11,14 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import fmboost_jax
-from fmboost_jax.batches import in_batches
-from fmboost_jax.booster import Booster, flow_from_keys
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import Source
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.first_stage import FirstStage, load_first_stage
+from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import merge
 from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.parallel.batches import in_batches
 from fmboost_jax.parallel.sharding import batch_sharding
 from tests.random_models import random_model
 
@@ -79,7 +81,7 @@ def test_batches_are_split_into_parts_of_one_shape(booster, monkeypatch):
         sizes.append(len(low))
         return flow_from_keys(graph, parameters, low, *arguments, **options)
 
-    monkeypatch.setattr("fmboost_jax.booster.flow_from_keys", watched)
+    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", watched)
     np.testing.assert_allclose(booster.boost(latents, steps=1, seed=3, batch_size=2), whole, atol=1e-4)
     assert sizes == [2, 2, 2]
 
@@ -105,7 +107,7 @@ def test_out_of_memory_says_the_size_and_what_to_lower(booster, monkeypatch):
     def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr("fmboost_jax.booster.flow_from_keys", exhausted)
+    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", exhausted)
     with pytest.raises(InputError, match=r"out of memory with latents of 8×16.*bfloat16"):
         booster.boost(normal(2, 4, 8, 3))
     with pytest.raises(InputError, match=r"an image of 8×8 pixels"):
@@ -114,7 +116,7 @@ def test_out_of_memory_says_the_size_and_what_to_lower(booster, monkeypatch):
     def broken(*arguments, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: another thing")
 
-    monkeypatch.setattr("fmboost_jax.booster.flow_from_keys", broken)
+    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="another thing"):
         booster.boost(normal(2, 4, 8, 3))
 

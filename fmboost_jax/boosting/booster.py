@@ -5,7 +5,6 @@ images = booster.upscale(photographs, factor=2)     # uint8 (b, h, w, 3) → (b,
 """
 
 import dataclasses
-import functools
 import math
 import os
 import warnings
@@ -17,19 +16,22 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from fmboost_jax.batches import in_batches
-from fmboost_jax.bundle import BundleConfig, Latents, is_bundle, read_bundle
+from fmboost_jax.boosting.bundle import Latents, is_bundle, read_bundle
+from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.run import read_run
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.boost import Source, boost_latents
-from fmboost_jax.flow.coupling import pixel_space_upsample, upsample
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import pixel_space_upsample
+from fmboost_jax.images.png import to_float, to_uint8
+from fmboost_jax.images.resize import upsample
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.interop.hub import local_folder
-from fmboost_jax.models.first_stage import FirstStage, load_first_stage
-from fmboost_jax.models.parameters import Parameters, merge, split
+from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.unet import UNet, abstract_unet
+from fmboost_jax.parallel.batches import in_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
-from fmboost_jax.pictures import to_float, to_uint8
-from fmboost_jax.training.checkpoints import load_weights
 
 # Scaled latents have a standard deviation near 1. SD 1.x' unscaled ones have 5.5, FLUX.1's 2.8; SD's scaled twice 0.18.
 USUAL_DEVIATIONS = (0.3, 2.5)
@@ -319,40 +321,11 @@ class Booster:
         )
 
 
-def read_run(
-    folder: str, *, step: int | None = None, first_stage: str | None = None
-) -> tuple[Parameters, BundleConfig, FirstStage]:
-    """Averaged weights, config and first stage of a training run; arguments and errors as for `Booster.load`."""
-    parameters, config, step = load_weights(folder, step=step)
-    told = {"path": first_stage} if first_stage else {}
-    stage = load_first_stage(**{**config["first_stage"], **told})
-    return parameters, BundleConfig.of_run(config, stage, step), stage
-
-
 def _keys(seed: int | Sequence[int], count: int) -> Array:
     seeds = [seed + i for i in range(count)] if isinstance(seed, int) else list(seed)
     if len(seeds) != count:
         raise InputError(f"{count} images need as many seeds, found {len(seeds)}")
     return jnp.stack([jax.random.key(s) for s in seeds])
-
-
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("size", "source", "method", "steps"))
-def flow_from_keys(graph, parameters: Parameters, low, keys, *, size, source: Source, method: str, steps: int):
-    """`boost_latents` with a split network and its noise from keys, one an image; `size` is the high-res latents'."""
-    shape = (*size, low.shape[-1])
-    # One key of its own for each of: noise, upsampling.
-    noise_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
-    draw = jax.vmap(lambda key: jax.random.normal(key, shape))
-    upsampling_noise = draw(mode_keys) if source.mode == "noise" and source.upsampling == "lsu" else None
-    return boost_latents(
-        merge(graph, parameters),
-        low,
-        draw(noise_keys),
-        source=source,
-        method=method,
-        steps=steps,
-        upsampling_noise=upsampling_noise,
-    )
 
 
 def _pad(images: np.ndarray, down: int, right: int) -> np.ndarray:

@@ -8,11 +8,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmboost_jax.colour import FIXES, fix_colour
 from fmboost_jax.errors import InputError
-from fmboost_jax.pictures import read_settings, write_png
-from fmboost_jax.timing import CompileClock
-from fmboost_jax.transparency import load_alpha, with_alpha
+from fmboost_jax.images.colour import FIXES, fix_colour
+from fmboost_jax.images.png import read_settings, write_png
+from fmboost_jax.images.transparency import load_alpha, with_alpha
+from fmboost_jax.runtime.timing import CompileClock
 
 
 def smooth(seed, side, channels=3):

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from fmboost_jax.data.dataset import DatasetInfo, Recipe
-from fmboost_jax.data.plan import FinishedShard, Plan
 from fmboost_jax.data.records import ShardWriter, encode
+from fmboost_jax.data.shards import FinishedShard, Plan
 from fmboost_jax.errors import InputError
 
 RECIPE = Recipe("identity", "", 3, 1, 1.0, 0.0, 4, 2, "psu", "float16", 0, 1.0, 0)

@@ -13,10 +13,7 @@ import io
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image, ImageCms, ImageOps
-
-from fmboost_jax.data.dataset import Recipe
 
 
 class UnusablePhoto(ValueError):
@@ -74,38 +71,6 @@ def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Ima
     if "sRGB" in ImageCms.getProfileDescription(profile):
         return image.convert("RGB")
     return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
-
-
-def crops(photo: Image.Image, name: str, recipe: Recipe) -> UInt8[np.ndarray, "n high_res high_res 3"]:
-    """The high-res images of a photograph.
-
-    With `recipe.crops` = 0, one: the largest centred square, resized to `high_res` (Lanczos). Else as many random
-    squares, which keep the photograph's own pixels while `crop_scale` is 1. A larger `crop_scale` mixes in squares of
-    up to so many times `high_res`, resized: photographs at their native resolution are often soft, and a network that
-    saw nothing else learns to make soft pictures.
-
-    Args:
-        photo: RGB.
-        name: of the photograph; with `recipe.seed` it determines the random squares, so that they do not change when
-            other photographs come or go.
-        recipe: gives high_res, crops, crop_scale and seed.
-
-    Raises:
-        UnusablePhoto: the photograph is smaller than `high_res`; it is not enlarged.
-    """
-    size = recipe.high_res
-    if min(photo.size) < size:
-        raise UnusablePhoto(f"{photo.width}×{photo.height} pixels, smaller than the crop of {size}×{size}")
-    if recipe.crops == 0:
-        squares = [centre_square(*photo.size)]
-    else:
-        squares = [
-            random_square(*photo.size, size, recipe.crop_scale, f"{recipe.seed}/{crop}/{name}")
-            for crop in range(recipe.crops)
-        ]
-    # With the sides equal, resizing is an exact copy.
-    pictures = [photo.resize((size, size), Image.Resampling.LANCZOS, square.box) for square in squares]
-    return np.stack([np.asarray(picture) for picture in pictures])
 
 
 def centre_square(width: int, height: int) -> Square:

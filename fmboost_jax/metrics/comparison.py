@@ -6,8 +6,8 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
+from fmboost_jax.images.png import to_float
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
-from fmboost_jax.pictures import to_float
 
 DETAIL = 4
 

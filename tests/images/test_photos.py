@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageCms
 
+from fmboost_jax.data.crops import crops
 from fmboost_jax.data.dataset import Recipe
-from fmboost_jax.data.images import UnusablePhoto, centre_square, crops, load_photo, random_square
+from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, random_square
 
 SIZE = 16
 

@@ -11,8 +11,8 @@ import json
 import pathlib
 
 from fmboost_jax.data.dataset import FORMAT, DatasetInfo, Recipe, Shard
-from fmboost_jax.data.files import from_json, read_json, write_atomically
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import from_json, read_json, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,0 +1,105 @@
+"""Square crops of photographs, for latent pairs and for the training of autoencoders."""
+
+import grain
+import numpy as np
+from jaxtyping import Float, UInt8
+from ml_collections import ConfigDict
+from PIL import Image
+
+from fmboost_jax.data.dataset import Recipe
+from fmboost_jax.data.sources import FolderPhotos
+from fmboost_jax.errors import InputError
+from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, random_square
+from fmboost_jax.images.png import to_float
+
+
+def crops(photo: Image.Image, name: str, recipe: Recipe) -> UInt8[np.ndarray, "n high_res high_res 3"]:
+    """The high-res images of a photograph.
+
+    With `recipe.crops` = 0, one: the largest centred square, resized to `high_res` (Lanczos). Else as many random
+    squares, which keep the photograph's own pixels while `crop_scale` is 1. A larger `crop_scale` mixes in squares of
+    up to so many times `high_res`, resized: photographs at their native resolution are often soft, and a network that
+    saw nothing else learns to make soft pictures.
+
+    Args:
+        photo: RGB.
+        name: of the photograph; with `recipe.seed` it determines the random squares, so that they do not change when
+            other photographs come or go.
+        recipe: gives high_res, crops, crop_scale and seed.
+
+    Raises:
+        UnusablePhoto: the photograph is smaller than `high_res`; it is not enlarged.
+    """
+    size = recipe.high_res
+    if min(photo.size) < size:
+        raise UnusablePhoto(f"{photo.width}×{photo.height} pixels, smaller than the crop of {size}×{size}")
+    if recipe.crops == 0:
+        squares = [centre_square(*photo.size)]
+    else:
+        squares = [
+            random_square(*photo.size, size, recipe.crop_scale, f"{recipe.seed}/{crop}/{name}")
+            for crop in range(recipe.crops)
+        ]
+    # With the sides equal, resizing is an exact copy.
+    pictures = [photo.resize((size, size), Image.Resampling.LANCZOS, square.box) for square in squares]
+    return np.stack([np.asarray(picture) for picture in pictures])
+
+
+def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
+    """All photographs of a folder, decoded, but for those whose shorter side is below `smallest` pixels.
+
+    Raises:
+        InputError: no folder told, none there, or no photograph of that size in it.
+    """
+    if not folder:
+        raise InputError("data.dir: the folder of photographs is missing; --config.data.dir=PHOTOS")
+    photos, usable = FolderPhotos(folder), []
+    for number in range(len(photos.names)):
+        try:
+            with photos.open(number) as file:
+                photograph = load_photo(file)
+        except (UnusablePhoto, OSError) as error:
+            print(f"left out {photos.names[number]}: {error}")
+            continue
+        if min(photograph.size) >= smallest:
+            usable.append(photograph)
+    if not usable:
+        raise InputError(f"{folder}: none of {len(photos.names)} photographs has {smallest}×{smallest} pixels")
+    return usable
+
+
+def centres(folder: str, size: int) -> Float[np.ndarray, "n size size 3"]:
+    """The centred squares of a folder's photographs, shrunk to `size`, in [−1, 1]."""
+    photographs = read_photographs(folder, size)
+    squares = [
+        photograph.resize((size, size), Image.Resampling.LANCZOS, centre_square(*photograph.size).box)
+        for photograph in photographs
+    ]
+    return to_float(np.stack([np.asarray(square) for square in squares]))
+
+
+def crop_batches(photographs: list[Image.Image], config: ConfigDict) -> grain.IterDataset:
+    """An endless stream of batches: `image` (b, crop, crop, 3) uint8 and `record` (b,), the photographs' numbers.
+
+    Every epoch takes each photograph once, in an order of its own, at a random square, half of them mirrored.
+    """
+    size, scale = config.data.crop, config.data.crop_scale
+
+    def crop(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+        photograph = photographs[number]
+        square = random_square(*photograph.size, size, scale, str(rng.integers(2**63)))
+        pixels = np.asarray(photograph.resize((size, size), Image.Resampling.LANCZOS, square.box))
+        return {"image": pixels[:, ::-1] if rng.integers(2) else pixels, "record": np.uint32(number)}
+
+    stream = grain.MapDataset.range(len(photographs)).seed(config.seed).shuffle().repeat().random_map(crop)
+    return stream.batch(config.train.batch_size).to_iter_dataset(
+        grain.ReadOptions(num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch)
+    )
+
+
+def first_crops(photographs: list[Image.Image], config: ConfigDict, batches: int) -> UInt8[np.ndarray, "n h w 3"]:
+    """The crops of the stream's first batches."""
+    iterator = iter(crop_batches(photographs, config))
+    images = np.concatenate([next(iterator)["image"] for _ in range(batches)])
+    iterator.close()
+    return images

@@ -1,0 +1,198 @@
+"""Photographs to latent pairs: crops, encoding, shards, a preview."""
+
+import itertools
+import pathlib
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, UInt8
+from tqdm import tqdm
+
+from fmboost_jax.data.crops import crops
+from fmboost_jax.data.dataset import DTYPES, DatasetInfo, Recipe
+from fmboost_jax.data.pipeline import spread_records
+from fmboost_jax.data.records import ShardWriter, encode
+from fmboost_jax.data.shards import FinishedShard, Plan
+from fmboost_jax.data.sources import Photos
+from fmboost_jax.data.threads import batched, in_order
+from fmboost_jax.errors import InputError
+from fmboost_jax.images.photos import UnusablePhoto, load_photo
+from fmboost_jax.images.png import grid, to_uint8, write_png
+from fmboost_jax.images.resize import shrink, upsample
+from fmboost_jax.models.first_stage import FirstStage
+
+Encode = Callable[[UInt8[np.ndarray, "b h w 3"]], tuple[Array, Array]]
+
+
+PREVIEW_PAIRS = 6
+
+
+PREVIEW_HEIGHT = 2048  # pixels
+
+
+NAMED_AT_MOST = 50
+
+
+def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
+    if skipped:
+        print(f"skipped {len(skipped)}:")
+    for name, reason in skipped[:NAMED_AT_MOST]:
+        print(f"  {name}: {reason}")
+    if len(skipped) > NAMED_AT_MOST:
+        print(f"  … and {len(skipped) - NAMED_AT_MOST} more, named in {out / 'shards'}/*.json")
+
+
+def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
+    """The function from high-res images, uint8, to unscaled low-res and high-res latents."""
+
+    @jax.jit
+    def pair(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
+        high = pixels.astype(jnp.float32) / 127.5 - 1
+        low = shrink(high, recipe.low_res)
+        return upsample(low, recipe.high_res, "bilinear") if recipe.upsampling == "psu" else low, high
+
+    def encode_pair(pixels):
+        low, high = pair(pixels)
+        return first_stage.encode(low), first_stage.encode(high)
+
+    return encode_pair
+
+
+def make_shards(
+    plan: Plan, source: Photos, shards: list[int], encode_pair: Encode, batch_size: int, num_threads: int
+) -> None:
+    """Make the given shards, with a progress bar; threads decode photographs ahead of the encoder."""
+    photos = [photo for shard in shards for photo in plan.shard_photos(shard)]
+    loaded = in_order(lambda photo: _load(source, plan.recipe, photo), photos, num_threads)
+    started, images = time.perf_counter(), 0
+    with tqdm(total=len(photos), desc="encoding", unit="photo", disable=not photos, dynamic_ncols=True) as bar:
+        for shard, group in itertools.groupby(loaded, lambda item: item[0] // plan.photos_per_shard):
+            for records in _make_shard(plan, source, shard, group, encode_pair, batch_size, bar):
+                images += records
+                bar.set_postfix_str(f"{images / (time.perf_counter() - started):.1f} images/s", refresh=False)
+
+
+def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> Iterator[int]:
+    """Write one shard, and yield how many images each batch had."""
+    _remove_partial(plan, shard)
+    used, skipped = [], []
+
+    def images():
+        for photo, result in loaded:
+            bar.update()
+            if isinstance(result, UnusablePhoto):
+                skipped.append((source.names[photo], str(result)))
+                continue
+            used.append(source.names[photo])
+            yield from ((photo, crop, image) for crop, image in enumerate(result))
+
+    writer, place = ShardWriter(plan.folder, plan.shard_name(shard)), itertools.count()
+    for batch in batched(images(), batch_size):
+        pixels = np.stack([image for _, _, image in batch])
+        # Always the same shape: one compilation, and the same arithmetic whatever came before.
+        pixels = np.pad(pixels, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
+        lows, highs = jax.device_get(encode_pair(pixels))
+        for (photo, crop, _), low, high in zip(batch, lows, highs, strict=False):
+            _check_range(low, high, plan.recipe, source.names[photo])
+            writer.write(encode(plan.recipe, (shard, next(place), photo, crop), low, high))
+        yield len(batch)
+    if used:
+        entry = writer.finish()
+        plan.finish_shard(shard, FinishedShard(entry.name, entry.records, entry.bytes, entry.sha256, used, skipped))
+    else:
+        writer.discard()
+        plan.finish_shard(shard, FinishedShard(plan.shard_name(shard), 0, 0, "", used, skipped))
+
+
+def _load(source: Photos, recipe: Recipe, photo: int) -> tuple[int, np.ndarray | UnusablePhoto]:
+    try:
+        with source.open(photo) as file:
+            return photo, crops(load_photo(file), source.names[photo], recipe)
+    except UnusablePhoto as reason:
+        return photo, reason
+    except OSError as error:
+        return photo, UnusablePhoto(error.strerror or type(error).__name__)
+
+
+def _check_range(low, high, recipe, name):
+    largest = max(np.abs(low).max(), np.abs(high).max())
+    if not largest <= float(jnp.finfo(DTYPES[recipe.dtype]).max):
+        raise InputError(
+            f"photograph {name}: its latent reaches {largest}, which {recipe.dtype} cannot hold; "
+            "try --config.data.dtype=bfloat16, and look at the first stage if it is not a number"
+        )
+
+
+def _remove_partial(plan: Plan, shard: int) -> None:
+    """Delete what processes that died left of a shard."""
+    for path in plan.shard_folder.glob(f".{shard:05d}.*.partial"):
+        path.unlink(missing_ok=True)
+
+
+def write_preview(info: DatasetInfo, first_stage: FirstStage) -> None:
+    """preview.png: a few pairs, decoded, low-res left and high-res right."""
+    pairs = spread_records(info, max(1, min(PREVIEW_PAIRS, PREVIEW_HEIGHT // info.high_res)))
+    decoded = (
+        to_uint8(np.asarray(first_stage.decode(first_stage.scale(jnp.asarray(pairs[name], jnp.float32)))))
+        for name in ("low", "high")
+    )
+    rows = [list(row) for row in zip(*decoded, strict=True)]
+    write_png(str(info.folder / "preview.png"), grid(rows, ["low-res", "high-res"]))
+
+
+def precompute(
+    source: Photos,
+    recipe: Recipe,
+    first_stage: FirstStage,
+    out: pathlib.Path,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    records_per_shard: int = 1024,
+    batch_size: int = 8,
+    num_threads: int = 4,
+) -> DatasetInfo | None:
+    """Make this process's shards, those that are not there yet, and the dataset if no shard is missing then.
+
+    Args:
+        source: photographs.
+        recipe: what to make of them.
+        first_stage: encodes; the recipe's.
+        out: folder of the dataset.
+        process_index: this process makes shards process_index, process_index + process_count, ….
+        process_count: processes that share the work; may differ from one run to the next.
+        records_per_shard: about so many pairs to a shard; all crops of a photograph are in one.
+        batch_size: images encoded at once.
+        num_threads: that decode photographs.
+
+    Returns:
+        The dataset, or None while other processes are at work.
+
+    Raises:
+        InputError: `out` was begun with other settings, no photograph can be used, or the disk is full.
+    """
+    plan = Plan(
+        folder=out,
+        recipe=recipe,
+        photos=len(source.names),
+        photos_per_shard=max(1, records_per_shard // max(1, recipe.crops)),
+        fingerprint=source.fingerprint,
+    )
+    plan.begin()
+    own = range(process_index, plan.shards, process_count)
+    checked = tqdm(own, desc="checking", unit="shard", leave=False, dynamic_ncols=True)
+    missing = [shard for shard in checked if not plan.is_intact(shard)]
+    make_shards(plan, source, missing, make_encode(first_stage, recipe), batch_size, num_threads)
+    merged = plan.merge()
+    if merged is None:
+        finished = sum(plan.finished_shard(shard) is not None for shard in range(plan.shards))
+        print(f"{finished} of {plan.shards} shards are finished; the last process to finish writes dataset.json")
+        return None
+    info, skipped = merged
+    write_preview(info, first_stage)
+    print(f"{info.records} pairs of {info.photos} photographs in {out}; {out / 'preview.png'} shows some of them")
+    _print_skipped(skipped, out)
+    return info

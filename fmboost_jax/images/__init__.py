@@ -1,0 +1,1 @@
+"""Photographs and pictures: reading, writing, resizing, colour."""

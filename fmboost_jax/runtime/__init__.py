@@ -1,0 +1,1 @@
+"""The machine: compiled programs, memory, clocks, traces."""
