@@ -16,6 +16,11 @@ class InputError(ValueError):
     """Input that a person can mend. The message names the thing, what was expected, what was found, what to do."""
 
 
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """Return an exception's message in one line of at most `limit` characters, or its type's name without one."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def report(error: BaseException) -> int:
     """Print to stderr what ended a command; returns the exit code."""
     if isinstance(error, SystemExit):

@@ -1,0 +1,90 @@
+"""Tables of things that a config or a command names: look-up, construction from a short text, extensions.
+
+A table is a dictionary from names to what they stand for. A text names an entry and, in parentheses, its settings:
+`"gvp"`, `"linear(sigma_min=0.001)"`. A file named with `--import` adds entries of its own.
+"""
+
+import ast
+import importlib
+import importlib.util
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from fmboost_jax.errors import InputError, one_line
+
+T = TypeVar("T")
+
+
+def choose(what: str, name: str, table: Mapping[str, T]) -> T:
+    """Return the entry of a table.
+
+    Args:
+        what: what the table holds, for the message.
+        name: key of the entry.
+        table: entries by name.
+
+    Raises:
+        InputError: the table has no such entry; the message lists those that it has.
+    """
+    try:
+        return table[name]
+    except (KeyError, TypeError):
+        raise InputError(f"{what} {name!r} is unknown; expected one of {', '.join(table)}") from None
+
+
+def build(what: str, text: str, table: Mapping[str, Callable[..., T]]) -> T:
+    """Construct what a text such as `"linear(sigma_min=0.001)"` describes.
+
+    Args:
+        what: what the table holds, for messages.
+        text: a name, with keyword arguments in parentheses where it has settings. Values are Python literals.
+        table: constructors by name, as a rule frozen dataclasses.
+
+    Raises:
+        InputError: a text that is no such call, an unknown name, unknown settings, or values that are refused.
+    """
+    expected = f"expected a name, with settings such as name(setting=1.0); names are {', '.join(table)}"
+    try:
+        call = ast.parse(text.strip(), mode="eval").body
+    except (SyntaxError, ValueError, AttributeError, RecursionError, MemoryError):
+        raise InputError(f"{what} {text!r}: {expected}") from None
+    if isinstance(call, ast.Name):
+        return choose(what, call.id, table)()
+    if not isinstance(call, ast.Call) or not isinstance(call.func, ast.Name) or call.args:
+        raise InputError(f"{what} {text!r}: {expected}")
+    constructor = choose(what, call.func.id, table)
+    try:
+        settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
+        return constructor(**settings)
+    except InputError:
+        raise
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} {text!r}: {one_line(error)}") from error
+
+
+def import_extensions(names: Iterable[str]) -> None:
+    """Import modules that add entries to the tables.
+
+    Args:
+        names: a file that ends in `.py`, or a module's dotted name, each.
+
+    Raises:
+        InputError: a file or module that is missing or fails.
+    """
+    for name in names:
+        try:
+            if not name.endswith(".py"):
+                importlib.import_module(name)
+                continue
+            path = pathlib.Path(name)
+            spec = importlib.util.spec_from_file_location(path.stem, path)
+            if spec is None or spec.loader is None:
+                raise ImportError(f"no module can be made of {name}")
+            module = importlib.util.module_from_spec(spec)
+            sys.modules.setdefault(path.stem, module)
+            spec.loader.exec_module(module)
+        # A person's own code may raise anything; the line says what and in which file.
+        except Exception as error:
+            raise InputError(f"extension {name} cannot be imported: {one_line(error)}") from error
