@@ -202,7 +202,7 @@ Enlarges latents of a diffusion model, or photographs, by flow matching (arXiv 2
 | flow | {config.path} path from {source.start}, noise step {source.noise_step} of 1000, {source.upsampling} |
 
 ```python
-from fmboost_jax.booster import Booster
+from fmboost_jax import Booster
 
 booster = Booster.load("FOLDER_OR_HUB_ID")
 images = booster.upscale(photographs)                    # uint8 (b, h, w, 3)

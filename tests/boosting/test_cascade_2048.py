@@ -15,7 +15,7 @@ CASCADE = """
 import json, sys
 import numpy as np
 from bench.memory import peak_gib
-from fmboost_jax.booster import Booster
+from fmboost_jax import Booster
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import FirstStage
