@@ -1,0 +1,100 @@
+"""Large images in overlapping tiles of one size: one compiled program, and memory that does not grow with the image."""
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float, UInt8
+
+
+def map_tiles(
+    function: Callable[[UInt8[np.ndarray, "b t t 3"]], UInt8[np.ndarray, "b T T 3"]],
+    image: UInt8[np.ndarray, "h w 3"],
+    *,
+    factor: int,
+    tile: int = 256,
+    overlap: int = 32,
+    batch_size: int = 1,
+    progress: Callable[[int, int], None] | None = None,
+) -> UInt8[np.ndarray, "H W 3"]:
+    """Enlarge an image tile by tile and blend the tiles linearly where they overlap.
+
+    The function sees batches of exactly `batch_size` tiles of `tile` × `tile` pixels, whatever the image's size: a
+    smaller image is padded by repeating its edge, and a batch by repeating its last tile. Beside the image and the
+    result, one row of enlarged tiles is in memory, in float32.
+
+    Args:
+        function: tiles → the same tiles, `factor` times as high and wide.
+        image: of any size.
+        factor: by how much the function enlarges.
+        tile: side of a tile in pixels of the image.
+        overlap: pixels that neighbours share at least, fewer than `tile`.
+        batch_size: tiles in one call.
+        progress: called with the number of finished tiles and of all tiles after every batch.
+
+    Raises:
+        ValueError: `overlap` is not smaller than `tile`.
+    """
+    if not 0 <= overlap < tile:
+        raise ValueError(f"overlap must be 0 or more and less than the tile's {tile}, found {overlap}")
+    height, width = image.shape[:2]
+    image = np.pad(image, ((0, max(tile - height, 0)), (0, max(tile - width, 0)), (0, 0)), mode="edge")
+    tops, lefts = (tile_starts(side, tile, overlap) for side in image.shape[:2])
+    across = _weights(lefts, image.shape[1], tile, overlap, factor)
+    down = _weights(tops, image.shape[0], tile, overlap, factor)
+    result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), np.uint8)
+    # Rows from `finished` on still miss the share of tiles below; the sum of what they have so far starts there.
+    finished, band = 0, np.zeros((tile * factor, result.shape[1], 3), np.float32)
+    done = 0
+    for row, top in enumerate(tops):
+        offset = top * factor - finished
+        result[finished : top * factor] = _rounded(band[:offset])
+        band = np.concatenate([band[offset:], np.zeros((offset, *band.shape[1:]), np.float32)])
+        finished = top * factor
+        strip = image[top : top + tile]
+        for first, enlarged in _enlarged(function, strip, lefts, tile, batch_size):
+            for column, pixels in enumerate(enlarged, first):
+                left = lefts[column] * factor
+                weight = down[row][:, None, None] * across[column][None, :, None]
+                band[:, left : left + tile * factor] += weight * pixels
+            done += len(enlarged)
+            if progress is not None:
+                progress(done, len(tops) * len(lefts))
+    result[finished:] = _rounded(band)
+    return result[: height * factor, : width * factor]
+
+
+def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
+    """First pixels of the fewest tiles that cover a side, spread evenly, `overlap` or more shared by neighbours."""
+    if side <= tile:
+        return [0]
+    gaps = math.ceil((side - tile) / (tile - overlap))
+    return [round(number * (side - tile) / gaps) for number in range(gaps + 1)]
+
+
+def _enlarged(function, strip, lefts, tile, batch_size) -> Iterator[tuple[int, UInt8[np.ndarray, "n T T 3"]]]:
+    """The enlarged tiles of one row of tiles, in batches, each with the number of its first tile."""
+    for first in range(0, len(lefts), batch_size):
+        columns = lefts[first : first + batch_size]
+        padded = columns + columns[-1:] * (batch_size - len(columns))
+        yield first, function(np.stack([strip[:, left : left + tile] for left in padded]))[: len(columns)]
+
+
+def _weights(starts: list[int], side: int, tile: int, overlap: int, factor: int) -> Float[np.ndarray, "tiles enlarged"]:
+    """Each tile's weight along one axis: a ramp where it meets a neighbour; the weights of all tiles add up to 1."""
+    length = tile * factor
+    ramp = np.minimum(1.0, (np.arange(length) + 0.5) / max(overlap * factor, 1))
+    weights, total = np.ones((len(starts), length)), np.zeros(side * factor)
+    for weight, start in zip(weights, starts, strict=True):
+        if start > 0:
+            weight *= ramp
+        if start + tile < side:
+            weight *= ramp[::-1]
+        total[start * factor : start * factor + length] += weight
+    for weight, start in zip(weights, starts, strict=True):
+        weight /= total[start * factor : start * factor + length]
+    return weights.astype(np.float32)
+
+
+def _rounded(values: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
+    return np.clip(np.round(values), 0, 255).astype(np.uint8)
