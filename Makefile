@@ -1,6 +1,6 @@
 # make demo   virtual environment, then photographs boosted with the weights that come with the package, then the whole
 #             way from scratch on a few: precompute, train, sample; pictures in demo/
-# make test   virtual environment, lint, format check and the whole test suite
+# make test   virtual environment, lint, format, contract of layers, types, and the whole test suite
 # make clean  remove what both made
 
 PYTHON ?= python3
@@ -10,7 +10,7 @@ DEMO := demo
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
 
-.venv/%.stamp: setup.py constraints.txt
+.venv/%.stamp: pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	@echo "installing fmboost_jax[$*] (a few minutes the first time)"
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
@@ -19,6 +19,7 @@ DEMO := demo
 test: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --numprocesses 2 --durations 10
 
 demo: .venv/demo.stamp

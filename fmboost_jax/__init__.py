@@ -3,7 +3,7 @@
 Source: "Boosting Latent Diffusion with Flow Matching", Schusterbauer et al., ECCV 2024, arXiv 2312.07360.
 """
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 
 def __getattr__(name: str):
