@@ -1,15 +1,17 @@
 """Integration of dx/dt = v(x, t) over t in [0, 1], or back.
 
-A method is a Butcher tableau; one loop runs any of them. The network stands in the compiled program once, whatever the
-method and the number of steps: steps and stages are both loops. State and times are float32.
+A method is a Butcher tableau; one loop runs all of them. The compiled program holds the network once, whatever the
+method and the number of steps, since both steps and stages are loops. State and times are float32.
 
-These are pure functions to be called inside `jax.jit`; outside of it each call compiles its loop anew.
+These are pure functions for the inside of `jax.jit`; outside of it, every call compiles its loop again.
 
-A step is one interval of linspace(0, 1, steps + 1). The reference names the number of *points*, which is one more.
+A step is one interval of the time grid, as a rule of linspace(0, 1, steps + 1). The reference counts *points* instead,
+one more than steps.
 
 Sources: Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I", 2nd edition, sections II.1 (tableaus) and
-II.4 (step size control); Dormand and Prince, "A family of embedded Runge-Kutta formulae", 1980; Ho and Salimans,
-"Classifier-Free Diffusion Guidance", arXiv 2207.12598.
+II.4 (step size control); Dormand and Prince, "A family of embedded Runge-Kutta formulae", 1980; Bogacki and Shampine,
+"A 3(2) pair of Runge-Kutta formulas", 1989; Ho and Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598;
+Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206, equation 23 (shifted times).
 """
 
 import dataclasses
@@ -23,6 +25,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int, PyTree
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.registry import build, choose
 
 Velocity = Callable[[Array, Array], Array]
 Slope = Callable[[Array, Array], Array]
@@ -68,32 +71,133 @@ FIXED_GRID = {
     # Kutta's 3/8 rule, as in the reference; not the classical fourth-order method.
     "rk4": Tableau(4, ((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)), (1 / 8, 3 / 8, 3 / 8, 1 / 8)),
 }
-DOPRI5 = Tableau(
-    5,
-    (
-        (),
-        (1 / 5,),
-        (3 / 40, 9 / 40),
-        (44 / 45, -56 / 15, 32 / 9),
-        (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
-        (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
-        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+# Embedded pairs whose last slope is the first one of the next step ("first same as last").
+ADAPTIVE = {
+    "dopri5": Tableau(
+        5,
+        (
+            (),
+            (1 / 5,),
+            (3 / 40, 9 / 40),
+            (44 / 45, -56 / 15, 32 / 9),
+            (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729),
+            (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656),
+            (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84),
+        ),
+        (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
+        (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
     ),
-    (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0),
-    (5179 / 57600, 0.0, 7571 / 16695, 393 / 640, -92097 / 339200, 187 / 2100, 1 / 40),
-)
-METHODS = (*FIXED_GRID, "dopri5")
+    "bosh3": Tableau(
+        3,
+        ((), (1 / 2,), (0.0, 3 / 4), (2 / 9, 1 / 3, 4 / 9)),
+        (2 / 9, 1 / 3, 4 / 9, 0.0),
+        (7 / 24, 1 / 4, 1 / 3, 1 / 8),
+    ),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class UniformGrid:
+    """Equal steps: linspace(0, 1, steps + 1)."""
+
+    def __call__(self, steps: int) -> Float[np.ndarray, "n"]:
+        """The steps + 1 times."""
+        return np.linspace(0, 1, steps + 1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ShiftedGrid:
+    """Smaller steps near t = 0, where x is noisiest: 1 − t = s τ / (1 + (s − 1) τ) for equally spaced τ.
+
+    Attributes:
+        shift: s, above 0; 1 gives equal steps, larger values smaller first steps. Default: 3.
+    """
+
+    shift: float = 3.0
+
+    def __post_init__(self):
+        if not self.shift > 0:
+            raise InputError(f"shift must be above 0, found {self.shift}")
+
+    def __call__(self, steps: int) -> Float[np.ndarray, "n"]:
+        """The steps + 1 times."""
+        tau = np.linspace(1, 0, steps + 1)
+        return (1 - tau) / (1 + (self.shift - 1) * tau)
+
+
+METHODS = (*FIXED_GRID, *ADAPTIVE)
+
+
+# Time grids: steps → steps + 1 rising times, the first 0 and the last 1.
+GRIDS: dict[str, Callable[..., Callable[[int], np.ndarray]]] = {"uniform": UniformGrid, "shifted": ShiftedGrid}
+
+
+def tableau(method: str) -> Tableau:
+    """Return the tableau of a method of `FIXED_GRID` or `ADAPTIVE`.
+
+    Raises:
+        InputError: an unknown method.
+    """
+    return choose("method", method, {**FIXED_GRID, **ADAPTIVE})
+
+
+@dataclasses.dataclass(frozen=True)
+class Solver:
+    """How to integrate a flow.
+
+    Attributes:
+        method: entry of `FIXED_GRID` or `ADAPTIVE`. Default: "euler".
+        steps: intervals of the time grid, 1 or more. An adaptive method takes as many steps as it needs and lands on
+            the grid's points. Default: 4.
+        grid: entry of `GRIDS`, with its settings, such as "shifted(shift=3.0)". Default: "uniform".
+        rtol, atol, max_steps: tolerances of an adaptive method, see `integrate_adaptive`.
+
+    Raises:
+        InputError: an unknown method or grid, or numbers out of range.
+    """
+
+    method: str = "euler"
+    steps: int = 4
+    grid: str = "uniform"
+    rtol: float = 1e-5
+    atol: float = 1e-6
+    max_steps: int = 1000
+
+    def __post_init__(self):
+        tableau(self.method)
+        _times(self.grid, _positive("steps", self.steps))
+        _positive("max_steps", self.max_steps)
+        if not (self.rtol > 0 and self.atol > 0):
+            raise InputError(f"rtol and atol must be above 0, found {self.rtol} and {self.atol}")
+
+    @property
+    def evaluations(self) -> int:
+        """Network evaluations (NFE), see `evaluations`."""
+        return evaluations(self.method, self.steps)
+
+    def integrate(
+        self,
+        velocity_fn: Velocity,
+        x: Float[Array, "b *d"],
+        *,
+        reverse: bool = False,
+        return_trajectory: bool = False,
+    ) -> Float[Array, "..."]:
+        """Carry x along the velocity, see the function `integrate`."""
+        settings = dataclasses.asdict(self)
+        return integrate(velocity_fn, x, reverse=reverse, return_trajectory=return_trajectory, **settings)
 
 
 def evaluations(method: str, steps: int) -> int:
     """Network evaluations (NFE) of a fixed-grid method: Euler 1 a step, midpoint and Heun 2, heun3 3, rk4 4.
 
     Raises:
-        InputError: unknown method, fewer than 1 step, or dopri5, whose number only `integrate_adaptive` can tell.
+        InputError: an unknown method, fewer than 1 step, or an adaptive method, whose evaluations only
+            `integrate_adaptive` counts.
     """
-    if method == "dopri5":
-        raise InputError("method 'dopri5' chooses its own evaluations; integrate_adaptive reports them")
-    return _tableau(method).stages * _positive("steps", steps)
+    if method in ADAPTIVE:
+        raise InputError(f"method {method!r} chooses its evaluations; integrate_adaptive reports them")
+    return tableau(method).stages * _positive("steps", steps)
 
 
 def integrate(
@@ -104,6 +208,7 @@ def integrate(
     steps: int,
     reverse: bool = False,
     return_trajectory: bool = False,
+    grid: str = "uniform",
     rtol: float = 1e-5,
     atol: float = 1e-6,
     max_steps: int = 1000,
@@ -113,30 +218,40 @@ def integrate(
     Args:
         velocity_fn: (x, t) → dx/dt, where t has shape (b,) and runs in [0, 1].
         x: state at t = 0, or at t = 1 when `reverse`.
-        method: one of `METHODS`.
-        steps: intervals of linspace(0, 1, steps + 1). dopri5 takes as many steps as it needs and lands on these points.
-        reverse: go from t = 1 to t = 0.
-        return_trajectory: return the states at all steps + 1 points, in the order in which they are met.
-        rtol, atol, max_steps: of dopri5 alone, see `integrate_adaptive`.
+        method: entry of `FIXED_GRID` or `ADAPTIVE`.
+        steps: intervals of the time grid. An adaptive method takes as many steps as it needs and lands on its points.
+        reverse: go from t = 1 to t = 0. Default: False.
+        return_trajectory: return the states at all steps + 1 points, in the order of integration. Default: False.
+        grid: entry of `GRIDS`, with its settings. A reverse integration takes the same steps from t = 1. Default:
+            "uniform".
+        rtol, atol, max_steps: tolerances of an adaptive method, see `integrate_adaptive`.
 
     Returns:
-        The state at the end, or the trajectory; float32. Where dopri5 gave up, what it did not reach is NaN: a half-way
-        state must not pass for a result.
+        The state at the end, or the trajectory; float32. NaN where an adaptive method gave up before it: a state from
+        half-way must not pass for a result.
 
     Raises:
-        InputError: unknown method, fewer than 1 step, or a velocity whose shape is not the state's.
+        InputError: an unknown method or grid, fewer than 1 step, or a velocity whose shape is not the state's.
     """
-    if method == "dopri5":
+    if method in ADAPTIVE:
         solution = integrate_adaptive(
-            velocity_fn, x, steps=steps, reverse=reverse, rtol=rtol, atol=atol, max_steps=max_steps
+            velocity_fn,
+            x,
+            method=method,
+            steps=steps,
+            grid=grid,
+            reverse=reverse,
+            rtol=rtol,
+            atol=atol,
+            max_steps=max_steps,
         )
         return solution.trajectory if return_trajectory else solution.trajectory[-1]
-    tableau = _tableau(method)
-    times = _times(steps)
+    coefficients = tableau(method)
+    times = _times(grid, steps)
     slope = _slope(velocity_fn, reverse)
 
     def step(n, x):
-        return runge_kutta_step(slope, x, times[n], times[n + 1] - times[n], tableau)
+        return runge_kutta_step(slope, x, times[n], times[n + 1] - times[n], coefficients)
 
     def record(n, trajectory):
         return trajectory.at[n + 1].set(step(n, trajectory[n]))
@@ -171,13 +286,13 @@ class Solution(NamedTuple):
     """What an adaptive integration found.
 
     Attributes:
-        x: the state where it stopped: at the end, or wherever it gave up.
-        trajectory: states at the points of the grid, the start included; NaN where it did not get.
+        x: the state at the end, or where the integration gave up.
+        trajectory: states at the points of the grid, the start included; NaN after the integration gave up.
         evaluations: network evaluations (NFE), rejected steps included.
-        steps: steps tried, rejected ones included.
-        reached_end: False where it gave up, for max_steps or because the error stays too large (or NaN) however small
-            the step.
-        reached_max_steps: True where it gave up for max_steps.
+        steps: steps, rejected ones included.
+        reached_end: False if the integration gave up: for max_steps, or because no step size makes the error small
+            enough (or other than NaN).
+        reached_max_steps: True if it gave up for max_steps.
     """
 
     x: Float[Array, "b *d"]
@@ -188,8 +303,8 @@ class Solution(NamedTuple):
     reached_max_steps: Bool[Array, ""]
 
 
-# Of the unit interval that every flow spans; the controller mends a poor guess by up to GROWTH a step, and to guess
-# better would put the network into the program a second time.
+# In units of the whole interval. The controller corrects a poor first step by up to GROWTH a step; a better guess would
+# need the network in the program a second time.
 FIRST_STEP = 0.01
 SMALLEST_STEP = 1e-7
 SAFETY, SHRINKAGE, GROWTH = 0.9, 0.2, 10.0
@@ -199,33 +314,41 @@ def integrate_adaptive(
     velocity_fn: Velocity,
     x: Float[Array, "b *d"],
     *,
+    method: str = "dopri5",
     steps: int = 1,
+    grid: str = "uniform",
     reverse: bool = False,
     rtol: float = 1e-5,
     atol: float = 1e-6,
     max_steps: int = 1000,
 ) -> Solution:
-    """Dormand–Prince 5(4) with step size control, in one `lax.while_loop`.
+    """An embedded Runge–Kutta pair with step size control, in one `lax.while_loop`.
 
-    A step is kept where the root mean square of error / (atol + rtol · |x|) is at most 1 for *each* example; the batch
-    shares its step sizes, so the hardest example sets them. Each try costs 6 evaluations and the first one 7.
+    A step is accepted if the root mean square of error / (atol + rtol · |x|) is at most 1 for *each* example. The batch
+    shares its step sizes, so the hardest example sets them. With s stages, every step costs s − 1 evaluations and the
+    first one s.
 
     Args:
         velocity_fn: (x, t) → dx/dt, where t has shape (b,).
         x: state at t = 0, or at t = 1 when `reverse`.
-        steps: the solution lands on the points of linspace(0, 1, steps + 1); 1 leaves all to the controller.
-        reverse: go from t = 1 to t = 0.
-        rtol: error allowed relative to the state's magnitude.
-        atol: error allowed on top of that.
-        max_steps: give up after as many tries.
+        method: entry of `ADAPTIVE`. Default: "dopri5" (Dormand and Prince's 5(4) pair).
+        steps: intervals of the time grid, on whose points the solution lands. Default: 1, the end alone.
+        grid: entry of `GRIDS`, with its settings. Default: "uniform".
+        reverse: go from t = 1 to t = 0. Default: False.
+        rtol: error allowed relative to the state's magnitude. Default: 1e-5.
+        atol: error allowed in addition. Default: 1e-6.
+        max_steps: give up after this many steps, rejected ones included. Default: 1000.
 
     Raises:
-        InputError: fewer than 1 step, or a velocity whose shape is not the state's.
+        InputError: an unknown method or grid, fewer than 1 step, or a velocity whose shape is not the state's.
     """
-    times = _times(steps)
+    pair = choose("adaptive method", method, ADAPTIVE)
+    if pair.embedded is None or pair.a[-1] != pair.b[:-1]:
+        raise InputError(f"adaptive method {method!r} needs embedded weights, and its last row must be its weights b")
+    times = _times(grid, steps)
     _positive("max_steps", max_steps)
     slope = _slope(velocity_fn, reverse)
-    error_weights = np.subtract(DOPRI5.b, DOPRI5.embedded)
+    error_weights = np.subtract(pair.b, pair.embedded)
 
     def unfinished(state):
         n, tries, _, h, *_ = state
@@ -233,25 +356,25 @@ def integrate_adaptive(
 
     def attempt(state):
         n, tries, t, h, x, first, trajectory = state
-        room = times[n + 1] - t
-        lands = h >= room
-        taken = jnp.minimum(h, room)
-        # Only the first try has to find its first slope; stale ones could hold the NaN of a step that went too far.
-        slopes = jnp.zeros((DOPRI5.stages, *x.shape), x.dtype).at[0].set(first)
-        slopes = _slopes(slope, x, t, taken, DOPRI5, slopes, start=jnp.minimum(tries, 1))
-        proposal = x + taken * _weighted(DOPRI5.b, slopes)
-        tolerance = atol + rtol * jnp.maximum(jnp.abs(x), jnp.abs(proposal))
+        remaining = times[n + 1] - t
+        hits_node = h >= remaining
+        taken = jnp.minimum(h, remaining)
+        # Only the first step evaluates its first slope. Slopes of a rejected step may hold NaN, so none is reused.
+        slopes = jnp.zeros((pair.stages, *x.shape), x.dtype).at[0].set(first)
+        slopes = _slopes(slope, x, t, taken, pair, slopes, start=jnp.minimum(tries, 1))
+        candidate = x + taken * _weighted(pair.b, slopes)
+        tolerance = atol + rtol * jnp.maximum(jnp.abs(x), jnp.abs(candidate))
         error = _largest_mean_square(taken * _weighted(error_weights, slopes) / tolerance) ** 0.5
         error = jnp.where(jnp.isnan(error), jnp.inf, error)
 
-        kept = error <= 1
-        arrived = kept & lands
-        x = jnp.where(kept, proposal, x)
-        first = jnp.where(kept, slopes[-1], slopes[0])
-        t = jnp.where(kept, jnp.where(lands, times[n + 1], t + taken), t)
+        accepted = error <= 1
+        arrived = accepted & hits_node
+        x = jnp.where(accepted, candidate, x)
+        first = jnp.where(accepted, slopes[-1], slopes[0])
+        t = jnp.where(accepted, jnp.where(hits_node, times[n + 1], t + taken), t)
         trajectory = trajectory.at[n + 1].set(jnp.where(arrived, x, jnp.nan))
-        suggested = taken * jnp.clip(SAFETY * error ** (-1 / DOPRI5.order), SHRINKAGE, GROWTH)
-        # A step that was cut short to land says little of the size that the flow allows.
+        suggested = taken * jnp.clip(SAFETY * error ** (-1 / pair.order), SHRINKAGE, GROWTH)
+        # A step that was shortened to hit a node does not lower the step size.
         h = jnp.where(arrived, jnp.maximum(h, suggested), suggested)
         return n + arrived, tries + 1, t, h, x, first, trajectory
 
@@ -262,7 +385,7 @@ def integrate_adaptive(
     n, tries, _, _, x, _, trajectory = lax.while_loop(unfinished, attempt, start)
     reached_end = n == steps
     return Solution(
-        x, trajectory, 1 + (DOPRI5.stages - 1) * tries, tries, reached_end, ~reached_end & (tries == max_steps)
+        x, trajectory, 1 + (pair.stages - 1) * tries, tries, reached_end, ~reached_end & (tries == max_steps)
     )
 
 
@@ -307,20 +430,17 @@ def guided(
     return velocity
 
 
-def _tableau(method: str) -> Tableau:
-    if method not in FIXED_GRID:
-        raise InputError(f"method {method!r} is unknown; expected one of {', '.join(METHODS)}")
-    return FIXED_GRID[method]
-
-
 def _positive(name: str, count: int) -> int:
     if count < 1:
         raise InputError(f"{name} must be at least 1, found {count}")
     return count
 
 
-def _times(steps: int) -> Float[Array, "n"]:
-    return jnp.asarray(np.linspace(0, 1, _positive("steps", steps) + 1, dtype=np.float32))
+def _times(grid: str, steps: int) -> Float[Array, "n"]:
+    times = np.asarray(build("grid", grid, GRIDS)(_positive("steps", steps)), np.float32)
+    if times.shape != (steps + 1,) or times[0] != 0 or times[-1] != 1 or not (np.diff(times) > 0).all():
+        raise InputError(f"grid {grid!r} must give {steps + 1} rising times from 0 to 1")
+    return jnp.asarray(times)
 
 
 def _slope(velocity_fn: Velocity, reverse: bool) -> Slope:

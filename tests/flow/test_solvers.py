@@ -1,5 +1,7 @@
 """Fixed-grid integration: measured orders, torchdiffeq as the witness, one compiled loop, guidance."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,7 +10,7 @@ import torch
 import torchdiffeq
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.solvers import DOPRI5, FIXED_GRID, METHODS, evaluations, guided, integrate
+from fmboost_jax.flow.solvers import ADAPTIVE, FIXED_GRID, GRIDS, METHODS, Solver, evaluations, guided, integrate
 
 QUARTER_TURN = jnp.array([[0.0, -1.0], [1.0, 0.0]])
 START = np.array([[1.0, 0.3], [-0.4, 2.0]])
@@ -66,11 +68,52 @@ def test_tableaus_meet_the_order_conditions(method):
     assert all(len(row) == i for i, row in enumerate(tableau.a))
 
 
-def test_dopri5s_last_slope_is_the_next_steps_first():
-    assert DOPRI5.a[-1] == DOPRI5.b[:-1]
-    assert DOPRI5.b[-1] == 0
-    assert sum(DOPRI5.embedded) == pytest.approx(1)
-    np.testing.assert_allclose(DOPRI5.c, [0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1], atol=1e-6)
+@pytest.mark.parametrize(
+    ("method", "c"), [("dopri5", [0, 1 / 5, 3 / 10, 4 / 5, 8 / 9, 1, 1]), ("bosh3", [0, 1 / 2, 3 / 4, 1])]
+)
+def test_the_last_slope_of_an_embedded_pair_is_the_next_steps_first(method, c):
+    pair = ADAPTIVE[method]
+    assert pair.a[-1] == pair.b[:-1]
+    assert pair.b[-1] == 0
+    assert sum(pair.embedded) == pytest.approx(1)
+    np.testing.assert_allclose(pair.c, c, atol=1e-6)
+
+
+@pytest.mark.parametrize("grid", ["uniform", "shifted", "shifted(shift=1.0)", "shifted(shift=0.3)"])
+@pytest.mark.parametrize("method", ["rk4", "bosh3"])
+def test_every_grid_arrives_at_the_same_place(method, grid):
+    found = integrate(swirl, jnp.asarray(START, jnp.float32), method=method, steps=100, grid=grid)
+    np.testing.assert_allclose(found, after_swirling(START), atol=1e-3)
+
+
+def test_a_shifted_grid_takes_small_steps_first():
+    """Esser et al. 2024, equation 23, at t = 1/2: 1 − 3 · 0.5 / (1 + 2 · 0.5) = 0.25."""
+    np.testing.assert_allclose(GRIDS["shifted"](shift=3.0)(2), [0, 0.25, 1])
+    np.testing.assert_allclose(GRIDS["shifted"](shift=1.0)(4), GRIDS["uniform"]()(4))
+
+
+def test_a_solver_integrates_as_the_function_does():
+    x = jnp.asarray(START, jnp.float32)
+    for solver in (Solver(), Solver("midpoint", 3, "shifted(shift=2.0)"), Solver("bosh3", 2, rtol=1e-3)):
+        expected = integrate(swirl, x, **dataclasses.asdict(solver), return_trajectory=True)
+        np.testing.assert_array_equal(solver.integrate(swirl, x, return_trajectory=True), expected)
+    assert Solver("midpoint", 3).evaluations == 6
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"method": "rk45"}, "method 'rk45' is unknown"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"grid": "log"}, "grid 'log' is unknown; expected one of uniform, shifted"),
+        ({"grid": "shifted(shift=-1.0)"}, "shift must be above 0"),
+        ({"rtol": 0.0}, "rtol and atol must be above 0"),
+        ({"max_steps": 0}, "max_steps must be at least 1"),
+    ],
+)
+def test_a_solver_refuses_what_cannot_be(settings, message):
+    with pytest.raises(InputError, match=message):
+        Solver(**settings)
 
 
 WEIGHTS = np.random.default_rng(0).standard_normal((12, 12)).astype(np.float32) / 2
@@ -99,7 +142,7 @@ def test_trajectories_are_torchdiffeqs(method, reverse):
     ).numpy()
     settings = {"method": method, "steps": 5, "reverse": reverse, "rtol": 1e-6, "atol": 1e-7}
     trajectory = integrate(mixing, jnp.asarray(x), return_trajectory=True, **settings)
-    np.testing.assert_allclose(trajectory, expected, atol=2e-5 if method == "dopri5" else 5e-6)
+    np.testing.assert_allclose(trajectory, expected, atol={"dopri5": 2e-5, "bosh3": 2e-4}.get(method, 5e-6))
     np.testing.assert_array_equal(integrate(mixing, jnp.asarray(x), **settings), trajectory[-1])
 
 
@@ -174,7 +217,7 @@ def test_an_unknown_method_is_answered_with_those_that_are():
         lambda: evaluations("rk45", 1),
     ):
         with pytest.raises(
-            InputError, match="'rk45' is unknown; expected one of euler, midpoint, heun, heun3, rk4, dopri5"
+            InputError, match="'rk45' is unknown; expected one of euler, midpoint, heun, heun3, rk4, dopri5, bosh3"
         ):
             call()
     with pytest.raises(InputError, match="integrate_adaptive reports them"):
