@@ -238,7 +238,7 @@ def precompute_torch(photos: pathlib.Path, autoencoder: pathlib.Path, channels_l
         folder, pairs = _folder(photos), []
         for number, name in enumerate(source.names):
             with source.open(number) as file:
-                pixels = torch.from_numpy(crops(load_photo(file), name, _recipe()))
+                pixels = torch.from_numpy(crops(load_photo(file).rgb, name, _recipe()))
             high = (pixels.permute(0, 3, 1, 2).float() / 127.5 - 1).contiguous(memory_format=layout)
             low = interpolate(high, scale_factor=0.5, mode="area")
             low = interpolate(low, scale_factor=2, mode="bilinear")

@@ -11,8 +11,9 @@ from safetensors.numpy import load_file
 from fmboost_jax import sample
 from fmboost_jax.assets import DEFAULT_BOOSTER, NAMES, packaged_folder
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.images.png import read_settings, to_float, to_uint8
+from fmboost_jax.images.png import read_settings
 from fmboost_jax.images.resize import upsample
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.comparison import compare
 from fmboost_jax.metrics.images import gradient_energy, psnr

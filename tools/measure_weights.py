@@ -23,8 +23,10 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.data.crops import centres
 from fmboost_jax.errors import run
 from fmboost_jax.images.colour import FIXES, fix_colour
-from fmboost_jax.images.png import grid, to_float, to_uint8, write_png
+from fmboost_jax.images.grid import grid
+from fmboost_jax.images.png import write_png
 from fmboost_jax.images.resize import upsample
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.metrics.comparison import details
 from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import FeatureStatistics, frechet_distance, patches

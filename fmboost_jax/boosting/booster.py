@@ -22,8 +22,8 @@ from fmboost_jax.boosting.run import read_run
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import Source
 from fmboost_jax.flow.coupling import pixel_space_upsample
-from fmboost_jax.images.png import to_float, to_uint8
 from fmboost_jax.images.resize import upsample
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage

@@ -18,9 +18,9 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.colour import fix_colour
-from fmboost_jax.images.photos import UnusablePhoto, load_photo
-from fmboost_jax.images.png import grid, read_settings, write_png
-from fmboost_jax.images.transparency import load_alpha, with_alpha
+from fmboost_jax.images.grid import grid
+from fmboost_jax.images.photos import UnusablePhoto, load_photo, with_alpha
+from fmboost_jax.images.png import read_settings, write_png
 from fmboost_jax.metrics.comparison import compare, details
 
 
@@ -62,13 +62,12 @@ def boost_photographs(boosters: list[Booster], arguments: argparse.Namespace, se
                 done += 1
                 bar.update()
                 continue
-            pixels = np.asarray(load_photo(io.BytesIO(content)))
-            alpha = load_alpha(io.BytesIO(content))
+            photo = load_photo(io.BytesIO(content))
         except (OSError, UnusablePhoto) as error:
             skipped.append(f"{name}: {error}")
             bar.update()
             continue
-        for batch in waiting.add(Photograph(name, target, pixels, alpha, told)):
+        for batch in waiting.add(Photograph(name, target, photo.pixels, photo.alpha, told)):
             boost(batch)
     for batch in waiting.rest():
         boost(batch)

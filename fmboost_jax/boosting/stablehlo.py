@@ -22,6 +22,7 @@ from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
+from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.models.parameters import merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -84,7 +85,7 @@ def boost_and_decode(
         keys = jax.vmap(jax.random.key)(seeds)
         boosted = flow_from_keys(booster.graph, unet, low, keys, size=size, source=source, method=method, steps=steps)
         image = decode(boosted)
-        return jnp.clip(jnp.round((image + 1) * 127.5), 0, 255).astype(jnp.uint8)
+        return to_uint8(image)
 
     height, width = size or (f"{booster.size_multiple}*{side}" for side in "hw")
     batch, height, width = export.symbolic_shape(f"b, {height}, {width}")

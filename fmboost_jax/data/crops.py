@@ -10,7 +10,7 @@ from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, random_square
-from fmboost_jax.images.png import to_float
+from fmboost_jax.images.value_range import to_float
 
 
 def crops(photo: Image.Image, name: str, recipe: Recipe) -> UInt8[np.ndarray, "n high_res high_res 3"]:
@@ -57,7 +57,7 @@ def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
     for number in range(len(photos.names)):
         try:
             with photos.open(number) as file:
-                photograph = load_photo(file)
+                photograph = load_photo(file).rgb
         except (UnusablePhoto, OSError) as error:
             print(f"left out {photos.names[number]}: {error}")
             continue

@@ -19,9 +19,11 @@ from fmboost_jax.data.shards import FinishedShard, Plan
 from fmboost_jax.data.sources import Photos
 from fmboost_jax.data.threads import batched, in_order
 from fmboost_jax.errors import InputError
+from fmboost_jax.images.grid import grid
 from fmboost_jax.images.photos import UnusablePhoto, load_photo
-from fmboost_jax.images.png import grid, to_uint8, write_png
+from fmboost_jax.images.png import write_png
 from fmboost_jax.images.resize import shrink, upsample
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.models.first_stage import FirstStage
 
 Encode = Callable[[UInt8[np.ndarray, "b h w 3"]], tuple[Array, Array]]
@@ -50,7 +52,7 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
 
     @jax.jit
     def pair(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
-        high = pixels.astype(jnp.float32) / 127.5 - 1
+        high = to_float(pixels)
         low = shrink(high, recipe.low_res)
         return upsample(low, recipe.high_res, "bilinear") if recipe.upsampling == "psu" else low, high
 
@@ -110,7 +112,7 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
 def _load(source: Photos, recipe: Recipe, photo: int) -> tuple[int, np.ndarray | UnusablePhoto]:
     try:
         with source.open(photo) as file:
-            return photo, crops(load_photo(file), source.names[photo], recipe)
+            return photo, crops(load_photo(file).rgb, source.names[photo], recipe)
     except UnusablePhoto as reason:
         return photo, reason
     except OSError as error:

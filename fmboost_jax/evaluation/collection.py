@@ -5,7 +5,6 @@ import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
-from PIL import Image
 
 from fmboost_jax.data.sources import Photos
 from fmboost_jax.data.threads import in_order
@@ -13,11 +12,9 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import FILTERS
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.files import read_json
-from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo
+from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, photo_size
 
 NAMED_AT_MOST = 5
-_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter
-_ORIENTATION = 0x0112
 
 
 class Collection:
@@ -52,7 +49,7 @@ class Collection:
         """
         try:
             with self._source.open(self._numbers[name]) as file:
-                photo = load_photo(file)
+                photo = load_photo(file).rgb
         except OSError as error:
             raise UnusablePhoto(error.strerror or type(error).__name__) from error
         size = self._protocol.high_res
@@ -66,11 +63,9 @@ class Collection:
     def size(self, name: str) -> tuple[int, int] | None:
         """Width and height of an upright image, from its file's head; None where it cannot be read."""
         try:
-            with self._source.open(self._numbers[name]) as file, Image.open(file) as image:
-                sideways = image.getexif().get(_ORIENTATION) in _SIDEWAYS
-                return image.size[::-1] if sideways else image.size
-        # A decoder may raise anything over broken bytes.
-        except Exception:
+            with self._source.open(self._numbers[name]) as file:
+                return photo_size(file)
+        except OSError:
             return None
 
     def checksum(self) -> str:

@@ -1,12 +1,12 @@
-"""Against drift of colours: the result's statistics or coarse frequencies are taken from what it was made of."""
+"""Colour correction: a result's statistics or coarse frequencies are replaced by those of its input."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, UInt8
-from PIL import Image
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.images.resize import resize_pixels
+from fmboost_jax.registry import choose
 
 # Blurs of 1, 2, 4, 8 and 16 pixels: what is coarser than all of them is colour, the rest detail.
 WAVELET_LEVELS = 5
@@ -37,23 +37,21 @@ FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet}
 def fix_colour(
     images: UInt8[np.ndarray, "b H W 3"], low_res: UInt8[np.ndarray, "b h w 3"], fix: str
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """Boosted images in the colours of the low-res ones, which are enlarged bicubically for it.
+    """Give boosted images the colours of their low-res inputs, which are enlarged bicubically for it.
 
     Args:
         images: boosted.
-        low_res: what they were made of.
-        fix: "adain", where all colours drifted alike, or "wavelet", where they drifted here and there.
+        low_res: their inputs.
+        fix: a key of `FIXES`: "adain" for a drift of the whole image, "wavelet" for one that varies within it.
 
     Raises:
-        InputError: a fix that there is not.
+        InputError: an unknown fix.
     """
-    if fix not in FIXES:
-        raise InputError(f"colour fix {fix!r} is unknown; expected one of {', '.join(FIXES)}")
-    size = images.shape[2], images.shape[1]
+    correct = choose("colour fix", fix, FIXES)
     fixed = []
     for image, low in zip(images, low_res, strict=True):
-        reference = np.asarray(Image.fromarray(low).resize(size, Image.Resampling.BICUBIC), np.float32)
-        fixed.append(FIXES[fix](image.astype(np.float32), reference))
+        reference = resize_pixels(low, image.shape[:2]).astype(np.float32)
+        fixed.append(correct(image.astype(np.float32), reference))
     return np.clip(np.round(fixed), 0, 255).astype(np.uint8)
 
 
@@ -64,7 +62,7 @@ def _coarse(image: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
     return image
 
 
-def _blur(image: Float[np.ndarray, "h w c"], reach: int, axis: int) -> Float[np.ndarray, "h w c"]:
-    places = np.arange(image.shape[axis])
-    before, after = np.maximum(places - reach, 0), np.minimum(places + reach, len(places) - 1)
+def _blur(image: Float[np.ndarray, "h w c"], radius: int, axis: int) -> Float[np.ndarray, "h w c"]:
+    index = np.arange(image.shape[axis])
+    before, after = np.maximum(index - radius, 0), np.minimum(index + radius, len(index) - 1)
     return (image.take(before, axis) + 2 * image + image.take(after, axis)) / 4

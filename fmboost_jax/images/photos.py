@@ -1,23 +1,37 @@
 """Photographs as a person means them: upright, sRGB, 8 bits, on white; and the square crops that are taken of them.
 
 - EXIF rotation and mirroring are applied.
-- An embedded colour profile other than sRGB is converted; CMYK without one is converted by Pillow's plain formula.
-- Greyscale becomes RGB; 16-bit greyscale is scaled to 8 bits, not clipped.
-- Transparency is composited on white: what lies under it is often black or noise, and pages are white.
-- Of an animation, the first frame.
+- Colours become sRGB by the file's ICC profile or a PNG's gamma and primaries; CMYK without a profile is converted by
+  Pillow's plain formula.
+- Greyscale becomes RGB. 16-bit greyscale and floats in [0, 1] are scaled to 8 bits; other floats and 32-bit integers,
+  whose white is unknown, are refused.
+- Colours are composited on white, because what is under a transparent pixel is often black or noise. The alpha channel
+  is kept beside them.
+- Of an animation, the first frame is taken.
 """
 
-import contextlib
 import hashlib
 import io
-from typing import NamedTuple
+import os
+from typing import IO, NamedTuple, cast
 
 import numpy as np
-from PIL import Image, ImageCms, ImageOps
+from jaxtyping import Float, UInt8
+from PIL import Image, ImageOps
+
+from fmboost_jax.errors import one_line
+from fmboost_jax.images.profiles import to_srgb
+from fmboost_jax.images.resize import resize_pixels
+
+ImageFile = str | os.PathLike | io.BufferedIOBase
+
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter
+_PHOTOMETRIC = 262  # a TIFF tag; 0: white is zero
 
 
 class UnusablePhoto(ValueError):
-    """A photograph that is to be skipped; the message says why."""
+    """A photograph that cannot be used; the message says why."""
 
 
 class Square(NamedTuple):
@@ -33,44 +47,121 @@ class Square(NamedTuple):
         return self.left, self.top, self.left + self.side, self.top + self.side
 
 
-def load_photo(file: io.BufferedIOBase) -> Image.Image:
-    """Decode an image file to an upright 8-bit RGB image.
+class Photo(NamedTuple):
+    """A decoded photograph.
+
+    Attributes:
+        rgb: its colours on white, of mode RGB.
+        alpha: its alpha channel; None where every pixel is opaque.
+    """
+
+    rgb: Image.Image
+    alpha: UInt8[np.ndarray, "h w"] | None
+
+    @property
+    def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
+        """The colours as an array."""
+        return np.asarray(self.rgb)
+
+
+def load_photo(file: ImageFile) -> Photo:
+    """Decode an image file.
 
     Raises:
-        UnusablePhoto: not an image, a broken or cut one, or one so large that decoding it may exhaust memory.
+        UnusablePhoto: not an image, a damaged one, one whose values have no known range, or one so large that decoding
+            it may exhaust memory.
     """
     try:
-        with Image.open(file) as image:
-            image.load()
-            return _to_rgb(ImageOps.exif_transpose(image))
+        with Image.open(cast(IO[bytes], file)) as image:
+            return _decode(image)
+    except UnusablePhoto:
+        raise
     # A decoder may raise anything over broken bytes: OSError, SyntaxError, struct.error, zlib.error, …
     except Exception as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if isinstance(error, Image.UnidentifiedImageError):
             reason = "not an image, or one of an unknown kind"
         raise UnusablePhoto(reason) from error
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
-    profile = image.info.get("icc_profile")
+def photo_size(file: ImageFile) -> tuple[int, int] | None:
+    """Width and height of an upright photograph, from its file's header; None where it cannot be read."""
+    try:
+        with Image.open(cast(IO[bytes], file)) as image:
+            return image.size[::-1] if image.getexif().get(_ORIENTATION) in _SIDEWAYS else image.size
+    # A decoder may raise anything over broken bytes.
+    except Exception:
+        return None
+
+
+def with_alpha(image: UInt8[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W 4"]:
+    """Give an image an alpha channel.
+
+    Args:
+        image: colours composited on white, C = a·F + (1 − a)·white, as photographs are loaded.
+        alpha: of any size; resized bicubically to the image's.
+
+    Returns:
+        RGBA with the colours F, so that no white rim shows on another background.
+    """
+    alpha = resize_pixels(alpha, image.shape[:2])
+    a: Float[np.ndarray, "H W 1"] = alpha[..., None] / 255
+    colours = 255 - (255 - image.astype(np.float64)) / np.maximum(a, 1 / 255)
+    return np.dstack([np.clip(np.round(colours), 0, 255).astype(np.uint8), alpha])
+
+
+def _decode(image: Image.Image) -> Photo:
+    # The raw mode is known only before the pixels are decoded.
+    deep_rgb = any("RGB;16" in str(tile) for tile in image.tile)
+    white_is_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    image.load()
+    upright = ImageOps.exif_transpose(image)
+    info = upright.info
+    if deep_rgb and isinstance(info.get("transparency"), tuple):
+        # Pillow keeps the high byte of 16-bit colours, but not of the transparent one.
+        info["transparency"] = tuple(value >> 8 for value in info["transparency"])
+    alpha = _alpha(upright)
+    rgb = to_srgb(_opaque(upright, image.format, white_is_zero), info)
+    if alpha is not None:
+        rgba = rgb.copy()
+        rgba.putalpha(Image.fromarray(alpha))
+        rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgba).convert("RGB")
+    return Photo(rgb, alpha)
+
+
+def _alpha(image: Image.Image) -> UInt8[np.ndarray, "h w"] | None:
+    """The alpha channel; None where every pixel is opaque."""
+    if not image.has_transparency_data:
+        return None
     if image.mode.startswith("I"):
-        # 16 bits a pixel, which Pillow's own conversion would clip at 255.
-        values = np.asarray(image).astype(np.float64)
-        image = Image.fromarray(np.round(values.clip(0, 65535) / 257).astype(np.uint8))
-    if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    if profile and image.mode in ("RGB", "CMYK", "L"):
-        # A profile that is broken, or belongs to another mode, is ignored, as viewers do.
-        with contextlib.suppress(ImageCms.PyCMSError, OSError):
-            return _to_srgb(image, ImageCms.ImageCmsProfile(io.BytesIO(profile)))
-    return image.convert("RGB")
+        alpha = np.where(np.asarray(image) == image.info["transparency"], 0, 255).astype(np.uint8)
+    else:
+        alpha = np.asarray(image.convert("RGBA").getchannel("A"))
+    return None if (alpha == 255).all() else alpha
 
 
-def _to_srgb(image: Image.Image, profile: ImageCms.ImageCmsProfile) -> Image.Image:
-    if "sRGB" in ImageCms.getProfileDescription(profile):
-        return image.convert("RGB")
-    return ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+def _opaque(image: Image.Image, kind: str | None, white_is_zero: bool) -> Image.Image:
+    """The colours alone, 8 bits a channel, in the image's own colour space."""
+    mode = image.mode
+    if mode.startswith("I;16") or (mode == "I" and kind in ("PNG", "PPM")):
+        values = np.asarray(image).astype(np.float64).clip(0, 65535)
+        return Image.fromarray(np.round((65535 - values if white_is_zero else values) / 257).astype(np.uint8))
+    if mode == "I":
+        raise UnusablePhoto("32-bit integers, whose white is unknown; save it with 8 or 16 bits a channel")
+    if mode == "F":
+        values = np.asarray(image)
+        if not np.isfinite(values).all() or values.min() < 0 or values.max() > 1:
+            raise UnusablePhoto(
+                f"floats from {values.min():g} to {values.max():g}, expected [0, 1]; save it with 8 or 16 bits"
+            )
+        return Image.fromarray(np.round(values * 255).astype(np.uint8))
+    if mode in ("LA", "La"):
+        return image.convert("LA").getchannel("L")
+    if mode in ("P", "PA"):
+        return image.convert("RGBA").convert("RGB")
+    if mode in ("RGBA", "RGBa", "RGBX"):
+        return image.convert("RGBA").convert("RGB")
+    return image.convert("L") if mode == "1" else image
 
 
 def centre_square(width: int, height: int) -> Square:

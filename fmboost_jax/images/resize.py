@@ -1,11 +1,12 @@
-"""Resizing of images and latents: interpolation as PyTorch does it, and exact area averaging."""
+"""Resizing: of images and latents as PyTorch does it, by exact area averaging, and of 8-bit images by Pillow."""
 
 from typing import SupportsInt
 
 import jax.numpy as jnp
 import numpy as np
 from jax.export import is_symbolic_dim
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, UInt8
+from PIL import Image
 
 from fmboost_jax.errors import InputError
 
@@ -25,6 +26,11 @@ def _coverage(before: int, after: int) -> Float[np.ndarray, "after before"]:
     edges, pixels = np.linspace(0, before, after + 1), np.arange(before)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (overlap.clip(0) * after / before).astype(np.float32)
+
+
+def resize_pixels(image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W *c"]:
+    """Resize an 8-bit image (or one channel of it) to (height, width), bicubically and antialiased, by Pillow."""
+    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
 
 
 MODES = ("nearest", "bilinear", "bicubic", "identity", "noise")
@@ -81,7 +87,7 @@ def upsample(
 
 
 def _nearest(before: Side, after: Side) -> Int[Array | np.ndarray, "after"]:
-    """Source index of each target position. In float32, as PyTorch reckons it: its rounding shows at some sizes."""
+    """Source index of each target position. In float32, as PyTorch computes it: its rounding shows at some sizes."""
     if is_symbolic_dim(before) or is_symbolic_dim(after):
         return jnp.arange(after) * before // after
     index = np.floor(np.arange(after, dtype=np.float32) * np.float32(before / after)).astype(np.int32)
@@ -106,7 +112,7 @@ _KERNELS = {"bilinear": (_linear, range(2)), "bicubic": (_cubic, range(-1, 3))}
 def _resize_matrix(before: Side, after: Side, mode: str) -> Float[Array | np.ndarray, "after before"]:
     """The weights of every source position in every target position along one axis.
 
-    A constant in float64 precision; or, where the sizes are symbols of a program for any size, reckoned in it.
+    A constant in float64 precision; or, where the sizes are symbols, computed in the program.
     """
     kernel, taps = _KERNELS[mode]
     xp = jnp if is_symbolic_dim(before) or is_symbolic_dim(after) else np

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from fmboost_jax.images.png import to_float
+from fmboost_jax.images.value_range import to_float
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 
 DETAIL = 4

@@ -15,8 +15,9 @@ from safetensors.numpy import save
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import new_folder, write_atomically
-from fmboost_jax.images.png import grid, to_uint8
+from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, AutoencoderTinyConfig, to_patches
@@ -132,7 +133,7 @@ def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.Gr
     def train_step(state: dict, pixels: UInt8[Array, "b h w 3"]):
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         old = (state["parameters"], state["ema"], state["optimizer"])
-        loss, gradient = jax.value_and_grad(loss_fn)(old[0], pixels / 127.5 - 1, key)
+        loss, gradient = jax.value_and_grad(loss_fn)(old[0], to_float(pixels), key)
         norm = global_norm(gradient)
         updates, moments = optimizer.update(gradient, state["optimizer"], old[0])
         updated = optax.apply_updates(old[0], updates)

@@ -9,8 +9,9 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from fmboost_jax.flow.boost import Source, boost_latents
-from fmboost_jax.images.png import grid, to_uint8
+from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
+from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import merge, split

@@ -26,7 +26,7 @@ def test_a_folder_s_pictures_are_sorted_and_the_rest_is_left_out(tmp_path):
     photos = FolderPhotos(tmp_path)
     assert photos.names == ["a/b/c.webp", "a/z.png", "b.JPG", "ö.jpeg"]
     with photos.open(1) as file:
-        assert load_photo(file).size == (8, 8)
+        assert load_photo(file).rgb.size == (8, 8)
 
 
 def test_names_that_are_no_utf8_can_be_printed(tmp_path):
@@ -88,7 +88,7 @@ def test_tfds_gives_the_files_as_they_are(prepared):
     assert "tensorflow" not in sys.modules
     photos = TFDSPhotos(f"sideways_photos:train:{prepared}")
     assert photos.names == [f"sideways_photos/1.0.0/train/{number:08d}" for number in range(5)]
-    loaded = [load_photo(photos.open(number)) for number in range(5)]
+    loaded = [load_photo(photos.open(number)).rgb for number in range(5)]
     assert {photo.size for photo in loaded} == {(10, 20)}
     assert {np.asarray(photo)[0, 0, 1] for photo in loaded} == {0, 50, 100, 150, 200}
     assert "tensorflow" not in sys.modules

@@ -10,8 +10,8 @@ from PIL import Image
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.colour import FIXES, fix_colour
+from fmboost_jax.images.photos import load_photo, with_alpha
 from fmboost_jax.images.png import read_settings, write_png
-from fmboost_jax.images.transparency import load_alpha, with_alpha
 from fmboost_jax.runtime.timing import CompileClock
 
 
@@ -36,14 +36,12 @@ def test_alpha_is_upright_and_none_where_all_is_opaque(tmp_path):
     pixels = np.full((4, 6, 4), 255, np.uint8)
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
-    with path.open("rb") as file:
-        assert load_alpha(file) is None
+    assert load_photo(path).alpha is None
     pixels[0, :, 3] = 7
     turned = Image.Exif()
     turned[0x0112] = 6  # to be turned by 90° clockwise
     Image.fromarray(pixels).save(path, exif=turned)
-    with path.open("rb") as file:
-        alpha = load_alpha(file)
+    alpha = load_photo(path).alpha
     assert alpha.shape == (6, 4)
     assert (alpha[:, -1] == 7).all()
     assert (alpha[:, :-1] == 255).all()

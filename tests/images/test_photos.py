@@ -48,7 +48,7 @@ def saved(image: Image.Image, kind="PNG", **options) -> bytes:
 
 
 def pixels(content: bytes) -> np.ndarray:
-    photo = load_photo(io.BytesIO(content))
+    photo = load_photo(io.BytesIO(content)).rgb
     assert photo.mode == "RGB"
     return np.asarray(photo)
 

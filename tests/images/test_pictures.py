@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from fmboost_jax.images.png import grid, to_float, to_uint8, write_png
+from fmboost_jax.images.grid import grid
+from fmboost_jax.images.png import write_png
+from fmboost_jax.images.value_range import to_float, to_uint8
 
 
 @given(st.integers(0, 255))

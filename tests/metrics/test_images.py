@@ -5,7 +5,7 @@ import pytest
 import skimage.data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from fmboost_jax.images.png import to_float
+from fmboost_jax.images.value_range import to_float
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 
 
