@@ -21,13 +21,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fmboost_jax.configuration import load_config
+from fmboost_jax.configuration import read_config
 from fmboost_jax.data.dataset import DatasetInfo, Recipe
 from fmboost_jax.data.pipeline import batches
 from fmboost_jax.data.records import ShardWriter, encode, record_bytes
 from fmboost_jax.errors import run
 from fmboost_jax.models.parameters import count, merge, split
-from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.models.unet import UNet
+from fmboost_jax.training.config import TrainingConfig
 
 # 512² → 1024² with SD's autoencoder, upsampled in pixels: both latents are 128×128×4.
 RECIPE = Recipe("kl", "", 4, 8, 0.18215, 0.0, 1024, 512, "psu", "float16", crops=0, crop_scale=1.0, seed=0)
@@ -101,7 +102,7 @@ def measure(info: DatasetInfo, batch_size: int, seed: int, num_threads: int, pre
 
 def time_unet(batch: int, repeats: int = 3) -> tuple[float, int]:
     """Seconds of the base UNet's forward pass at training size, median, compiled before; and its parameter count."""
-    config = UNetConfig(**load_config("configs/cfm1024.py").unet)
+    config = read_config("cfm1024.py", (), TrainingConfig).architecture
     if jax.default_backend() == "cpu":
         config = dataclasses.replace(config, dtype="float32")
     graph, parameters = split(UNet(config, rngs=nnx.Rngs(0)))

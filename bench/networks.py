@@ -103,14 +103,15 @@ def train_ours(work: Work):
     import jax
     import jax.numpy as jnp
 
-    from configs import cfm1024
+    from fmboost_jax.configuration import read_config
+    from fmboost_jax.training.config import TrainingConfig
     from fmboost_jax.training.optimizer import make_optimizer
     from fmboost_jax.training.step import make_train_step
 
-    config = cfm1024.get_config()
-    config.unet.update(work.config)
-    config.unet.dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
-    config.unet.attention_layout = "interleaved"
+    config = read_config("cfm1024.py", (), TrainingConfig)
+    dtype = "bfloat16" if jax.default_backend() == "gpu" else "float32"
+    architecture = {**work.config, "dtype": dtype, "attention_layout": "interleaved"}
+    config = dataclasses.replace(config, architecture=dataclasses.replace(config.architecture, **architecture))
     _, parameters = _load_ours(work)
     state = {
         "step": jnp.zeros((), jnp.int32),

@@ -10,16 +10,17 @@ docs/weights.md. It serves the demo and the tests. Whoever works on Stable Diffu
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from fmboost_jax.configuration import defaults
+from fmboost_jax.training.config import AutoencoderTrainingConfig
 
 
 def get_config() -> ConfigDict:
     """The autoencoder's config."""
-    config = ConfigDict()
+    config = defaults(AutoencoderTrainingConfig)
     config.seed = 0
 
-    config.data = ConfigDict()
-    config.data.dir = placeholder(str)  # photographs; all are held in memory, decoded
+    config.data.dir = None  # photographs; all are held in memory, decoded
     config.data.crop = 96  # side of the random crops, pixels
     config.data.crop_scale = 2.0  # largest side of a crop, in units of `crop`, before it is resized
     config.data.num_threads = 2
@@ -27,7 +28,6 @@ def get_config() -> ConfigDict:
 
     # See fmboost_jax.models.autoencoder_tiny.AutoencoderTinyConfig. TAESD's own levels (patch_size 1, four levels) cost
     # thirty times as much a step and, in the time that two cores had, came to 24 dB.
-    config.autoencoder = ConfigDict()
     config.autoencoder.patch_size = 8
     config.autoencoder.latent_channels = 16
     config.autoencoder.width = 96
@@ -35,7 +35,6 @@ def get_config() -> ConfigDict:
     config.autoencoder.decoder_blocks = (4,)
     config.autoencoder.dtype = "float32"
 
-    config.loss = ConfigDict()
     config.loss.scales = 4  # sizes 1, 1/2, 1/4, 1/8 at which pictures are compared
     config.loss.gradient = 0.25  # weight of their gradients beside L1
     config.loss.deviation = 0.5  # of the latents; what is far out is still within the decoder's bound of 3
@@ -44,7 +43,6 @@ def get_config() -> ConfigDict:
     config.loss.latent_noise = 0.02  # standard deviation of the noise that the decoder must bear
 
     # Muon moves the kernels, Adam the biases; both rates fall to 0 along a cosine.
-    config.optim = ConfigDict()
     config.optim.lr = 1e-3
     config.optim.momentum = 0.95
     config.optim.bias_lr = 2e-4
@@ -53,21 +51,17 @@ def get_config() -> ConfigDict:
     config.optim.warmup_steps = 100
     config.optim.clip_norm = 1.0
 
-    config.ema = ConfigDict()
     config.ema.decay = 0.995
     config.ema.copy_until = 200
 
-    config.train = ConfigDict()
     config.train.steps = 12000
     config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3
 
-    config.checkpoint = ConfigDict()
     config.checkpoint.every = 1000
     config.checkpoint.keep = 2
 
-    config.evaluate = ConfigDict()
     config.evaluate.every = 1000  # 0 for never but at the end
     config.evaluate.dir = ""  # held-out photographs; the training data's where empty
     config.evaluate.size = 256  # side of the centred squares that are measured, shrunk where the photograph is larger

@@ -11,16 +11,17 @@ four times what a 128² one holds.
 
 from ml_collections import ConfigDict
 
-from configs.cfm1024 import paper_config
+from fmboost_jax.configuration import load_config
+from fmboost_jax.registry import choose
 
 LOW_RES = {"": 1024, "x4": 512}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The config of a variant: "" (×2) or "x4"."""
-    if variant not in LOW_RES:
-        raise ValueError(f"configs/cfm2048.py knows the variants '' (×2) and 'x4', found {variant!r}")
-    config = paper_config(LOW_RES[variant], 2048)
+    config = load_config("cfm1024.py")
+    config.data.low_res = choose("variant", variant, LOW_RES)
+    config.data.high_res = 2048
     config.train.batch_size = 64
     config.unet.remat = True
     return config

@@ -10,9 +10,12 @@ With configs/cfm2048.py:x4 behind it: 128² → 512² → 2048² (arXiv 2312.073
 
 from ml_collections import ConfigDict
 
-from configs.cfm1024 import paper_config
+from fmboost_jax.configuration import load_config
 
 
 def get_config() -> ConfigDict:
     """The config of 128² → 512²."""
-    return paper_config(128, 512)
+    config = load_config("cfm1024.py")
+    config.data.low_res = 128
+    config.data.high_res = 512
+    return config

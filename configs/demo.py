@@ -7,30 +7,32 @@
 These made the packaged boosters `demo-x2` and `demo-x4` (`configs/demo.py:x4`) from the photographs of
 tools/fetch_photos.sh; docs/weights.md says what came out. `make demo` runs the same with fewer photographs and steps.
 
-Every other config starts from this file: all fields stand here, with what they mean.
+This file names every field and says what it means. The other configs name what they decide; all other fields have the
+defaults of `fmboost_jax.training.config.TrainingConfig`.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
+
+from fmboost_jax.configuration import defaults
+from fmboost_jax.registry import choose
+from fmboost_jax.training.config import TrainingConfig
 
 LOW_RES = {"": 128, "x4": 64}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The demo's config, of variant "" (×2) or "x4"."""
-    if variant not in LOW_RES:
-        raise ValueError(f"configs/demo.py knows the variants '' (×2) and 'x4', found {variant!r}")
-    config = ConfigDict()
+    low_res = choose("variant", variant, LOW_RES)
+    config = defaults(TrainingConfig)
     config.seed = 0
 
     # The frozen autoencoder: "identity" (pixels as latents), "kl" (Stable Diffusion's) or "tiny" (TAESD's family).
-    config.first_stage = ConfigDict()
     config.first_stage.kind = "tiny"
     config.first_stage.path = "demo-autoencoder"  # folder, packaged name or hub id of its weights
+    config.first_stage.dtype = "float32"  # what it computes in, or "bfloat16"
 
-    config.data = ConfigDict()
-    config.data.dir = placeholder(str)  # what precompute wrote
-    config.data.low_res = LOW_RES[variant]  # images' sizes in pixels, square
+    config.data.dir = None  # what precompute wrote
+    config.data.low_res = low_res  # images' sizes in pixels, square
     # What is boosted later is larger than a crop, and networks trained on 128² do worse there (docs/weights.md).
     config.data.high_res = 256
     config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
@@ -42,7 +44,6 @@ def get_config(variant: str = "") -> ConfigDict:
 
     # Where the flow starts: "low_res" (the upsampled latent with the noise of diffusion step `noise_step` of 1000) or
     # "noise".
-    config.source = ConfigDict()
     config.source.start = "low_res"
     # The paper has 400 (docs/method.md says what it is). Networks as small and briefly trained as these leave of it a
     # grain; 0, none, was best for them (docs/weights.md).
@@ -51,8 +52,9 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.path = "linear"  # or "gvp"
 
-    # See fmboost_jax.models.unet.UNetConfig. in_channels = state + context.
-    config.unet = ConfigDict()
+    # The velocity network: "unet", whose settings are the section `unet`. See fmboost_jax.models.unet.UNetConfig;
+    # in_channels = state + context.
+    config.network = "unet"
     config.unet.in_channels = 32
     config.unet.out_channels = 16
     config.unet.model_channels = 64
@@ -70,7 +72,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unet.dtype = "float32"  # "bfloat16" on TPUs and GPUs
     config.unet.remat = False
 
-    config.optim = ConfigDict()
     config.optim.lr = 5e-4
     config.optim.warmup_steps = 100
     config.optim.b1 = 0.9
@@ -79,23 +80,19 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim.clip_norm = 1.0  # 0 for none
     config.optim.accumulate = 1  # parts that a batch is computed in, one after the other
 
-    config.ema = ConfigDict()
     config.ema.decay = 0.999
     config.ema.copy_until = 100  # updates until which the average is a copy
 
-    config.train = ConfigDict()
     config.train.steps = 3000  # and as many more for x4, from the weights of ×2
     config.train.batch_size = 4  # over all devices
     config.train.log_every = 50
     config.train.nan_patience = 3  # steps within which a loss that is not finite ends the run
     config.train.init_from = ""  # checkpoint whose averaged weights to start from
 
-    config.checkpoint = ConfigDict()
     config.checkpoint.every = 500
     config.checkpoint.keep = 3  # the last ones
     config.checkpoint.keep_every = 0  # and every one whose step is a multiple of this; 0 for none
 
-    config.evaluate = ConfigDict()
     config.evaluate.every = 500  # 0 for never
     config.evaluate.dir = ""  # held-out latents; the training data's where empty
     config.evaluate.images = 16
@@ -103,17 +100,14 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluate.steps = 4
 
     # Devices along each axis; −1 takes those that are left.
-    config.mesh = ConfigDict()
     config.mesh.data = -1
     config.mesh.fsdp = 1
     config.mesh.spatial = 1
 
     # Seconds without a sign of life of one process after which all others end, to be started again (docs/pods.md).
-    config.processes = ConfigDict()
     config.processes.timeout = 60
 
     # A trace of what devices and host do from one step to another, such as 10,20; () for none.
-    config.profile = ConfigDict()
     config.profile.steps = ()
 
     # Where compiled programs are kept: "auto" (~/.cache/fmboost_jax, or the run's folder with many processes), a

@@ -11,7 +11,6 @@ itself: python -m fmboost_jax.convert from-reference --help
 
 import argparse
 import dataclasses
-import json
 import os
 import pathlib
 import sys
@@ -19,18 +18,19 @@ import sys
 import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
-from ml_collections import ConfigDict
 from safetensors.numpy import save
 
-from fmboost_jax.configuration import load_config
+from fmboost_jax.configuration import add_import_option, from_mapping, read_config, to_mapping
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import write_atomically
-from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict, unet_config
+from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict
 from fmboost_jax.interop.unet import ReferenceCheckpoint, read_unet_config
 from fmboost_jax.interop.weights import read_state_dict
 from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from fmboost_jax.registry import import_extensions
 from fmboost_jax.training.checkpoints import load_weights
+from fmboost_jax.training.config import TrainingConfig
 
 FROM_REFERENCE = """A training checkpoint of the PyTorch reference becomes RUN/checkpoints/STEP.
 
@@ -90,6 +90,7 @@ def main(argv: list[str] | None = None) -> None:
     added.add_argument("checkpoint", metavar="CHECKPOINT", help=".ckpt of the reference, or a bare state dict")
     added.add_argument("out", metavar="RUN", help="folder to be made")
     added.add_argument("--config", metavar="FILE[:VARIANT]", required=True, help="what the checkpoint does not tell")
+    add_import_option(added)
     added.add_argument("--weights", choices=("both", "ema", "online"), default="both", help="which to keep (both)")
     added.add_argument("--network", metavar="JSON", help="the network's arguments, where the checkpoint lacks them")
 
@@ -124,13 +125,14 @@ def from_reference(arguments: argparse.Namespace) -> str:
     """See FROM_REFERENCE."""
     if os.path.exists(arguments.out):
         raise InputError(f"output {arguments.out} exists already; name another or remove it")
-    config = load_config(arguments.config, arguments.overrides)
+    import_extensions(arguments.extensions)
+    config = read_config(arguments.config, arguments.overrides, TrainingConfig)
     network = read_unet_config(arguments.network) if arguments.network else None
     parameters, ema, step = _reference_networks(arguments.checkpoint, arguments.weights, network)
-    _replace_network(config, ema.config)
+    config = _with_network(config, ema.config)
     state = {"step": jnp.int32(step), "parameters": split(parameters)[1], "ema": split(ema)[1]}
     with ocp.CheckpointManager(os.path.join(os.path.abspath(arguments.out), "checkpoints")) as manager:
-        content = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(json.loads(config.to_json()))}
+        content = {"state": ocp.args.StandardSave(state), "config": ocp.args.JsonSave(to_mapping(config))}
         manager.save(step, args=ocp.args.Composite(**content))
     return f"{arguments.out}: step {step:,}, {count(state['parameters']):,} parameters ({arguments.weights})"
 
@@ -147,17 +149,16 @@ def _reference_networks(path: str, weights: str, network: UNetConfig | None) -> 
     return online or ema, ema or online, checkpoint.step
 
 
-def _replace_network(config: ConfigDict, unet: UNetConfig) -> None:
-    """The checkpoint's architecture; how to compute it (dtype, remat) stays as the config has it."""
-    for name, value in dataclasses.asdict(unet).items():
-        if name not in ("dtype", "remat"):
-            config.unet[name] = value
+def _with_network(config: TrainingConfig, unet: UNetConfig) -> TrainingConfig:
+    """The config with the checkpoint's architecture; how to compute it (dtype, remat) stays as the config has it."""
+    architecture = dataclasses.replace(unet, dtype=config.architecture.dtype, remat=config.architecture.remat)
+    return dataclasses.replace(config, network="unet", architecture=architecture)
 
 
 def to_reference(arguments: argparse.Namespace) -> str:
     """See TO_REFERENCE."""
     parameters, config, step = load_weights(arguments.checkpoint, step=arguments.step, ema=not arguments.online)
-    network = unet_config(config["unet"])
+    network = from_mapping(TrainingConfig, config, f"config of {arguments.checkpoint}").architecture
     if network.attention_layout != "interleaved":
         raise InputError(
             f'run {arguments.checkpoint}: its unet.attention_layout is "{network.attention_layout}"; the reference '

@@ -21,7 +21,6 @@ import sys
 import warnings
 
 import jax
-from ml_collections import ConfigDict
 from PIL import Image
 
 import fmboost_jax
@@ -47,18 +46,21 @@ from fmboost_jax.evaluation.subjects import (
 from fmboost_jax.files import read_json
 from fmboost_jax.parallel.mesh import make_mesh
 
-DEFAULT_CONFIG = pathlib.Path(__file__).parents[1] / "configs" / "protocols" / "folders.py"
+DEFAULT_CONFIG = "protocols/folders.py"
 NAMED_AT_MOST = 20
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     argv = sys.argv[1:] if argv is None else argv
-    if not any(word == "--config" or word.startswith("--config=") for word in argv):
-        argv = ["--config", str(DEFAULT_CONFIG), *argv]
-    arguments, config = parse_arguments(_parser(), argv)
+    arguments, protocol = parse_arguments(_parser(), argv, Protocol, default=DEFAULT_CONFIG, flag_overrides=_overrides)
+    if not 0 <= arguments.process_index < arguments.process_count:
+        raise InputError(
+            f"--process_index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
+            f"(--process_count {arguments.process_count})"
+        )
     try:
-        evaluate(arguments, _protocol(arguments, config))
+        evaluate(arguments, protocol)
     except OSError as error:
         raise InputError(
             f"cannot write {error.filename or arguments.out}: {error.strerror}; then run the same command again"
@@ -97,19 +99,14 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _protocol(arguments: argparse.Namespace, config: ConfigDict) -> Protocol:
-    """The protocol, with what the command line says instead; sizes that a booster implies are filled in."""
-    with config.unlocked():
-        if arguments.metrics:
-            config.metrics = tuple(filter(None, arguments.metrics.split(",")))
-        if arguments.features:
-            config.features = arguments.features
-    if not 0 <= arguments.process_index < arguments.process_count:
-        raise InputError(
-            f"--process_index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
-            f"(--process_count {arguments.process_count})"
-        )
-    return Protocol.of(config)
+def _overrides(arguments: argparse.Namespace) -> list[str]:
+    """The overrides of the protocol that flags stand for."""
+    words = []
+    if arguments.metrics:
+        words.append(f"--config.metrics={tuple(filter(None, arguments.metrics.split(',')))}")
+    if arguments.features:
+        words.append(f"--config.features={arguments.features}")
+    return words
 
 
 def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
@@ -131,7 +128,11 @@ def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
     checksum = images.checksum()
     reference_checksum = checksum if reference is images else reference.checksum() if reference else ""
     settings = {
-        "protocol": {name: value for name, value in dataclasses.asdict(protocol).items() if name != "num_threads"},
+        "protocol": {
+            **{name: value for name, value in dataclasses.asdict(protocol).items() if name != "num_threads"},
+            "lpips": protocol.lpips.path,
+            "clip": protocol.clip.path,
+        },
         "images": checksum,
         "reference": reference_checksum,
         "made_by": made_by,

@@ -17,7 +17,6 @@ import json
 import sys
 
 import jax
-from ml_collections import ConfigDict
 
 from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.errors import InputError, run
@@ -28,6 +27,7 @@ from fmboost_jax.planning.programs import MODES, Integration, lower
 from fmboost_jax.planning.report import Plan, describe, make_plan
 from fmboost_jax.planning.sweep import BATCHES, meshes, recommend, sweep
 from fmboost_jax.planning.topologies import Slice, tpu_slice
+from fmboost_jax.training.config import TrainingConfig
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--top", type=int, default=10, help="how many of the dearest operations to name (10)")
     parser.add_argument("--hlo", metavar="FILE", help="also write the compiled program's text")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     for name in ("batch_per_chip", "steps"):
         value = getattr(arguments, name)
         if value is not None and value < 1:
@@ -62,27 +62,28 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.sweep:
         _sweep(arguments, config, tpus)
         return
-    plan = _plan(arguments, config, tpus, dict(config.mesh), arguments.batch_per_chip)
+    plan = _plan(arguments, config, tpus, dataclasses.asdict(config.mesh), arguments.batch_per_chip)
     print(json.dumps(dataclasses.asdict(plan), indent=2) if arguments.json else describe(plan))
 
 
-def _plan(arguments, config: ConfigDict, tpus: Slice, sizes: dict[str, int], batch_per_chip: int | None) -> Plan:
+def _plan(arguments, config: TrainingConfig, tpus: Slice, sizes: dict[str, int], batch_per_chip: int | None) -> Plan:
     """The plan of one mesh and one batch."""
     mesh = make_mesh(sizes, tpus.devices)
     if batch_per_chip:
-        config.train.batch_size = batch_per_chip * len(tpus.devices)
+        train = dataclasses.replace(config.train, batch_size=batch_per_chip * len(tpus.devices))
+        config = dataclasses.replace(config, train=train)
     integration = Integration(arguments.method, arguments.steps)
     print(f"compiling {arguments.mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
     lowered = lower(config, arguments.mode, mesh, integration)
-    compiled = compile_for(lowered, tpus.name, mesh, kept_folder(config))
+    compiled = compile_for(lowered, tpus.name, mesh, kept_folder(config.compilation_cache))
     if arguments.hlo and compiled.text:
         with open(arguments.hlo, "w", encoding="utf-8") as file:
             file.write(compiled.text)
     return make_plan(arguments.config, config, arguments.mode, tpus, mesh, integration, compiled, arguments.top)
 
 
-def _sweep(arguments, config: ConfigDict, tpus: Slice) -> None:
-    first = dict(make_mesh(config.mesh, tpus.devices).shape)
+def _sweep(arguments, config: TrainingConfig, tpus: Slice) -> None:
+    first = dict(make_mesh(dataclasses.asdict(config.mesh), tpus.devices).shape)
     plans = []
     for plan in sweep(
         lambda sizes, batch: _plan(arguments, config, tpus, sizes, batch),

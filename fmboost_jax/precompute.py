@@ -14,6 +14,7 @@ the end.
 """
 
 import argparse
+import dataclasses
 import pathlib
 import sys
 import warnings
@@ -26,6 +27,7 @@ from fmboost_jax.data.pairs import precompute
 from fmboost_jax.data.sources import FolderPhotos, TFDSPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.training.config import TrainingConfig
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -41,7 +43,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--process_count", type=int, default=1, help="processes that share the work")
     parser.add_argument("--records_per_shard", type=int, default=1024, help="about so many pairs to a file (1024)")
     parser.add_argument("--batch_size", type=int, default=8, help="images encoded at once (8)")
-    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     if not 0 <= arguments.process_index < arguments.process_count:
         raise InputError(
             f"--process_index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
@@ -54,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.images and out.resolve().is_relative_to(pathlib.Path(arguments.images).resolve()):
         raise InputError(f"--out {out} lies in the photo folder {arguments.images}; choose one outside")
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large by far is skipped
-    first_stage = load_first_stage(**config.first_stage)
-    recipe = Recipe.of(config, first_stage)
+    first_stage = load_first_stage(**dataclasses.asdict(config.first_stage))
+    recipe = Recipe.of(config.data, first_stage, config.seed)
     source = FolderPhotos(arguments.images) if arguments.images else TFDSPhotos(arguments.tfds)
     try:
         precompute(

@@ -31,7 +31,8 @@ def choose(what: str, name: str, table: Mapping[str, T]) -> T:
     try:
         return table[name]
     except (KeyError, TypeError):
-        raise InputError(f"{what} {name!r} is unknown; expected one of {', '.join(table)}") from None
+        known = ", ".join(key or "''" for key in table)
+        raise InputError(f"{what} {name!r} is unknown; expected one of {known}") from None
 
 
 def build(what: str, text: str, table: Mapping[str, Callable[..., T]]) -> T:

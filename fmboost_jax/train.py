@@ -7,7 +7,7 @@ with; SIGTERM saves and stops, with exit code 143. On many hosts each runs this 
 """
 
 import argparse
-import json
+import dataclasses
 import math
 import os
 import sys
@@ -15,10 +15,9 @@ import time
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fmboost_jax.configuration import changes, parse_arguments
+from fmboost_jax.configuration import changes, from_mapping, parse_arguments, to_mapping
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
@@ -32,6 +31,7 @@ from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.runtime.profile import Profile
 from fmboost_jax.tables import size, table
 from fmboost_jax.training.checkpoints import Checkpoints, load_weights
+from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.evaluation import make_evaluate
 from fmboost_jax.training.logs import Logs
 from fmboost_jax.training.monitor import FiniteWatch, Window
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
     parser.add_argument("--allow_config_change", action="store_true", help="go on although the config has changed")
     distributed.add_arguments(parser)
-    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     keep_freed_memory()
     with distributed.processes(arguments, config.processes.timeout):
         finished = train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
@@ -58,7 +58,7 @@ def main(argv: list[str] | None = None) -> None:
         sys.exit(PREEMPTED)
 
 
-def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False) -> bool:
+def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = False) -> bool:
     """Train to `config.train.steps`, from the last checkpoint in `workdir` where there is one.
 
     Returns:
@@ -73,14 +73,14 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     profile = Profile(workdir, config.profile.steps)
 
     # ---------------------------------------------------------------------------------------------------- data
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(dataclasses.asdict(config.mesh))
     info = DatasetInfo.read(config.data.dir)
-    first_stage = load_first_stage(**config.first_stage)
-    info.check(config, first_stage)
+    first_stage = load_first_stage(**dataclasses.asdict(config.first_stage))
+    info.check(config.data, first_stage, config.architecture.out_channels)
     held_out = info
     if config.evaluate.dir:
         held_out = DatasetInfo.read(config.evaluate.dir)
-        held_out.check(config, first_stage)
+        held_out.check(config.data, first_stage, config.architecture.out_channels)
     shardings = {name: leaf.sharding for name, leaf in abstract_batch(config, info, mesh).items()}
     iterator = _device_iterator(config, info, shardings)
 
@@ -88,7 +88,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     abstract = abstract_state(config, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
     checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
-    saved_config = json.loads(config.to_json())
+    saved_config = to_mapping(config)
     start = distributed.agree(checkpoints.latest or 0)
     if start:
         _check_config(checkpoints.config(start), saved_config, f"{workdir} step {start}", allow_config_change)
@@ -163,7 +163,7 @@ def train(config: ConfigDict, workdir: str, *, allow_config_change: bool = False
     return last
 
 
-def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
+def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
     """Batches on the devices, each with the host's `record` and `position` of its examples beside it."""
     size, rows = config.train.batch_size, math.prod(shardings["low"].mesh.shape[axis] for axis in ("data", "fsdp"))
     if size % (rows * config.optim.accumulate):
@@ -196,7 +196,9 @@ def _device_iterator(config: ConfigDict, info: DatasetInfo, shardings):
 
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
     """Refuse to go on with another network, or with another config unless that is allowed."""
-    network = changes(saved["unet"], present["unet"], "unet.")
+    # An older version's config lacks fields that have been added since.
+    saved = to_mapping(from_mapping(TrainingConfig, saved, f"config of checkpoint {where}"))
+    network = changes(*({name: config[name] for name in ("network", config["network"])} for config in (saved, present)))
     if network:
         raise InputError(
             f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
@@ -210,20 +212,22 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
         )
 
 
-def _initial_weights(config: ConfigDict, placed) -> dict:
+def _initial_weights(config: TrainingConfig, placed) -> dict:
     """Parameters and average of another run's averaged weights."""
     parameters, saved, step = load_weights(config.train.init_from)
-    _check_config(saved, json.loads(config.to_json()), f"{config.train.init_from} step {step}", allow_change=True)
+    _check_config(saved, to_mapping(config), f"{config.train.init_from} step {step}", allow_change=True)
     return {name: place(parameters, placed[name]) for name in ("parameters", "ema")}
 
 
-def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start: int, program, compiled: str) -> str:
+def _describe(
+    config: TrainingConfig, workdir: str, info: DatasetInfo, mesh: Mesh, state, start: int, program, compiled: str
+) -> str:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     rows = {
         "workdir": f"{os.path.abspath(workdir)}, {f'going on from step {start}' if start else 'from the beginning'}",
         "data": f"{info.folder}: {info.records:,} pairs, latents {info.low_shape} → {info.high_shape}",
         "flow": f"{config.path} path from {config.source.start}, noise step {config.source.noise_step}",
-        "UNet": f"{count(state['parameters']):,} parameters, computes in {config.unet.dtype}",
+        "UNet": f"{count(state['parameters']):,} parameters, computes in {config.architecture.dtype}",
         "training": f"{config.train.steps:,} steps of {config.train.batch_size} in {config.optim.accumulate} part(s)",
         "devices": f"{len(mesh.devices.flat)} × {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),
@@ -231,8 +235,8 @@ def _describe(config, workdir: str, info: DatasetInfo, mesh: Mesh, state, start:
         f"{size(memory.temp_size_in_bytes)} temporaries, {size(cost.get('flops', 0), 'FLOP')} a step, each a device",
     }
     sections = {
-        f"config.{name}": ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, ConfigDict) else value
-        for name, value in config.items()
+        f"config.{name}": ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else value
+        for name, value in to_mapping(config).items()
     }
     return table(sections | rows)
 

@@ -8,7 +8,6 @@ names, with the latents' measured scale and shift.
 """
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -18,13 +17,12 @@ import time
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from ml_collections import ConfigDict
 from tqdm import tqdm
 
-from fmboost_jax.configuration import changes, parse_arguments
+from fmboost_jax.configuration import changes, from_mapping, parse_arguments, to_mapping
 from fmboost_jax.data.crops import centres, crop_batches, first_crops, read_photographs
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
 from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.training.autoencoder import (
@@ -36,6 +34,7 @@ from fmboost_jax.training.autoencoder import (
     write_autoencoder,
 )
 from fmboost_jax.training.checkpoints import Checkpoints
+from fmboost_jax.training.config import AutoencoderTrainingConfig
 from fmboost_jax.training.logs import Logs
 from fmboost_jax.training.monitor import FiniteWatch, Window
 
@@ -48,12 +47,12 @@ def main(argv: list[str] | None = None) -> None:
         "fmboost_jax.train_autoencoder", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
-    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv)
+    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, AutoencoderTrainingConfig)
     keep_freed_memory()
     train_autoencoder(config, arguments.workdir)
 
 
-def train_autoencoder(config: ConfigDict, workdir: str) -> None:
+def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
     """Train to `config.train.steps`, from the last checkpoint in `workdir` where there is one, and write the result.
 
     Raises:
@@ -65,17 +64,18 @@ def train_autoencoder(config: ConfigDict, workdir: str) -> None:
         raise InputError(f"{workdir}/autoencoder exists already: that run is finished; choose another --workdir")
 
     # ---------------------------------------------------------------------------------------------------- data
-    architecture = AutoencoderTinyConfig(**config.autoencoder)
+    architecture = config.autoencoder
     multiple = architecture.downsampling * max(ENLARGEMENTS)
     if config.data.crop % multiple:
         raise InputError(f"data.crop is {config.data.crop}: enlarged latents need a multiple of {multiple}")
     photographs = read_photographs(config.data.dir, config.data.crop)
     held_out = centres(config.evaluate.dir or config.data.dir, config.evaluate.size)[: config.evaluate.images]
-    iterator = iter(crop_batches(photographs, config))
+    stream = {"seed": config.seed, "batch_size": config.train.batch_size}
+    iterator = iter(crop_batches(photographs, config.data, **stream))
 
     # --------------------------------------------------------------------------------------------------- state
     graph = split(nnx.eval_shape(lambda: AutoencoderTiny(architecture, rngs=nnx.Rngs(0))))[0]
-    initial = initial_parameters(config, first_crops(photographs, config, PRINCIPAL_BATCHES))
+    initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
     optimizer = decaying_optimizer(config)
     state = {
         "step": jnp.zeros((), jnp.int32),
@@ -83,10 +83,11 @@ def train_autoencoder(config: ConfigDict, workdir: str) -> None:
         "ema": jax.tree.map(jnp.copy, initial),
         "optimizer": optimizer.init(initial),
     }
-    checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep), json.loads(config.to_json())
+    checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep), to_mapping(config)
     start = checkpoints.latest or 0
     if start:
-        differences = changes(checkpoints.config(start), saved_config)
+        saved = from_mapping(AutoencoderTrainingConfig, checkpoints.config(start), f"config of checkpoint {start}")
+        differences = changes(to_mapping(saved), saved_config)
         if differences:
             raise InputError(
                 f"the config has changed since checkpoint {workdir} step {start}: {', '.join(differences)}; set it "

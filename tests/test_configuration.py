@@ -1,13 +1,24 @@
 """Command lines with a config: overrides, variants, refusals; the configs that come with the project."""
 
 import argparse
+import dataclasses
+import json
 
 import pytest
 
-from fmboost_jax.configuration import changes, load_config, parse_arguments
+from fmboost_jax.configuration import (
+    SHIPPED,
+    changes,
+    from_mapping,
+    load_config,
+    parse_arguments,
+    read_config,
+    to_mapping,
+)
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.parameters import count, split
-from fmboost_jax.models.unet import UNetConfig, abstract_unet
+from fmboost_jax.models.unet import abstract_unet
+from fmboost_jax.training.config import TrainingConfig
 
 
 def test_overrides_keep_the_types_of_the_file():
@@ -22,7 +33,7 @@ def test_arguments_may_come_in_any_order():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")
     words = ["--config.seed=3", "--out", "there", "--config", "configs/demo.py"]
-    arguments, config = parse_arguments(parser, words)
+    arguments, config = parse_arguments(parser, words, TrainingConfig)
     assert arguments.out == "there"
     assert config.seed == 3
 
@@ -35,7 +46,8 @@ def test_arguments_may_come_in_any_order():
         ("configs/demo.py", ["--config.train.steps=1e3"], "1e3"),
         ("configs/demo.py", ["--nonsense"], "--nonsense"),
         ("configs/demo.py", ["nonsense"], "nonsense"),
-        ("configs/cfm1024.py:x3", [], "x3"),
+        ("configs/cfm1024.py:x3", [], "variant 'x3' is unknown; expected one of '', x4"),
+        ("configs/demo.py:", ["--config.unet.width=3"], "width"),
     ],
 )
 def test_refusals_are_one_line(config, overrides, expected):
@@ -43,6 +55,125 @@ def test_refusals_are_one_line(config, overrides, expected):
         load_config(config, overrides)
     assert expected in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["demo", "demo.py", "configs/demo.py", "{shipped}/demo.py"])
+def test_configs_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    config = read_config(name.format(shipped=SHIPPED), ["--config.seed=4"], TrainingConfig)
+    assert config.seed == 4
+    assert config.architecture.channel_mult == (1, 2)
+
+
+def test_a_file_of_ones_own_builds_on_others(tmp_path, monkeypatch):
+    """Names in a config file are relative to it, then those of the shipped ones; two files keep their own globals."""
+    own = """
+from fmboost_jax.configuration import load_config
+
+SEED = {seed}
+
+
+def get_config(variant=""):
+    config = load_config({base!r})
+    config.seed = SEED
+    config.optim.lr = 1  # a whole number where a float is wanted
+    return config
+"""
+    (tmp_path / "base.py").write_text(own.format(seed=1, base="cfm1024.py:x4"))
+    (tmp_path / "own.py").write_text(own.format(seed=2, base="base.py"))
+    # Of the same name as a shipped one, in the folder that the command is run in.
+    other = tmp_path / "elsewhere"
+    other.mkdir()
+    (other / "cfm1024.py").write_text("raise RuntimeError('not this one')")
+    monkeypatch.chdir(other)
+    config = read_config("../own.py", [], TrainingConfig)
+    assert (config.seed, config.data.low_res) == (2, 256)
+    assert config.optim.lr == 1.0
+    with pytest.raises(InputError, match=r"config cfm1024\.py: not this one"):
+        read_config("cfm1024.py", [], TrainingConfig)
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("optim.lr=0.0", "optim.lr is 0.0, expected more than 0"),
+        ("optim.lr=nan", "expected optim.lr as float, found nan"),
+        ("optim.warmup_steps=-1", "optim.warmup_steps is -1, expected 0 or more"),
+        ("optim.accumulate=0", "optim.accumulate is 0"),
+        ("optim.b2=1.0", "optim.b2 is 1.0"),
+        ("ema.decay=1.0", "ema.decay is 1.0, expected 0 or more and less than 1"),
+        ("unet.dropout=1.5", "unet.dropout is 1.5"),
+        ("unet.num_res_blocks=0", "unet.num_res_blocks is 0"),
+        ("checkpoint.keep=0", "checkpoint.keep is 0"),
+        ("train.log_every=0", "train.log_every is 0"),
+        ("evaluate.images=0", "evaluate.images is 0"),
+        ("evaluate.method=rk5", "evaluate.method is 'rk5', expected one of euler"),
+        ("source.mode=cubic", "source.mode is 'cubic', expected one of nearest"),
+        ("source.start=noize", "source.start is 'noize'"),
+        ("source.noise_step=1000", "source.noise_step is 1000"),
+        ("profile.steps=(3,)", r"profile.steps is \(3,\), expected the first and the last step"),
+        ("network=dit", "network 'dit' is unknown; expected one of unet"),
+        ("path=cubic", "linear, gvp"),
+    ],
+)
+def test_nonsense_is_refused_at_the_door(override, message):
+    with pytest.raises(InputError, match=message) as error:
+        read_config("demo.py", [f"--config.{override}"], TrainingConfig)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", ["demo.py", "cfm1024.py", "cfm2048.py:x4", "cfm512.py"])
+def test_what_is_saved_is_read(name):
+    config = read_config(name, [], TrainingConfig)
+    saved = json.loads(json.dumps(to_mapping(config)))
+    assert from_mapping(TrainingConfig, saved, "checkpoint") == config
+    assert saved["unet"]["channel_mult"] == list(config.architecture.channel_mult)
+
+
+def test_the_demo_names_every_field():
+    """It is the document: a field that it leaves to a default would be explained nowhere."""
+    text, missing = (SHIPPED / "demo.py").read_text(), []
+    for section, value in to_mapping(TrainingConfig()).items():
+        names = [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]
+        missing += [name for name in names if f"config.{name} = " not in text]
+    assert not missing
+
+
+@dataclasses.dataclass(frozen=True)
+class Wheel:
+    spokes: int
+    size: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class Cart:
+    wheels: tuple[Wheel, ...]
+    load: tuple[int, int] = (0, 0)
+    name: str | None = None
+
+
+def test_mappings_become_dataclasses():
+    cart = from_mapping(Cart, {"wheels": [{"spokes": 3, "size": 2}], "load": [1, 2]}, "here")
+    assert cart == Cart((Wheel(3, 2.0),), (1, 2))
+    assert type(cart.wheels[0].size) is float
+    assert from_mapping(Cart, to_mapping(cart), "here") == cart
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [
+        ([], r"expected an object with the fields wheels, load, name, found \[\]"),
+        ({}, "missing fields wheels"),
+        ({"wheels": [], "whels": 1}, "unknown fields whels"),
+        ({"wheels": [{}]}, r"missing fields wheels\[0\].spokes"),
+        ({"wheels": [{"spokes": True}]}, r"expected wheels\[0\].spokes as int, found True"),
+        ({"wheels": [], "load": [1]}, r"expected load as a list such as \(int, int\), found \[1\]"),
+        ({"wheels": [], "name": 3}, "expected name as str, found 3"),
+    ],
+)
+def test_mappings_that_do_not_fit_are_named(mapping, message):
+    with pytest.raises(InputError, match=f"^here: {message}; mend it$"):
+        from_mapping(Cart, mapping, "here", "mend it")
 
 
 def test_changes_name_every_field():
@@ -61,7 +192,7 @@ def test_changes_name_every_field():
     ],
 )
 def test_the_papers_configs(config, low_res, high_res):
-    loaded = load_config(f"configs/{config}")
+    loaded = read_config(config, (), TrainingConfig)
     assert (loaded.data.low_res, loaded.data.high_res) == (low_res, high_res)
     assert (loaded.source.start, loaded.source.noise_step) == ("low_res", 400)
-    assert count(split(abstract_unet(UNetConfig.of(loaded.unet)))[1]) == 305_806_340
+    assert count(split(abstract_unet(loaded.architecture))[1]) == 305_806_340

@@ -124,7 +124,7 @@ def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path):
 
 def test_starts_from_another_runs_weights(pairs, whole_run, tmp_path):
     words_ = train_words(pairs, tmp_path, "--config.train.steps=1", f"--config.train.init_from={whole_run[0]}")
-    command("train", *words_, "--config.optim.lr=0.0")
+    command("train", *words_, "--config.optim.lr=1e-30")
     (found, _, _), (expected, _, _) = load_weights(str(tmp_path)), load_weights(str(whole_run[0]))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
@@ -173,6 +173,7 @@ def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_
         ("--config.train.steps=1e3", "invalid literal for int()"),
         ("--config.data.dir=nowhere", "nowhere"),
         ("--config.data.high_res=64", "high_res"),
+        ("--config.optim.lr=0.0", "optim.lr is 0.0, expected more than 0"),
         ("--config.mesh.fsdp=3", "fsdp=3"),
         ("--config.unet.model_channels=48", "multiple of 32"),
         ("--config.path=cubic", "linear, gvp"),

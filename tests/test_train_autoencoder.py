@@ -12,11 +12,11 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from fmboost_jax import train_autoencoder as command
-from fmboost_jax.configuration import load_config
+from fmboost_jax.configuration import read_config
 from fmboost_jax.data import crops
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
 from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.training.autoencoder import (
@@ -28,13 +28,14 @@ from fmboost_jax.training.autoencoder import (
     principal_components,
     reconstruction_loss,
 )
+from fmboost_jax.training.config import AutoencoderTrainingConfig
 
 WEIGHTS = "autoencoder/diffusion_pytorch_model.safetensors"
 
 
 def tiny_config(photographs, *overrides):
-    return load_config(
-        "configs/autoencoder_demo.py",
+    return read_config(
+        "autoencoder_demo.py",
         (
             f"--config.data.dir={photographs}",
             "--config.data.crop=32",
@@ -53,6 +54,7 @@ def tiny_config(photographs, *overrides):
             "--config.evaluate.size=32",
             *overrides,
         ),
+        AutoencoderTrainingConfig,
     )
 
 
@@ -108,8 +110,10 @@ def test_enlargement_loss_is_what_commutes_badly(photographs):
 def trained(photographs, *overrides):
     """The config, its first batch, the network, the state after the config's steps on that batch, and the losses."""
     config = tiny_config(photographs, "--config.optim.bias_lr=2e-3", "--config.train.batch_size=4", *overrides)
-    images = crops.first_crops(crops.read_photographs(str(photographs), 32), config, 1)
-    graph = split(AutoencoderTiny(AutoencoderTinyConfig(**config.autoencoder), rngs=nnx.Rngs(0)))[0]
+    images = crops.first_crops(
+        crops.read_photographs(str(photographs), 32), config.data, seed=0, batch_size=4, batches=1
+    )
+    graph = split(AutoencoderTiny(config.autoencoder, rngs=nnx.Rngs(0)))[0]
     parameters, optimizer = initial_parameters(config, images), decaying_optimizer(config)
     state = {"step": jnp.zeros((), jnp.int32), "parameters": parameters, "ema": parameters}
     state["optimizer"] = optimizer.init(parameters)
@@ -151,8 +155,10 @@ def test_diffusers_reads_it(whole_run):
 def test_it_starts_as_the_best_linear_code(photographs):
     """Untrained, the round trip is the projection on the patches' principal components, by numpy."""
     config = tiny_config(photographs)
-    pictures = crops.first_crops(crops.read_photographs(str(photographs), 32), config, 20)
-    graph = split(AutoencoderTiny(AutoencoderTinyConfig(**config.autoencoder), rngs=nnx.Rngs(0)))[0]
+    pictures = crops.first_crops(
+        crops.read_photographs(str(photographs), 32), config.data, seed=0, batch_size=2, batches=20
+    )
+    graph = split(AutoencoderTiny(config.autoencoder, rngs=nnx.Rngs(0)))[0]
     autoencoder = merge(graph, initial_parameters(config, pictures))
     mean, _, directions = principal_components(pictures, 2, 4)
     # Of little contrast, so that the decoder's bound on latents bends nothing.

@@ -14,21 +14,20 @@ are near the paper's and not the same measurement.
 
 from ml_collections import ConfigDict
 
-from configs.protocols import folders
+from fmboost_jax.configuration import load_config
+from fmboost_jax.registry import choose
 
 VARIANTS = {"": (512, 25, 20), "x4": (256, 40, 40)}  # low-res side, base steps, steps
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The protocol of a variant: "" (×2) or "x4"."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/protocols/coco5k.py knows the variants '' (×2) and 'x4', found {variant!r}")
-    config = folders.get_config()
+    config = load_config("folders.py")
     config.name = f"coco5k{':' * bool(variant)}{variant}"
     config.count = 5000
     config.high_res = 1024
     config.enlarge = True
     config.source = "prompts"
-    config.low_res, config.base_steps, config.steps = VARIANTS[variant]
+    config.low_res, config.base_steps, config.steps = choose("variant", variant, VARIANTS)
     config.metrics = ("fid", "patch-fid", "clip")
     return config

@@ -9,10 +9,13 @@ Numbers are comparable with those of the same config alone: docs/evaluation.md s
 
 from ml_collections import ConfigDict
 
+from fmboost_jax.configuration import defaults
+from fmboost_jax.evaluation.protocol import Protocol
+
 
 def get_config() -> ConfigDict:
     """A protocol's config."""
-    config = ConfigDict()
+    config = defaults(Protocol)
     config.name = "folders"
     config.seed = 0  # of the choice of images, degradations, patches, the base model and the flow's noise
 
@@ -36,9 +39,7 @@ def get_config() -> ConfigDict:
     config.metrics = ("psnr", "ssim", "fid")  # also lpips, ssimulacra2, clip, patch-fid
     config.features = "inception"  # of fid and patch-fid; "efficientnet-lite0" gives a distance under its own name
     config.patches = ((512, 4),)  # of patch-fid: (side, random crops an image), one distance each
-    config.lpips = ConfigDict()
     config.lpips.path = ""  # folder of its weights; the hub's where empty
-    config.clip = ConfigDict()
     config.clip.path = "openai/clip-vit-large-patch14"  # folder or hub id
 
     config.batch_size = 4  # images at once

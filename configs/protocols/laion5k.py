@@ -11,20 +11,19 @@ compare methods on that set alone.
 
 from ml_collections import ConfigDict
 
-from configs.protocols import folders
+from fmboost_jax.configuration import load_config
+from fmboost_jax.registry import choose
 
 VARIANTS = {"": 512, "x4": 256}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The protocol of a variant: "" (×2) or "x4"."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/protocols/laion5k.py knows the variants '' (×2) and 'x4', found {variant!r}")
-    config = folders.get_config()
+    config = load_config("folders.py")
     config.name = f"laion5k{':' * bool(variant)}{variant}"
     config.count = 5000
     config.high_res = 1024
-    config.low_res = VARIANTS[variant]
+    config.low_res = choose("variant", variant, VARIANTS)
     config.steps = 40
     config.metrics = ("psnr", "ssim", "lpips", "fid", "patch-fid")
     return config

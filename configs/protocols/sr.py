@@ -14,20 +14,19 @@ What is random depends on the seed and the image's name alone. Each has its like
 
 from ml_collections import ConfigDict
 
-from configs.protocols import folders
+from fmboost_jax.configuration import load_config
+from fmboost_jax.registry import choose
 
 VARIANTS = {"": "none", "jpeg": "jpeg", "blur_noise": "blur_noise"}
 
 
 def get_config(variant: str = "") -> ConfigDict:
     """The protocol of a variant: "" (bicubic), "jpeg" or "blur_noise"."""
-    if variant not in VARIANTS:
-        raise ValueError(f"configs/protocols/sr.py knows the variants '', 'jpeg' and 'blur_noise', found {variant!r}")
-    config = folders.get_config()
+    config = load_config("folders.py")
     config.name = f"sr{':' * bool(variant)}{variant}"
     config.high_res = 1024
     config.low_res = 512
-    config.degradation = VARIANTS[variant]
+    config.degradation = choose("variant", variant, VARIANTS)
     config.steps = 40
     config.metrics = ("psnr", "ssim", "lpips", "ssimulacra2", "fid", "patch-fid")
     return config

@@ -10,17 +10,15 @@ stay where they are: the bundle says which ones, and a first stage of other chan
 
 import dataclasses
 import json
-import math
 import os
 import pathlib
-import typing
-from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save
 
+from fmboost_jax.configuration import from_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.boost import Source
@@ -95,21 +93,6 @@ class BundleConfig:
     latents: Latents
     step: int
 
-    @classmethod
-    def of_run(cls, config: dict, stage: FirstStage, step: int) -> "BundleConfig":
-        """From the config of a training run."""
-        data = config["data"]
-        return cls(
-            unet=UNetConfig.of(config["unet"]),
-            source=Source(**config["source"], upsampling=data["upsampling"]),
-            path=config["path"],
-            factor=data["high_res"] // data["low_res"],
-            low_res=data["low_res"],
-            high_res=data["high_res"],
-            latents=Latents.of(stage),
-            step=step,
-        )
-
 
 def is_bundle(folder: str | os.PathLike) -> bool:
     """Whether a folder holds a bundle."""
@@ -135,7 +118,7 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
     fields = read_json(folder / CONFIG)
     if fields.pop("format", None) != FORMAT:
         raise InputError(f'{folder / CONFIG}: expected "format": "{FORMAT}", as fmboost_jax.export writes it')
-    config = _built(BundleConfig, fields, str(folder / CONFIG))
+    config = from_mapping(BundleConfig, fields, str(folder / CONFIG), "export it again")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
@@ -153,33 +136,6 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
             f"{expected.get(name, 'none')}, found {found.get(name, 'none')}; fetch both from one place"
         )
     return {name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()}, config
-
-
-def _built(kind: type, fields: object, where: str):
-    """A dataclass, and those within it, from what JSON made of it; every field there and of its type."""
-    types = typing.get_type_hints(kind)
-    if not isinstance(fields, dict) or fields.keys() != types.keys():
-        found = ", ".join(sorted(fields)) if isinstance(fields, dict) else repr(fields)
-        raise InputError(f"{where}: expected {', '.join(sorted(types))}; found {found}; export it again")
-    values = {}
-    for name, value in fields.items():
-        expected = types[name]
-        if dataclasses.is_dataclass(expected):
-            values[name] = _built(expected, value, f"{where}, {name}")
-            continue
-        if not _is(value, expected):
-            wanted = "a list of whole numbers" if expected == tuple[int, ...] else expected.__name__
-            raise InputError(f"{where}: {name} must be {wanted}, found {value!r}; export it again")
-        values[name] = tuple(value) if isinstance(value, list) else value
-    return kind(**values)
-
-
-def _is(value: object, expected: Any) -> bool:
-    if expected == tuple[int, ...]:
-        return isinstance(value, list) and all(_is(item, int) for item in value)
-    if expected is float:
-        return type(value) in (int, float) and math.isfinite(value)
-    return type(value) is expected
 
 
 def _model_card(config: BundleConfig, parameters: int) -> str:

@@ -1,17 +1,31 @@
 """What boosting needs of a training run."""
 
-from fmboost_jax.boosting.bundle import BundleConfig
+from fmboost_jax.boosting.bundle import BundleConfig, Latents
+from fmboost_jax.configuration import from_mapping
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters
 from fmboost_jax.training.checkpoints import load_weights
+from fmboost_jax.training.config import TrainingConfig
 
 
 def read_run(
     folder: str, *, step: int | None = None, first_stage: str | None = None
 ) -> tuple[Parameters, BundleConfig, FirstStage]:
     """Averaged weights, config and first stage of a training run; arguments and errors as for `Booster.load`."""
-    parameters, config, step = load_weights(folder, step=step)
-    told = {"path": first_stage} if first_stage else {}
-    stage = load_first_stage(**{**config["first_stage"], **told})
-    return parameters, BundleConfig.of_run(config, stage, step), stage
+    parameters, saved, step = load_weights(folder, step=step)
+    config = from_mapping(TrainingConfig, saved, f"config of run {folder}")
+    autoencoder = config.first_stage
+    stage = load_first_stage(autoencoder.kind, first_stage or autoencoder.path, autoencoder.dtype)
+    data = config.data
+    bundle = BundleConfig(
+        unet=config.architecture,
+        source=config.coupling,
+        path=config.path,
+        factor=data.high_res // data.low_res,
+        low_res=data.low_res,
+        high_res=data.high_res,
+        latents=Latents.of(stage),
+        step=step,
+    )
+    return parameters, bundle, stage

@@ -1,16 +1,41 @@
 """Square crops of photographs, for latent pairs and for the training of autoencoders."""
 
+import dataclasses
+
 import grain
 import numpy as np
 from jaxtyping import Float, UInt8
-from ml_collections import ConfigDict
 from PIL import Image
 
+from fmboost_jax.configuration import require, require_at_least
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, random_square
 from fmboost_jax.images.value_range import to_float
+
+
+@dataclasses.dataclass(frozen=True)
+class CropsConfig:
+    """Section `data` of an autoencoder's config: random square crops of photographs.
+
+    Attributes:
+        dir: folder of photographs; all are held in memory, decoded.
+        crop: side of the crops in pixels.
+        crop_scale: largest side of a crop before it is resized, in units of `crop`.
+        num_threads: threads that crop.
+        prefetch: batches made ahead.
+    """
+
+    dir: str | None = None
+    crop: int = 96
+    crop_scale: float = 2.0
+    num_threads: int = 2
+    prefetch: int = 8
+
+    def __post_init__(self):
+        require_at_least("data.", self, crop=1, num_threads=0, prefetch=0)
+        require("data.", self, "crop_scale", "1 (native resolution) or more", self.crop_scale >= 1)
 
 
 def crops(photo: Image.Image, name: str, recipe: Recipe) -> UInt8[np.ndarray, "n high_res high_res 3"]:
@@ -78,12 +103,12 @@ def centres(folder: str, size: int) -> Float[np.ndarray, "n size size 3"]:
     return to_float(np.stack([np.asarray(square) for square in squares]))
 
 
-def crop_batches(photographs: list[Image.Image], config: ConfigDict) -> grain.IterDataset:
+def crop_batches(photographs: list[Image.Image], data: CropsConfig, *, seed: int, batch_size: int) -> grain.IterDataset:
     """An endless stream of batches: `image` (b, crop, crop, 3) uint8 and `record` (b,), the photographs' numbers.
 
     Every epoch takes each photograph once, in an order of its own, at a random square, half of them mirrored.
     """
-    size, scale = config.data.crop, config.data.crop_scale
+    size, scale = data.crop, data.crop_scale
 
     def crop(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
         photograph = photographs[number]
@@ -91,15 +116,17 @@ def crop_batches(photographs: list[Image.Image], config: ConfigDict) -> grain.It
         pixels = np.asarray(photograph.resize((size, size), Image.Resampling.LANCZOS, square.box))
         return {"image": pixels[:, ::-1] if rng.integers(2) else pixels, "record": np.uint32(number)}
 
-    stream = grain.MapDataset.range(len(photographs)).seed(config.seed).shuffle().repeat().random_map(crop)
-    return stream.batch(config.train.batch_size).to_iter_dataset(
-        grain.ReadOptions(num_threads=config.data.num_threads, prefetch_buffer_size=config.data.prefetch)
+    stream = grain.MapDataset.range(len(photographs)).seed(seed).shuffle().repeat().random_map(crop)
+    return stream.batch(batch_size).to_iter_dataset(
+        grain.ReadOptions(num_threads=data.num_threads, prefetch_buffer_size=data.prefetch)
     )
 
 
-def first_crops(photographs: list[Image.Image], config: ConfigDict, batches: int) -> UInt8[np.ndarray, "n h w 3"]:
+def first_crops(
+    photographs: list[Image.Image], data: CropsConfig, *, seed: int, batch_size: int, batches: int
+) -> UInt8[np.ndarray, "n h w 3"]:
     """The crops of the stream's first batches."""
-    iterator = iter(crop_batches(photographs, config))
+    iterator = iter(crop_batches(photographs, data, seed=seed, batch_size=batch_size))
     images = np.concatenate([next(iterator)["image"] for _ in range(batches)])
     iterator.close()
     return images

@@ -15,10 +15,10 @@ import re
 
 import ml_dtypes
 import numpy as np
-from ml_collections import ConfigDict
 
+from fmboost_jax.configuration import from_mapping, require_at_least
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import from_json, read_json
+from fmboost_jax.files import read_json
 from fmboost_jax.models.first_stage import FirstStage
 
 FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing
@@ -26,6 +26,31 @@ UPSAMPLINGS = ("psu", "lsu")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
 REDO = "run the dataset's precompute command again, it redoes damaged shards"
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Section `data` of a config: where the latent pairs are, how they are made and read.
+
+    Attributes:
+        dir: folder that precompute wrote.
+        low_res, high_res, upsampling, crops, crop_scale, dtype: see `Recipe`, which checks them.
+        num_threads: threads that read; 0 reads in the calling thread.
+        prefetch: batches read ahead.
+    """
+
+    dir: str | None = None
+    low_res: int = 512
+    high_res: int = 1024
+    upsampling: str = "psu"
+    crops: int = 0
+    crop_scale: float = 1.0
+    dtype: str = "float16"
+    num_threads: int = 4
+    prefetch: int = 8
+
+    def __post_init__(self):
+        require_at_least("data.", self, num_threads=0, prefetch=0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,13 +89,17 @@ class Recipe:
     seed: int
 
     @classmethod
-    def of(cls, config: ConfigDict, first_stage: FirstStage) -> "Recipe":
-        """The recipe that a config and its first stage ask for.
+    def of(cls, data: DataConfig, first_stage: FirstStage, seed: int) -> "Recipe":
+        """Return the recipe of a config.
+
+        Args:
+            data: the config's section.
+            first_stage: makes the latents.
+            seed: of the random crops.
 
         Raises:
             InputError: a value that no dataset can have.
         """
-        data = config.data
         recipe = cls(
             first_stage=first_stage.kind,
             first_stage_path=first_stage.path,
@@ -83,8 +112,8 @@ class Recipe:
             upsampling=data.upsampling,
             dtype=data.dtype,
             crops=data.crops,
-            crop_scale=float(data.get("crop_scale", 1.0)),
-            seed=config.seed,
+            crop_scale=data.crop_scale,
+            seed=seed,
         )
         recipe.validate("config.data")
         return recipe
@@ -196,37 +225,38 @@ class DatasetInfo(Recipe):
         shards = fields.get("shards")
         if not isinstance(shards, list) or not shards:
             raise InputError(f"{path}: expected a list of shards, found {shards!r}; precompute again")
-        fields["shards"] = tuple(from_json(Shard, shard, path) for shard in shards)
-        info = from_json(cls, fields | {"folder": folder}, path)
+        records = fields.get("records")
+        own = {field.name for field in dataclasses.fields(cls)}
+        content = {name: value for name, value in fields.items() if name in own} | {"folder": folder}
+        info = from_mapping(cls, content, str(path), "precompute again")
         info.validate(str(path))
-        _check_shards(info, path, fields.get("records"))
+        _check_shards(info, path, records)
         return info
 
-    def check(self, config: ConfigDict, first_stage: FirstStage | None = None) -> None:
+    def check(self, data: DataConfig, first_stage: FirstStage, state_channels: int | None = None) -> None:
         """Refuse a config that this dataset cannot serve.
 
         Seed and crops are not compared: a config's seed may change after the pairs were made. Nor is the first stage's
         path, since weights may lie elsewhere on another machine.
 
         Args:
-            config: experiment with `first_stage.kind`, `data` and, where it has a network, `unet.out_channels`.
-            first_stage: where it is loaded already, its own numbers are compared too.
+            data: section of the config.
+            first_stage: the config's.
+            state_channels: of the config's network, where there is one.
 
         Raises:
             InputError: names every field that differs, with both values.
         """
         wanted = {
-            "first_stage": ("first_stage.kind", config.first_stage.kind),
-            **{name: (f"data.{name}", config.data[name]) for name in ("high_res", "low_res", "upsampling", "dtype")},
+            "first_stage.kind": ("first_stage", first_stage.kind),
+            **{f"data.{name}": (name, getattr(data, name)) for name in ("high_res", "low_res", "upsampling", "dtype")},
+            "the network's state channels": ("channels", self.channels if state_channels is None else state_channels),
         }
-        if "unet" in config:
-            wanted["channels"] = ("unet.out_channels", config.unet.out_channels)
-        if first_stage is not None:
-            for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):
-                wanted[name] = (f"the first stage's {name}", getattr(first_stage, name))
+        for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):
+            wanted[f"the first stage's {name}"] = (name, getattr(first_stage, name))
         differences = [
             f"{label} is {value!r} in the config and {getattr(self, name)!r} in the dataset"
-            for name, (label, value) in wanted.items()
+            for label, (name, value) in wanted.items()
             if value != getattr(self, name)
         ]
         if differences:

@@ -43,14 +43,14 @@ class Measures:
         if "ssim" in asked:
             self._paired["ssim"] = Spread(_ssim, None, mesh, protocol.batch_size)
         if "lpips" in asked:
-            lpips = LPIPS(protocol.lpips)
+            lpips = LPIPS(protocol.lpips.path)
             self._paired["lpips"] = Spread(
                 lambda parameters, *images: lpips.function(parameters, *map(_to_unit, images)),
                 lpips.parameters,
                 mesh,
                 protocol.batch_size,
             )
-        self._clip = CLIPScore(protocol.clip) if "clip" in asked else None
+        self._clip = CLIPScore(protocol.clip.path) if "clip" in asked else None
         self.network: FeatureNetwork | None = None
         self.feature_weights = ""
         if protocol.feature_sets:

@@ -2,8 +2,7 @@
 
 import dataclasses
 
-from ml_collections import ConfigDict
-
+from fmboost_jax.configuration import require_at_least
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import DEGRADATIONS, FILTERS
 from fmboost_jax.flow.solvers import METHODS
@@ -16,48 +15,46 @@ SOURCES = ("photographs", "prompts")
 
 
 @dataclasses.dataclass(frozen=True)
+class LPIPSConfig:
+    """Section `lpips`: folder of the network's weights; the hub's where empty."""
+
+    path: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class CLIPConfig:
+    """Section `clip`: folder or hub id of the network."""
+
+    path: str = "openai/clip-vit-large-patch14"
+
+
+@dataclasses.dataclass(frozen=True)
 class Protocol:
     """What `configs/protocols/folders.py` describes, field by field."""
 
-    name: str
-    seed: int
-    count: int
-    high_res: int
-    high_res_filter: str
-    enlarge: bool
-    source: str
-    low_res: int
-    low_res_filter: str
-    degradation: str
-    base_steps: int
-    guidance: float
-    steps: int
-    method: str
-    metrics: tuple[str, ...]
-    features: str
-    patches: tuple[tuple[int, int], ...]
-    lpips: str
-    clip: str
-    batch_size: int
-    num_threads: int
+    name: str = "folders"
+    seed: int = 0
+    count: int = 0
+    high_res: int = 0
+    high_res_filter: str = "lanczos"
+    enlarge: bool = False
+    source: str = "photographs"
+    low_res: int = 0
+    low_res_filter: str = "bicubic"
+    degradation: str = "none"
+    base_steps: int = 25
+    guidance: float = 7.5
+    steps: int = 4
+    method: str = "euler"
+    metrics: tuple[str, ...] = ("psnr", "ssim", "fid")
+    features: str = "inception"
+    patches: tuple[tuple[int, int], ...] = ((512, 4),)
+    lpips: LPIPSConfig = dataclasses.field(default_factory=LPIPSConfig)
+    clip: CLIPConfig = dataclasses.field(default_factory=CLIPConfig)
+    batch_size: int = 4
+    num_threads: int = 4
 
-    @classmethod
-    def of(cls, config: ConfigDict) -> "Protocol":
-        """The protocol of a config.
-
-        Raises:
-            InputError: a value that is none of the known ones, or out of range.
-        """
-        fields = {field.name for field in dataclasses.fields(cls)} - {"lpips", "clip"}
-        values = {name: config[name] for name in fields}
-        for patch in config.patches:
-            if not (isinstance(patch, tuple) and len(patch) == 2 and all(type(n) is int and n > 0 for n in patch)):
-                raise InputError(f"patches {config.patches}: expected ((side, crops an image), …), as in ((512, 4),)")
-        protocol = cls(**values, lpips=config.lpips.path, clip=config.clip.path)
-        protocol._check()
-        return protocol
-
-    def _check(self) -> None:
+    def __post_init__(self):
         for what, values, known in (
             ("metrics", self.metrics, METRICS),
             ("features", (self.features,), tuple(KINDS)),
@@ -77,11 +74,10 @@ class Protocol:
                 f"{', '.join(self.paired)} compare an image with its original, and a prompt's has none; "
                 f"with source 'prompts' there are clip, {', '.join(SETS)}"
             )
-        lowest = {"count": 0, "high_res": 0, "low_res": 0, "steps": 1, "batch_size": 1, "num_threads": 1}
-        for name, least in lowest.items():
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}, expected {least} or more")
-        for side, _ in self.patches:
+        require_at_least("", self, count=0, high_res=0, low_res=0, steps=1, batch_size=1, num_threads=1)
+        for side, crops in self.patches:
+            if min(side, crops) < 1:
+                raise InputError(f"patches {self.patches}: expected ((side, crops an image), …), as in ((512, 4),)")
             if "patch-fid" in self.metrics and 0 < self.high_res < side:
                 raise InputError(f"patches of {side} pixels do not fit into images of {self.high_res}")
 

@@ -12,6 +12,8 @@ import jax
 from flax import nnx
 from jaxtyping import Array, Float
 
+from fmboost_jax.errors import InputError
+
 
 class Autoencoder(Protocol):
     """What every first stage's network offers. Images are NHWC in [-1, 1]; latents are unscaled."""
@@ -35,6 +37,25 @@ class Identity(nnx.Module):
     def decode(self, latent: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """The latent itself."""
         return latent
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstStageConfig:
+    """Section `first_stage` of a config: arguments of `fmboost_jax.interop.load_first_stage`.
+
+    Attributes:
+        kind: "identity" (pixels as latents), "kl" (Stable Diffusion's family) or "tiny" (TAESD's family).
+        path: folder, packaged name or hub id of its weights; "" for identity.
+        dtype: "float32" or "bfloat16", what its convolutions and matrix products compute in.
+    """
+
+    kind: str = "kl"
+    path: str = ""
+    dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.dtype not in ("float32", "bfloat16"):
+            raise InputError(f'first_stage.dtype is {self.dtype!r}, expected "float32" or "bfloat16"')
 
 
 @dataclasses.dataclass(frozen=True)

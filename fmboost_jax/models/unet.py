@@ -14,8 +14,8 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
+from fmboost_jax.configuration import from_mapping, require, require_at_least
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.attention import SpatialAttention
 from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
@@ -63,20 +63,23 @@ class UNetConfig:
     remat: bool = False
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any] | ConfigDict) -> "UNetConfig":
-        """The config of a mapping such as a config file's `unet` section or what JSON made of it (lists for tuples).
+    def of(cls, fields: Mapping[str, Any]) -> "UNetConfig":
+        """Return the config of a mapping such as JSON has it (lists for tuples).
 
         Raises:
-            InputError: a field that there is not, or a value that no network can have.
+            InputError: an unknown field, or a value that no network can have.
         """
-        unknown = sorted(set(fields) - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise InputError(f"unet: unknown fields {', '.join(unknown)}")
-        return cls(**{name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()})
+        return from_mapping(cls, fields, "unet")
 
     def __post_init__(self):
         if self.model_channels % 32:
             raise InputError(f"unet.model_channels must be a multiple of 32 (group norm), found {self.model_channels}")
+        require_at_least("unet.", self, model_channels=32, out_channels=1, num_res_blocks=1, num_heads=1, dim_head=1)
+        require("unet.", self, "in_channels", f"{self.out_channels} or more", self.in_channels >= self.out_channels)
+        require(
+            "unet.", self, "channel_mult", "one or more whole numbers from 1", min(self.channel_mult, default=0) > 0
+        )
+        require("unet.", self, "dropout", "0 or more and less than 1", 0 <= self.dropout < 1)
         if self.attention_layout not in ("heads", "interleaved"):
             raise InputError(f'unet.attention_layout must be "heads" or "interleaved", found {self.attention_layout!r}')
         if self.dtype not in ("float32", "bfloat16"):

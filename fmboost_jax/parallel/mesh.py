@@ -1,5 +1,6 @@
 """The mesh of devices: axes `data`, `fsdp` and `spatial`, in this order; any of them may be 1."""
 
+import dataclasses
 import math
 
 import jax
@@ -9,6 +10,21 @@ from jax.sharding import AxisType, Mesh
 from fmboost_jax.errors import InputError
 
 AXES = ("data", "fsdp", "spatial")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Section `mesh` of a config: devices along each axis, −1 (at most once) for those that are left.
+
+    Attributes:
+        data: shares the batch.
+        fsdp: shares the batch, parameters and the optimizer's moments.
+        spatial: shares the height of feature maps.
+    """
+
+    data: int = -1
+    fsdp: int = 1
+    spatial: int = 1
 
 
 def make_mesh(sizes: dict[str, int], devices: list[jax.Device] | None = None) -> Mesh:

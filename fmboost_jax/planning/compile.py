@@ -12,7 +12,6 @@ import time
 
 import jax
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 _MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -79,9 +78,9 @@ def wanted_memory(message: str) -> int | None:
     return int(float(number) * _UNITS[unit])
 
 
-def kept_folder(config: ConfigDict) -> str | None:
-    """Where results are kept: beside the programs that `config.compilation_cache` keeps."""
-    where = config.compilation_cache
+def kept_folder(compilation_cache: str) -> str | None:
+    """Where results are kept: beside the programs of `compilation_cache` (a folder, "auto" or "")."""
+    where = compilation_cache
     if where == "auto":
         where = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fmboost_jax")
     return os.path.join(where, "plans") if where else None

@@ -6,19 +6,18 @@ import math
 import jax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.boost import Source
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters, merge, split
-from fmboost_jax.models.unet import UNetConfig, abstract_unet
+from fmboost_jax.models.unet import abstract_unet
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
+from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.program import lower_train_step
 
 MODES = ("train", "sample", "decode")
@@ -33,7 +32,7 @@ class Integration:
     steps: int = 4
 
 
-def lower(config: ConfigDict, mode: str, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
+def lower(config: TrainingConfig, mode: str, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
     """The program of a mode for `config.train.batch_size` images on the devices of a mesh; to be compiled.
 
     Raises:
@@ -56,14 +55,13 @@ def lower(config: ConfigDict, mode: str, mesh: Mesh, integration: Integration) -
         return _lower_decode(config, recipe, stage, mesh)
 
 
-def first_stage(config: ConfigDict) -> FirstStage:
+def first_stage(config: TrainingConfig) -> FirstStage:
     """The config's first stage; where it names no weights, Stable Diffusion's architecture of its kind, without any."""
     kind, path = config.first_stage.kind, config.first_stage.path
     if kind not in _STOCK or path:
-        return load_first_stage(**config.first_stage)
+        return load_first_stage(**dataclasses.asdict(config.first_stage))
     network, architecture = _STOCK[kind]
-    options = {name: value for name, value in config.first_stage.items() if name == "dtype"}
-    settings = architecture(latent_channels=config.unet.out_channels, **options)
+    settings = architecture(latent_channels=config.architecture.out_channels, dtype=config.first_stage.dtype)
     model = nnx.eval_shape(lambda: network(settings, rngs=nnx.Rngs(0)))
     return FirstStage(
         kind,
@@ -76,37 +74,37 @@ def first_stage(config: ConfigDict) -> FirstStage:
     )
 
 
-def recipe_of(config: ConfigDict, stage: FirstStage) -> Recipe:
+def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
     """How the run's latent pairs would be made.
 
     Raises:
         InputError: latents that the UNet does not take.
     """
-    if stage.channels != config.unet.out_channels:
+    if stage.channels != config.architecture.out_channels:
         raise InputError(
-            f"the first stage's latents have {stage.channels} channels, unet.out_channels is {config.unet.out_channels}"
+            f"the first stage's latents have {stage.channels} channels, the network's state has "
+            f"{config.architecture.out_channels}"
         )
-    return Recipe.of(config, stage)
+    return Recipe.of(config.data, stage, config.seed)
 
 
-def _lower_sample(config: ConfigDict, recipe: Recipe, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
+def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
     """The Booster's own program: noise from keys, coupling, integration. Every chip has the whole network."""
-    graph, parameters = split(abstract_unet(UNetConfig.of(config.unet)))
+    graph, parameters = split(abstract_unet(config.architecture))
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
-    source = Source(config.source.start, config.source.noise_step, config.data.upsampling, config.source.mode)
     return flow_from_keys.lower(
         graph,
         _everywhere(parameters, mesh),
         jax.ShapeDtypeStruct((batch, *recipe.low_shape), "float32", sharding=batch_sharding(mesh)),
         jax.ShapeDtypeStruct((batch,), keys.dtype, sharding=example_sharding(mesh)),
         size=recipe.high_shape[:2],
-        source=source,
+        source=config.coupling,
         method=integration.method,
         steps=integration.steps,
     )
 
 
-def _lower_decode(config: ConfigDict, recipe: Recipe, stage: FirstStage, mesh: Mesh) -> jax.stages.Lowered:
+def _lower_decode(config: TrainingConfig, recipe: Recipe, stage: FirstStage, mesh: Mesh) -> jax.stages.Lowered:
     graph, parameters = split(stage.model)
     shape = (config.train.batch_size, *recipe.high_shape)
 

@@ -3,10 +3,8 @@
 import dataclasses
 
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from fmboost_jax.flow.solvers import evaluations
-from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.planning import costs
 from fmboost_jax.planning.collectives import collectives, summary
 from fmboost_jax.planning.compile import Compiled
@@ -15,6 +13,7 @@ from fmboost_jax.planning.hlo import parse
 from fmboost_jax.planning.programs import Integration, first_stage, recipe_of
 from fmboost_jax.planning.topologies import Slice
 from fmboost_jax.tables import size, table
+from fmboost_jax.training.config import TrainingConfig
 
 STEPS = 1_000_000
 NAMED_CATEGORIES = 12
@@ -100,7 +99,7 @@ class Plan:
 
 def make_plan(
     name: str,
-    config: ConfigDict,
+    config: TrainingConfig,
     mode: str,
     tpus: Slice,
     mesh: Mesh,
@@ -138,7 +137,9 @@ def make_plan(
     )
 
 
-def _predict(config: ConfigDict, mode: str, tpus: Slice, integration: Integration, text: str, top: int) -> Prediction:
+def _predict(
+    config: TrainingConfig, mode: str, tpus: Slice, integration: Integration, text: str, top: int
+) -> Prediction:
     program = parse(text)
     found = costs.operations(program)
     talk = collectives(program, found, tpus)
@@ -163,7 +164,7 @@ def _predict(config: ConfigDict, mode: str, tpus: Slice, integration: Integratio
     )
 
 
-def model_flops(config: ConfigDict, mode: str, integration: Integration) -> int:
+def model_flops(config: TrainingConfig, mode: str, integration: Integration) -> int:
     """The model's own count for `config.train.batch_size` images: a backward pass is twice a forward one; what is
     recomputed does not count."""
     stage = first_stage(config)
@@ -172,7 +173,7 @@ def model_flops(config: ConfigDict, mode: str, integration: Integration) -> int:
     if mode == "decode":
         return batch * decoder_flops(stage, height, width)
     passes = 3 if mode == "train" else evaluations(integration.method, integration.steps)
-    return batch * passes * unet_flops(UNetConfig.of(config.unet), height, width)
+    return batch * passes * unet_flops(config.architecture, height, width)
 
 
 def _operation(operation: costs.Operation, tpus: Slice) -> dict:

@@ -10,7 +10,6 @@ import optax
 import optax.contrib
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
-from ml_collections import ConfigDict
 from safetensors.numpy import save
 
 from fmboost_jax.errors import InputError
@@ -20,8 +19,9 @@ from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
-from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, AutoencoderTinyConfig, to_patches
+from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, to_patches
 from fmboost_jax.models.parameters import Parameters, merge, split
+from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTrainingConfig
 from fmboost_jax.training.ema import update_ema
 from fmboost_jax.training.optimizer import global_norm, where_finite
 
@@ -29,7 +29,7 @@ LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
 
 
-def initial_parameters(config: ConfigDict, images: UInt8[np.ndarray, "n h w 3"]) -> Parameters:
+def initial_parameters(config: AutoencoderTrainingConfig, images: UInt8[np.ndarray, "n h w 3"]) -> Parameters:
     """Weights to start from: the code of patches by their principal components, exactly.
 
     The encoder's first convolution gives as many components as it has channels, each of unit variance and lifted above
@@ -45,7 +45,7 @@ def initial_parameters(config: ConfigDict, images: UInt8[np.ndarray, "n h w 3"])
     Raises:
         InputError: an architecture that has no room for that.
     """
-    architecture = AutoencoderTinyConfig(**config.autoencoder)
+    architecture = config.autoencoder
     channels, width, scale = architecture.latent_channels, architecture.width, config.loss.deviation
     if len(architecture.encoder_blocks) != 1 or not channels <= width <= architecture.patch_channels:
         raise InputError(
@@ -83,7 +83,7 @@ def principal_components(images: UInt8[np.ndarray, "n h w 3"], patch_size: int, 
     return patches.mean(axis=0), np.sqrt(values[::-1][:count]), vectors[:, ::-1][:, :count]
 
 
-def decaying_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+def decaying_optimizer(config: AutoencoderTrainingConfig) -> optax.GradientTransformation:
     """Muon for the kernels, Adam for the biases, their rates falling to 0 along a cosine over the whole run.
 
     Muon's steps turn all directions of a kernel alike, so that directions in which the gradient is small get learnt
@@ -113,7 +113,7 @@ def _matrices(parameters: dict) -> dict[str, optax.contrib.MuonDimensionNumbers 
     return {name: patch_to_channels if jnp.ndim(array) == 4 else None for name, array in parameters.items()}
 
 
-def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
+def make_train_step(config: AutoencoderTrainingConfig, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
     """The function (state, uint8 images) → (state, metrics), to be jitted with the state donated.
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
@@ -137,7 +137,8 @@ def make_train_step(config: ConfigDict, graph: nnx.GraphDef, optimizer: optax.Gr
         norm = global_norm(gradient)
         updates, moments = optimizer.update(gradient, state["optimizer"], old[0])
         updated = optax.apply_updates(old[0], updates)
-        average = update_ema(state["ema"], updated, state["step"] + 1, **config.ema)
+        ema = config.ema
+        average = update_ema(state["ema"], updated, state["step"] + 1, decay=ema.decay, copy_until=ema.copy_until)
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         parameters, average, moments = where_finite(finite, (updated, average, moments), old)
         state = {"step": state["step"] + 1, "parameters": parameters, "ema": average, "optimizer": moments}
@@ -150,7 +151,7 @@ def reconstruction_loss(
     decoded: Float[Array, "b h w 3"],
     image: Float[Array, "b h w 3"],
     latent: Float[Array, "b h2 w2 c"],
-    loss: ConfigDict,
+    loss: AutoencoderLossConfig,
 ) -> Float[Array, ""]:
     """L1 and L1 of the gradients at several sizes; the latents' distance from mean 0 and covariance `deviation`² · 1.
 
@@ -166,7 +167,7 @@ def reconstruction_loss(
 
 
 def enlargement_loss(
-    autoencoder: nnx.Module, image: Float[Array, "b h w 3"], factor: int, loss: ConfigDict
+    autoencoder: nnx.Module, image: Float[Array, "b h w 3"], factor: int, loss: AutoencoderLossConfig
 ) -> Float[Array, ""]:
     """How far a small picture's enlarged latent is from decoding to the enlarged small picture, both bilinear.
 
@@ -183,7 +184,7 @@ def enlarge(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b H W c"]:
     return upsample(x, (factor * x.shape[1], factor * x.shape[2]), "bilinear")
 
 
-def picture_loss(difference: Float[Array, "b h w 3"], loss: ConfigDict) -> Float[Array, ""]:
+def picture_loss(difference: Float[Array, "b h w 3"], loss: AutoencoderLossConfig) -> Float[Array, ""]:
     """L1 of a difference and of its gradients, at `loss.scales` sizes."""
     total = jnp.zeros(())
     for _ in range(loss.scales):

@@ -1,10 +1,31 @@
 """The exponential moving average of the parameters, with the reference's warm-up."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from fmboost_jax.configuration import require, require_at_least
+
 POWER = 3 / 4
+
+
+@dataclasses.dataclass(frozen=True)
+class EmaConfig:
+    """Section `ema`.
+
+    Attributes:
+        decay: share of the old average that stays at an update, after the warm-up.
+        copy_until: updates until which the average is a copy.
+    """
+
+    decay: float = 0.999
+    copy_until: int = 1000
+
+    def __post_init__(self):
+        require("ema.", self, "decay", "0 or more and less than 1", 0 <= self.decay < 1)
+        require_at_least("ema.", self, copy_until=0)
 
 
 def ema_decay(update: Int[Array, ""] | int, *, decay: float = 0.999, copy_until: int = 1000) -> Float[Array, ""]:

@@ -6,22 +6,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from ml_collections import ConfigDict
 
-from fmboost_jax.flow.boost import Source, boost_latents
+from fmboost_jax.flow.boost import boost_latents
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.models.unet import UNetConfig, abstract_unet
+from fmboost_jax.models.unet import abstract_unet
 from fmboost_jax.parallel.sharding import batch_sharding
+from fmboost_jax.training.config import TrainingConfig
 
 GRID_ROWS = 4
 
 
-def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
+def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     """The function (averaged parameters, pairs) → (scores, picture).
 
     Pairs are host arrays `low`, `high` of unscaled latents. Scores are means over them: `psnr`, `ssim` and
@@ -29,8 +29,7 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
     the same of the low-res ones under `low_res/`. The picture has rows low-res | boosted | original. The noise depends
     on `config.seed` alone, so evaluations compare.
     """
-    graph = split(abstract_unet(UNetConfig.of(config.unet)))[0]
-    source = Source(**config.source, upsampling=config.data.upsampling)
+    graph = split(abstract_unet(config.architecture))[0]
     replicated = NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=replicated)
@@ -41,7 +40,7 @@ def make_evaluate(config: ConfigDict, first_stage: FirstStage, mesh: Mesh):
             merge(graph, parameters).velocity,
             low,
             jax.random.normal(noise_key, high.shape),
-            source=source,
+            source=config.coupling,
             method=config.evaluate.method,
             steps=config.evaluate.steps,
             upsampling_noise=jax.random.normal(mode_key, high.shape),

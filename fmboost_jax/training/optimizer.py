@@ -6,19 +6,77 @@ compiler makes a kernel for each output, and copies what a later kernel reads af
 average from the new parameters. That is 14 readings and writings of the parameters' size instead of 29.
 """
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
-from ml_collections import ConfigDict
+
+from fmboost_jax.configuration import require, require_at_least
 
 
-def learning_rate(optim: ConfigDict) -> optax.Schedule:
+@dataclasses.dataclass(frozen=True)
+class OptimConfig:
+    """Section `optim` of the flow's training.
+
+    Attributes:
+        lr: learning rate after the warm-up.
+        warmup_steps: updates until then.
+        b1, b2, eps: Adam's.
+        clip_norm: largest norm of the gradient; 0 for no clipping.
+        accumulate: parts that a batch is computed in, one after the other.
+    """
+
+    lr: float = 3e-5
+    warmup_steps: int = 1000
+    b1: float = 0.9
+    b2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 0.0
+    accumulate: int = 1
+
+    def __post_init__(self):
+        require("optim.", self, "lr", "more than 0", self.lr > 0)
+        for name in ("b1", "b2"):
+            require("optim.", self, name, "0 or more and less than 1", 0 <= getattr(self, name) < 1)
+        require("optim.", self, "eps", "more than 0", self.eps > 0)
+        require_at_least("optim.", self, warmup_steps=0, clip_norm=0, accumulate=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class MuonConfig:
+    """Section `optim` of an autoencoder's training: Muon for the kernels, Adam for the biases.
+
+    Attributes:
+        lr, momentum: Muon's.
+        bias_lr, b1, b2: Adam's.
+        warmup_steps: updates until the rates are reached; then they fall to 0 along a cosine.
+        clip_norm: largest norm of the gradient.
+    """
+
+    lr: float = 1e-3
+    momentum: float = 0.95
+    bias_lr: float = 2e-4
+    b1: float = 0.9
+    b2: float = 0.99
+    warmup_steps: int = 100
+    clip_norm: float = 1.0
+
+    def __post_init__(self):
+        for name in ("lr", "bias_lr", "clip_norm"):
+            require("optim.", self, name, "more than 0", getattr(self, name) > 0)
+        for name in ("momentum", "b1", "b2"):
+            require("optim.", self, name, "0 or more and less than 1", 0 <= getattr(self, name) < 1)
+        require_at_least("optim.", self, warmup_steps=0)
+
+
+def learning_rate(optim: OptimConfig) -> optax.Schedule:
     """Rate at each update: from 0 linearly to `optim.lr` over `optim.warmup_steps` updates, then constant."""
     return optax.linear_schedule(0.0, optim.lr, optim.warmup_steps) if optim.warmup_steps else (lambda _: optim.lr)
 
 
-def make_optimizer(optim: ConfigDict) -> optax.GradientTransformationExtraArgs:
+def make_optimizer(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
     """Adam (Kingma and Ba 2014, arXiv 1412.6980); gradients clipped to the norm `optim.clip_norm`, 0 for none.
 
     State and numbers are `optax.adam`'s. `update` takes `finite` too, a boolean scalar: where it is false the state

@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
 from fmboost_jax.data.dataset import DTYPES, Recipe
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.step import init_state, make_train_step
 
 
-def abstract_state(config: ConfigDict, mesh: Mesh):
+def abstract_state(config: TrainingConfig, mesh: Mesh):
     """Shapes of the training state, each with its sharding."""
     shapes = jax.eval_shape(lambda: init_state(config))
     return jax.tree.map(
@@ -20,7 +20,7 @@ def abstract_state(config: ConfigDict, mesh: Mesh):
     )
 
 
-def abstract_batch(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
+def abstract_batch(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     """Shapes of one batch of latent pairs, each with its sharding."""
     dtype, pairs = DTYPES[recipe.dtype], batch_sharding(mesh)
     arrays = {
@@ -34,7 +34,7 @@ def abstract_batch(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> dict[str, 
     }
 
 
-def lower_train_step(config: ConfigDict, recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
+def lower_train_step(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
     """The train step of a config for the devices of a mesh, state donated; to be compiled."""
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)

@@ -5,22 +5,22 @@ import jax.numpy as jnp
 import optax
 from flax import nnx
 from jaxtyping import Array
-from ml_collections import ConfigDict
 
 from fmboost_jax.flow.coupling import couple, sample_noise
 from fmboost_jax.flow.loss import flow_matching_loss, sample_time
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from fmboost_jax.models.unet import UNet, abstract_unet
+from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.ema import update_ema
 from fmboost_jax.training.optimizer import global_norm, learning_rate, make_optimizer, settle, where_finite
 
 State = dict[str, object]
 
 
-def init_state(config: ConfigDict) -> State:
+def init_state(config: TrainingConfig) -> State:
     """A fresh state: `step` (int32), `parameters`, `ema`, `optimizer`, all from `config.seed`. Meant to be jitted."""
-    model = UNet(UNetConfig.of(config.unet), rngs=nnx.Rngs(jax.random.key(config.seed)))
+    model = UNet(config.architecture, rngs=nnx.Rngs(jax.random.key(config.seed)))
     parameters = split(model)[1]
     return {
         "step": jnp.zeros((), jnp.int32),
@@ -30,7 +30,7 @@ def init_state(config: ConfigDict) -> State:
     }
 
 
-def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: float):
+def make_train_step(config: TrainingConfig, *, scaling_factor: float, shift_factor: float):
     """The function (state, batch) → (state, metrics) of a config, to be jitted with the state donated.
 
     The batch holds `low`, `high` (b, h, w, c), unscaled latents, and `position` (b,), each example's place in the
@@ -40,12 +40,13 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
     graph, path, optimizer = (
-        split(abstract_unet(UNetConfig.of(config.unet)))[0],
+        split(abstract_unet(config.architecture))[0],
         make_path(config.path),
         make_optimizer(config.optim),
     )
     rate = learning_rate(config.optim)
-    mode = "identity" if config.data.upsampling == "psu" else config.source.mode
+    source, dropout = config.coupling, config.architecture.dropout
+    mode = "identity" if source.upsampling == "psu" else source.mode
 
     def scale(latent):
         return (latent.astype(jnp.float32) - shift_factor) * scaling_factor
@@ -58,15 +59,15 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
         x0, context = couple(
             scale(low),
             size=x1.shape[1:3],
-            start=config.source.start,
-            noise_step=config.source.noise_step,
+            start=source.start,
+            noise_step=source.noise_step,
             mode=mode,
             noise=sample_noise(noise_keys, x1.shape[1:]),
             upsampling_noise=sample_noise(mode_keys, x1.shape[1:]) if mode == "noise" else None,
         )
 
         def velocity(x, t):
-            return unet.velocity(x, t, context, dropout_key=dropout_keys[0] if config.unet.dropout else None)
+            return unet.velocity(x, t, context, dropout_key=dropout_keys[0] if dropout else None)
 
         return flow_matching_loss(velocity, path, x0, x1, sample_time(time_keys)).mean()
 
@@ -81,7 +82,8 @@ def make_train_step(config: ConfigDict, *, scaling_factor: float, shift_factor: 
         finite = jnp.isfinite(loss) & jnp.isfinite(norm)
         updates, moments = optimizer.update(gradient, state["optimizer"], parameters, finite=finite)
         parameters = settle(where_finite(finite, optax.apply_updates(parameters, updates), parameters))
-        average = update_ema(state["ema"], parameters, step + 1, **config.ema)
+        ema = config.ema
+        average = update_ema(state["ema"], parameters, step + 1, decay=ema.decay, copy_until=ema.copy_until)
         average = where_finite(finite, average, state["ema"])
         state = {"step": step + 1, "parameters": parameters, "ema": average, "optimizer": moments}
         return state, {"loss": loss, "gradient_norm": norm, "learning_rate": jnp.float32(rate(step))}

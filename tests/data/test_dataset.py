@@ -5,17 +5,17 @@ import json
 import shutil
 
 import pytest
-from ml_collections import ConfigDict
 
-from fmboost_jax.data.dataset import DatasetInfo, Recipe
+from fmboost_jax.data.dataset import DataConfig, DatasetInfo, Recipe
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import FirstStage, Identity
 
+IDENTITY = load_first_stage("identity")
 
-def make_config(**data) -> ConfigDict:
-    fields = {"high_res": 16, "low_res": 8, "upsampling": "psu", "dtype": "float16", "crops": 0} | data
-    return ConfigDict({"seed": 0, "first_stage": {"kind": "identity", "path": ""}, "data": fields})
+
+def make_config(**data) -> DataConfig:
+    return DataConfig(**({"high_res": 16, "low_res": 8} | data))
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ def unfinished(folder):
         (lambda folder: (folder / "dataset.json").write_text("[]"), "expected a JSON object, found list"),
         (change(format=1), "expected format 2, found 1"),
         (change(shards=[]), r"expected a list of shards, found \[\]"),
-        (change(shards=[3]), "expected name as str, found None"),
+        (change(shards=[3]), r"expected shards\[0\] with the fields name, records, bytes, sha256, found 3"),
         (change(channels="3"), "expected channels as int, found '3'"),
         (change(channels=True), "expected channels as int, found True"),
         (change(dtype="float64"), "dtype is 'float64', expected one of float16, bfloat16"),
@@ -94,8 +94,8 @@ def test_no_folder_names_the_field(nothing):
 
 
 def test_fitting_config_passes(dataset):
-    dataset.check(make_config(), load_first_stage("identity"))
-    dataset.check(ConfigDict(make_config().to_dict() | {"seed": 5, "unet": {"out_channels": 3}}))
+    dataset.check(make_config(), IDENTITY)
+    dataset.check(make_config(), IDENTITY, state_channels=3)
 
 
 @pytest.mark.parametrize(
@@ -109,15 +109,14 @@ def test_fitting_config_passes(dataset):
 )
 def test_contradiction_shows_both_values(field, value, message, dataset):
     with pytest.raises(InputError, match=message):
-        dataset.check(make_config(**{field: value}))
+        dataset.check(make_config(**{field: value}), IDENTITY)
 
 
 def test_all_contradictions_are_named(dataset):
-    config = ConfigDict(make_config(high_res=32).to_dict() | {"unet": {"out_channels": 4}})
-    config.first_stage.kind = "kl"
-    expected = "first_stage.kind is 'kl' .* 'identity' .*high_res is 32.*; unet.out_channels is 4 .* and 3 in"
+    kl = FirstStage("kl", "weights", Identity(), channels=3, downsampling=1)
+    expected = "first_stage.kind is 'kl' .* 'identity' .*high_res is 32.*; .*state channels is 4 .* and 3 in"
     with pytest.raises(InputError, match=expected):
-        dataset.check(config)
+        dataset.check(make_config(high_res=32), kl, state_channels=4)
 
 
 def test_first_stage_of_another_scale_is_refused(dataset):
@@ -129,8 +128,8 @@ def test_first_stage_of_another_scale_is_refused(dataset):
 
 def test_sizes_of_latents_follow_first_stage_and_upsampling():
     kl = FirstStage("kl", "weights", Identity(), channels=4, downsampling=8, scaling_factor=0.18215)
-    lsu = Recipe.of(make_config(high_res=64, low_res=32, upsampling="lsu"), kl)
-    psu = Recipe.of(make_config(high_res=64, low_res=20, upsampling="psu"), kl)
+    lsu = Recipe.of(make_config(high_res=64, low_res=32, upsampling="lsu"), kl, 0)
+    psu = Recipe.of(make_config(high_res=64, low_res=20, upsampling="psu"), kl, 0)
     assert (lsu.low_shape, lsu.high_shape) == ((4, 4, 4), (8, 8, 4))
     assert (psu.low_shape, psu.high_shape) == ((8, 8, 4), (8, 8, 4))
 
@@ -151,4 +150,4 @@ def test_sizes_of_latents_follow_first_stage_and_upsampling():
 def test_impossible_recipes_are_refused(fields, message):
     kl = FirstStage("kl", "weights", Identity(), channels=4, downsampling=8)
     with pytest.raises(InputError, match=message):
-        Recipe.of(make_config(**({"high_res": 64, "low_res": 32} | fields)), kl)
+        Recipe.of(make_config(**({"high_res": 64, "low_res": 32} | fields)), kl, 0)

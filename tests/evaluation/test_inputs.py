@@ -1,24 +1,21 @@
 """Protocols and collections: what is refused, what is drawn, what belongs together."""
 
 import json
-import pathlib
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from fmboost_jax.configuration import load_config
+from fmboost_jax.configuration import read_config
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.collection import Collection, check_pairs, read_captions
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.images.photos import UnusablePhoto
 
-PROTOCOLS = pathlib.Path(__file__).parents[2] / "configs" / "protocols"
-
 
 def protocol(name="folders.py", *overrides):
-    return Protocol.of(load_config(f"{PROTOCOLS}/{name}", overrides))
+    return read_config(f"protocols/{name}", overrides, Protocol)
 
 
 def folder(path, **pictures):
@@ -66,7 +63,8 @@ def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
         ("--config.low_res_filter=cubic", "low_res_filter 'cubic' is unknown; there are nearest"),
         ("--config.source=prompts", "psnr, ssim compare an image with its original"),
         ("--config.steps=0", "steps is 0"),
-        ("--config.patches=(512,4)", "expected \\(\\(side, crops an image\\)"),
+        ("--config.patches=(512,4)", r"expected patches\[0\] as a list such as \(int, int\), found 512"),
+        ("--config.patches=((0,4),)", "side, crops an image"),
         ("--config.high_res=-1", "high_res is -1"),
     ],
 )

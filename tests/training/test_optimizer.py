@@ -1,18 +1,21 @@
 """The optimiser: optax's Adam in numbers and state, guarded, in few passes over memory."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from fmboost_jax.configuration import load_config
+from fmboost_jax.configuration import read_config
+from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.ema import update_ema
 from fmboost_jax.training.optimizer import global_norm, learning_rate, make_optimizer, settle, where_finite
 
 
 def optim(*overrides):
-    return load_config("configs/demo.py", ("--config.data.dir=anywhere", *overrides)).optim
+    return read_config("demo.py", overrides, TrainingConfig).optim
 
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
@@ -54,7 +57,7 @@ def test_state_stays_where_the_gradient_is_not_finite():
 
 def test_an_update_reads_and_writes_as_little_as_it_can():
     """The norm reads 1; each moment reads 2 and writes 1, parameters 3 and 1, the average 2 and 1: in all 14."""
-    config = load_config("configs/demo.py", ("--config.data.dir=anywhere",))
+    config = read_config("demo.py", (), TrainingConfig)
     optimizer, size = make_optimizer(config.optim), 4 * 2**18
     parameters = {"kernel": jnp.ones((512, 512))}
     state = parameters, parameters, optimizer.init(parameters), jnp.zeros((), jnp.int32)
@@ -64,7 +67,7 @@ def test_an_update_reads_and_writes_as_little_as_it_can():
         finite = jnp.isfinite(global_norm(gradient))
         updates, moments = optimizer.update(gradient, moments, parameters, finite=finite)
         parameters = settle(where_finite(finite, optax.apply_updates(parameters, updates), parameters))
-        new = update_ema(average, parameters, step + 1, **config.ema)
+        new = update_ema(average, parameters, step + 1, **dataclasses.asdict(config.ema))
         return parameters, where_finite(finite, new, average), moments, step + 1
 
     compiled = jax.jit(update, donate_argnums=0).lower(state, parameters).compile()

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fmboost_jax.configuration import load_config
+from fmboost_jax.configuration import read_config
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.step import init_state, make_train_step
 from tests.commands import PIXELS
 
@@ -24,7 +25,7 @@ TINY = (
 
 
 def tiny_config(*overrides):
-    return load_config("configs/demo.py", (*TINY, *overrides))
+    return read_config("demo.py", (*TINY, *overrides), TrainingConfig)
 
 
 def batch_of(seed, size=8, side=16):

@@ -1,0 +1,249 @@
+"""What a training config holds: frozen dataclasses, checked when they are made; `configs/demo.py` explains each field.
+
+Defaults are the paper's (arXiv 2312.07360) where it gives a value; `configs/cfm1024.py` marks those that are ours.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from fmboost_jax.configuration import chosen_by, require, require_at_least
+from fmboost_jax.data.crops import CropsConfig
+from fmboost_jax.data.dataset import DataConfig
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.paths import make_path
+from fmboost_jax.flow.solvers import METHODS
+from fmboost_jax.images.resize import MODES
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
+from fmboost_jax.models.first_stage import FirstStageConfig
+from fmboost_jax.models.unet import UNetConfig
+from fmboost_jax.parallel.mesh import MeshConfig
+from fmboost_jax.registry import choose
+from fmboost_jax.training.ema import EmaConfig
+from fmboost_jax.training.optimizer import MuonConfig, OptimConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class SourceConfig:
+    """Section `source`: where the flow starts.
+
+    Attributes:
+        start: "low_res" (the upsampled latent, noise-augmented) or "noise".
+        noise_step: diffusion step of the noise augmentation.
+        mode: how latents are upsampled with `data.upsampling` "lsu".
+    """
+
+    start: str = "low_res"
+    noise_step: int = 400
+    mode: str = "bilinear"
+
+    def __post_init__(self):
+        if self.start not in ("low_res", "noise"):
+            raise InputError(f'source.start is {self.start!r}, expected "low_res" or "noise"')
+        require("source.", self, "noise_step", "0 to 999", 0 <= self.noise_step < 1000)
+        if self.mode not in MODES:
+            raise InputError(f"source.mode is {self.mode!r}, expected one of {', '.join(MODES)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class LoopConfig:
+    """Section `train`: length of the run.
+
+    Attributes:
+        steps: updates in all.
+        batch_size: examples an update, over all devices.
+        log_every: updates from one line of `metrics.jsonl` to the next.
+        nan_patience: updates after which a loss that stays not finite ends the run.
+    """
+
+    steps: int = 1_000_000
+    batch_size: int = 256
+    log_every: int = 100
+    nan_patience: int = 3
+
+    def __post_init__(self):
+        require_at_least("train.", self, steps=1, batch_size=1, log_every=1, nan_patience=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig(LoopConfig):
+    """Section `train` of the flow's training.
+
+    Attributes:
+        init_from: checkpoint whose averaged weights to start from; "" for fresh weights.
+    """
+
+    init_from: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointConfig:
+    """Section `checkpoint`.
+
+    Attributes:
+        every: updates from one checkpoint to the next.
+        keep: how many of the last ones stay.
+        keep_every: those whose step is a multiple of this stay as well; 0 for none.
+    """
+
+    every: int = 10_000
+    keep: int = 3
+    keep_every: int = 0
+
+    def __post_init__(self):
+        require_at_least("checkpoint.", self, every=1, keep=1, keep_every=0)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluateConfig:
+    """Section `evaluate`: held-out latents boosted with the averaged weights.
+
+    Attributes:
+        every: updates from one evaluation to the next; 0 for none.
+        dir: dataset of held-out latents; the training data's where empty.
+        images: pairs to boost.
+        method, steps: how the flow is integrated.
+    """
+
+    every: int = 5_000
+    dir: str = ""
+    images: int = 64
+    method: str = "rk4"
+    steps: int = 39
+
+    def __post_init__(self):
+        require_at_least("evaluate.", self, every=0, images=1, steps=1)
+        if self.method not in METHODS:
+            raise InputError(f"evaluate.method is {self.method!r}, expected one of {', '.join(METHODS)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class ProcessesConfig:
+    """Section `processes`.
+
+    Attributes:
+        timeout: seconds without a sign of life of one process after which all others end.
+    """
+
+    timeout: int = 60
+
+    def __post_init__(self):
+        require_at_least("processes.", self, timeout=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class ProfileConfig:
+    """Section `profile`.
+
+    Attributes:
+        steps: first and last update of a trace; empty for no trace.
+    """
+
+    steps: tuple[int, ...] = ()
+
+    def __post_init__(self):
+        steps = self.steps
+        holds = not steps or (len(steps) == 2 and 1 <= steps[0] <= steps[1])
+        require("profile.", self, "steps", "the first and the last step, such as 10,20", holds)
+
+
+def _networks() -> Mapping[str, type]:
+    return {"unet": UNetConfig}
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainingConfig:
+    """Config of `fmboost_jax.train`, and of the commands that need a part of it.
+
+    Attributes:
+        seed: of weights, batches, noise and times.
+        network: entry of the table of networks; the section of that name has its settings.
+        architecture: these settings; in config files the section is called `unet`, or as `network` says.
+        compilation_cache: folder of compiled programs, "auto" or "", see `fmboost_jax.runtime.compilation`.
+    """
+
+    seed: int = 0
+    first_stage: FirstStageConfig = dataclasses.field(default_factory=FirstStageConfig)
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
+    path: str = "linear"
+    network: str = "unet"
+    architecture: UNetConfig = dataclasses.field(default_factory=UNetConfig, metadata=chosen_by("network", _networks))
+    optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
+    train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: EvaluateConfig = dataclasses.field(default_factory=EvaluateConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+    processes: ProcessesConfig = dataclasses.field(default_factory=ProcessesConfig)
+    profile: ProfileConfig = dataclasses.field(default_factory=ProfileConfig)
+    compilation_cache: str = "auto"
+
+    def __post_init__(self):
+        choose("network", self.network, _networks())
+        make_path(self.path)
+
+    @property
+    def coupling(self) -> Source:
+        """How the flow starts, with the upsampling that the data has."""
+        return Source(self.source.start, self.source.noise_step, self.data.upsampling, self.source.mode)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderLossConfig:
+    """Section `loss` of an autoencoder's config, see `fmboost_jax.training.autoencoder.reconstruction_loss`.
+
+    Attributes:
+        scales: sizes 1, 1/2, 1/4, …, at which images are compared.
+        gradient: weight of their gradients beside L1.
+        deviation: of the latents.
+        moments: weight of the latents' distance from mean 0 and that deviation, and of their correlations.
+        enlarged: weight of how enlarged latents decode.
+        latent_noise: standard deviation of the noise that the decoder gets.
+    """
+
+    scales: int = 4
+    gradient: float = 0.25
+    deviation: float = 0.5
+    moments: float = 0.002
+    enlarged: float = 0.1
+    latent_noise: float = 0.02
+
+    def __post_init__(self):
+        require_at_least("loss.", self, scales=1, gradient=0, moments=0, enlarged=0, latent_noise=0)
+        require("loss.", self, "deviation", "more than 0", self.deviation > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderEvaluateConfig:
+    """Section `evaluate` of an autoencoder's config.
+
+    Attributes:
+        every: updates from one evaluation to the next; 0 for one at the end only.
+        dir: held-out photographs; the training data's where empty.
+        size: side of the centred squares that are measured.
+        images: how many.
+    """
+
+    every: int = 1000
+    dir: str = ""
+    size: int = 256
+    images: int = 24
+
+    def __post_init__(self):
+        require_at_least("evaluate.", self, every=0, size=1, images=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderTrainingConfig:
+    """Config of `fmboost_jax.train_autoencoder`; `configs/autoencoder_demo.py` explains each field."""
+
+    seed: int = 0
+    data: CropsConfig = dataclasses.field(default_factory=CropsConfig)
+    autoencoder: AutoencoderTinyConfig = dataclasses.field(default_factory=AutoencoderTinyConfig)
+    loss: AutoencoderLossConfig = dataclasses.field(default_factory=AutoencoderLossConfig)
+    optim: MuonConfig = dataclasses.field(default_factory=MuonConfig)
+    ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
+    train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+    evaluate: AutoencoderEvaluateConfig = dataclasses.field(default_factory=AutoencoderEvaluateConfig)
