@@ -5,6 +5,7 @@ A table is a dictionary from names to what they stand for. A text names an entry
 """
 
 import ast
+import dataclasses
 import importlib
 import importlib.util
 import pathlib
@@ -58,11 +59,18 @@ def build(what: str, text: str, table: Mapping[str, Callable[..., T]]) -> T:
     constructor = choose(what, call.func.id, table)
     try:
         settings = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
-        return constructor(**settings)
+        return constructor(**_as_floats(constructor, settings))
     except InputError:
         raise
     except (TypeError, ValueError) as error:
         raise InputError(f"{what} {text!r}: {one_line(error)}") from error
+
+
+def _as_floats(constructor: object, settings: dict[str, object]) -> dict[str, object]:
+    """Whole numbers become floats where a dataclass has a field of floats."""
+    fields = dataclasses.fields(constructor) if dataclasses.is_dataclass(constructor) else ()
+    floats = {field.name for field in fields if field.type in (float, "float")}
+    return {name: float(value) if name in floats and type(value) is int else value for name, value in settings.items()}
 
 
 def import_extensions(names: Iterable[str]) -> None:

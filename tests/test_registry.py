@@ -21,6 +21,7 @@ TABLE = {"shape": Shape}
 
 def test_a_text_names_an_entry_and_its_settings():
     assert build("shape", "shape", TABLE) == Shape()
+    assert type(build("shape", "shape(side=2)", TABLE).side) is float
     assert build("shape", ' shape(side=2.5, name="a") ', TABLE) == Shape(2.5, "a")
 
 

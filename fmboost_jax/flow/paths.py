@@ -11,11 +11,13 @@ the score from the velocity, and that the diffusion coefficient is free to choos
 
 import abc
 import dataclasses
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.registry import build
 
 DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
 
@@ -171,16 +173,16 @@ class GVPPath(Path):
         return -jnp.pi / 2 * jnp.sin(jnp.pi / 2 * t)
 
 
-def make_path(name: str) -> Path:
-    """The path of a config: "linear" or "gvp".
+PATHS: dict[str, Callable[..., Path]] = {"linear": LinearPath, "gvp": GVPPath}
+
+
+def make_path(text: str) -> Path:
+    """Return the path that a config names: an entry of `PATHS`, with its settings, such as "linear(sigma_min=0.001)".
 
     Raises:
-        InputError: any other name.
+        InputError: an unknown name or setting.
     """
-    paths = {"linear": LinearPath, "gvp": GVPPath}
-    if name not in paths:
-        raise InputError(f"path {name!r} is unknown; expected one of {', '.join(paths)}")
-    return paths[name]()
+    return build("path", text, PATHS)
 
 
 def _like(t: Float[Array, "b"], x: Float[Array, "b *d"]) -> Float[Array, "b *ones"]:

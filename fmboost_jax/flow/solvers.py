@@ -262,6 +262,45 @@ def integrate(
     return lax.fori_loop(0, steps, step, x)
 
 
+def integrate_mean_velocity(
+    mean_velocity_fn: Callable[[Array, Array, Array], Array],
+    x: Float[Array, "b *d"],
+    *,
+    steps: int,
+    grid: str = "uniform",
+    return_trajectory: bool = False,
+) -> Float[Array, "..."]:
+    """Carry x from t = 0 to t = 1 by a network that predicts the mean velocity over a whole step.
+
+    x_{n+1} = x_n + (t_{n+1} − t_n) · u(x_n, t_n, t_{n+1}), which is exact for an exact u, however few the steps
+    (shortcut models, MeanFlow). One evaluation a step.
+
+    Args:
+        mean_velocity_fn: (x, t, arrival) → mean velocity from t to `arrival`; both times have shape (b,).
+        x: state at t = 0.
+        steps: intervals of the time grid.
+        grid: entry of `GRIDS`, with its settings. Default: "uniform".
+        return_trajectory: return the states at all steps + 1 points. Default: False.
+
+    Raises:
+        InputError: an unknown grid, fewer than 1 step, or a velocity whose shape is not the state's.
+    """
+    times = _times(grid, steps)
+
+    def step(n, x):
+        arrival = jnp.full(x.shape[:1], times[n + 1], jnp.float32)
+        mean_velocity = velocity_at(lambda x, t: mean_velocity_fn(x, t, arrival), x, times[n])
+        return x + (times[n + 1] - times[n]) * mean_velocity
+
+    def record(n, trajectory):
+        return trajectory.at[n + 1].set(step(n, trajectory[n]))
+
+    x = x.astype(jnp.float32)
+    if return_trajectory:
+        return lax.fori_loop(0, steps, record, _start_trajectory(x, steps, 0.0))
+    return lax.fori_loop(0, steps, step, x)
+
+
 def velocity_at(velocity_fn: Velocity, x: Float[Array, "b *d"], t: Float[Array, ""]) -> Float[Array, "b *d"]:
     """The velocity of a batch at one time for all, float32.
 

@@ -1,0 +1,109 @@
+"""What a network is trained for: the loss, the distribution of its times, and what it needs of the network.
+
+An objective is a frozen dataclass whose fields are its settings; `config.objective` names one, such as
+`"flow(time='logit_normal')"`. A new one is a class in a file and a line in `OBJECTIVES`.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Protocol
+
+import jax
+from jaxtyping import Array, Float, Key
+
+from fmboost_jax.flow.loss import TIME_SAMPLERS, flow_matching_loss
+from fmboost_jax.flow.meanflow import MeanFlow
+from fmboost_jax.flow.paths import Path
+from fmboost_jax.flow.shortcut import Shortcut
+from fmboost_jax.registry import build
+
+# (x, t, second_time=None, examples=slice(None)) → velocity, float32. `examples` selects the examples of the batch that
+# x holds, so that the network gets their conditioning.
+Network = Callable[..., Array]
+
+
+class Objective(Protocol):
+    """What `fmboost_jax.training.step` and the samplers need of an objective."""
+
+    @property
+    def time_inputs(self) -> int:
+        """Times that the network reads: 1, or 2 with a second time."""
+        ...
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether the loss evaluates the averaged weights too."""
+        ...
+
+    def loss(
+        self,
+        velocity_fn: Network,
+        path: Path,
+        x0: Float[Array, "b *d"],
+        x1: Float[Array, "b *d"],
+        keys: Key[Array, "b"],
+        teacher_fn: Network | None = None,
+    ) -> Float[Array, "b"]:
+        """Loss of each example, float32; it draws times and noise from the example's key."""
+        ...
+
+    def second_time(self, t: Float[Array, "b"], arrival: Float[Array, "b"]) -> Float[Array, "b"] | None:
+        """The network's second time for a step from t to `arrival`; None for networks with one time."""
+        ...
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse a number of steps that the network was not trained for, with an InputError."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class FlowMatching:
+    """Regression of the path's velocity (Lipman et al. 2022, arXiv 2210.02747, equation 9).
+
+    Attributes:
+        time: entry of `fmboost_jax.flow.loss.TIME_SAMPLERS`, with its settings. Default: "uniform".
+    """
+
+    time: str = "uniform"
+
+    time_inputs = 1
+    needs_teacher = False
+
+    def __post_init__(self):
+        build("time distribution", self.time, TIME_SAMPLERS)
+
+    def loss(
+        self,
+        velocity_fn: Network,
+        path: Path,
+        x0: Float[Array, "b *d"],
+        x1: Float[Array, "b *d"],
+        keys: Key[Array, "b"],
+        teacher_fn: Network | None = None,
+    ) -> Float[Array, "b"]:
+        """Mean square error of each example, see `fmboost_jax.flow.loss.flow_matching_loss`.
+
+        Args:
+            velocity_fn: (x, t) → velocity.
+            path: joins x0 and x1.
+            x0: source.
+            x1: target.
+            keys: one typed key for each example.
+            teacher_fn: not used.
+        """
+        t = build("time distribution", self.time, TIME_SAMPLERS)(keys)
+        noise = None
+        if path.sigma_min:
+            noise_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+            noise = jax.vmap(lambda key: jax.random.normal(key, x1.shape[1:]))(noise_keys)
+        return flow_matching_loss(velocity_fn, path, x0, x1, t, noise)
+
+    def second_time(self, t: Float[Array, "b"], arrival: Float[Array, "b"]) -> None:
+        """None: the network reads t alone."""
+        return
+
+    def check_steps(self, steps: int) -> None:
+        """Accept every number of steps; the solver checks it."""
+
+
+OBJECTIVES: dict[str, Callable[..., Objective]] = {"flow": FlowMatching, "shortcut": Shortcut, "meanflow": MeanFlow}
