@@ -83,7 +83,7 @@ def measure_seams(arguments: argparse.Namespace) -> None:
     stage = load_first_stage(arguments.kind, arguments.path)
     photo = np.asarray(Image.open(arguments.photo).convert("RGB"), np.float32) / 127.5 - 1
     height, width = (side // stage.downsampling * stage.downsampling for side in photo.shape[:2])
-    latent = stage.scale(stage.encode(jnp.asarray(photo[None, :height, :width])))
+    latent = stage.encode(jnp.asarray(photo[None, :height, :width]))
     exact = np.asarray(stage.decode(latent))
     tile = arguments.tile
     print(f"{width}×{height} pixels, tiles of {tile} latent positions, against the exact decode:")

@@ -104,6 +104,7 @@ def train_ours(work: Work):
     import jax.numpy as jnp
 
     from fmboost_jax.configuration import read_config
+    from fmboost_jax.models.first_stage import LatentSpec
     from fmboost_jax.training.config import TrainingConfig
     from fmboost_jax.training.optimizer import make_optimizer
     from fmboost_jax.training.step import make_train_step
@@ -121,7 +122,7 @@ def train_ours(work: Work):
     }
     low, high = latents(work)
     batch = {"low": jnp.asarray(low), "high": jnp.asarray(high), "position": jnp.arange(work.batch)}
-    step = jax.jit(make_train_step(config, scaling_factor=1.0, shift_factor=0.0), donate_argnums=0)
+    step = jax.jit(make_train_step(config, LatentSpec("identity", "", 4, 1)), donate_argnums=0)
 
     def run():
         nonlocal state

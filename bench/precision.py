@@ -69,7 +69,7 @@ def _compare_tiny(folder: str, photo: str) -> None:
     pixels = np.asarray(Image.open(photo).convert("RGB"), np.float32) / 127.5 - 1
     height, width = (side // stages[0].downsampling * stages[0].downsampling for side in pixels.shape[:2])
     latent = stages[0].encode(jnp.asarray(pixels[None, :height, :width]))
-    _report(f"{folder}, one decode of {photo}", *(stage.decode(stage.scale(latent)) for stage in stages))
+    _report(f"{folder}, one decode of {photo}", *(stage.decode(latent) for stage in stages))
 
 
 def _report(name: str, exact: jax.Array, rough: jax.Array) -> None:

@@ -44,7 +44,9 @@ def main(argv: list[str] | None = None) -> None:
         help="of low-res latents that get a program of their own, beside the one for any size",
     )
     parser.add_argument("--steps", type=int, default=4, help="integration steps of the programs (default 4)")
-    parser.add_argument("--method", default="euler", choices=METHODS, help="their ODE method (default euler)")
+    parser.add_argument(
+        "--method", default="euler", help="their ODE method: " + ", ".join(METHODS) + " (default: euler)"
+    )
     arguments = parser.parse_args(argv)
     if is_bundle(arguments.checkpoint):
         raise InputError(f"--checkpoint {arguments.checkpoint} is a bundle already; give the training run")

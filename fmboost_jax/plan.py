@@ -20,10 +20,10 @@ import jax
 
 from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.flow.solvers import FIXED_GRID
+from fmboost_jax.flow.solvers import FIXED_GRID, Solver
 from fmboost_jax.parallel.mesh import AXES, make_mesh
 from fmboost_jax.planning.compile import compile_for, kept_folder
-from fmboost_jax.planning.programs import MODES, Integration, lower
+from fmboost_jax.planning.programs import MODES, lower
 from fmboost_jax.planning.report import Plan, describe, make_plan
 from fmboost_jax.planning.sweep import BATCHES, meshes, recommend, sweep
 from fmboost_jax.planning.topologies import Slice, tpu_slice
@@ -72,14 +72,14 @@ def _plan(arguments, config: TrainingConfig, tpus: Slice, sizes: dict[str, int],
     if batch_per_chip:
         train = dataclasses.replace(config.train, batch_size=batch_per_chip * len(tpus.devices))
         config = dataclasses.replace(config, train=train)
-    integration = Integration(arguments.method, arguments.steps)
+    solver = Solver(arguments.method, arguments.steps)
     print(f"compiling {arguments.mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
-    lowered = lower(config, arguments.mode, mesh, integration)
+    lowered = lower(config, arguments.mode, mesh, solver)
     compiled = compile_for(lowered, tpus.name, mesh, kept_folder(config.compilation_cache))
     if arguments.hlo and compiled.text:
         with open(arguments.hlo, "w", encoding="utf-8") as file:
             file.write(compiled.text)
-    return make_plan(arguments.config, config, arguments.mode, tpus, mesh, integration, compiled, arguments.top)
+    return make_plan(arguments.config, config, arguments.mode, tpus, mesh, solver, compiled, arguments.top)
 
 
 def _sweep(arguments, config: TrainingConfig, tpus: Slice) -> None:

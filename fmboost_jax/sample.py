@@ -52,8 +52,8 @@ def main(argv: list[str] | None = None) -> None:
         "steps": arguments.steps,
         "method": arguments.method,
         "seed": arguments.seed,
-        "noise_step": boosters[0].source.noise_step if arguments.noise_step is None else arguments.noise_step,
-        "start": boosters[0].source.start,
+        "noise_step": boosters[0].coupling.noise_step if arguments.noise_step is None else arguments.noise_step,
+        "start": boosters[0].coupling.start,
     }
     if arguments.benchmark:
         _benchmark(boosters[0], arguments)
@@ -101,7 +101,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
     add("--factor", type=int, help="by how much to enlarge; what the checkpoint was trained for by default")
     add("--steps", type=int, default=4, help="integration steps; more cost more (default 4)")
-    add("--method", default="euler", choices=METHODS, help="ODE method (default euler)")
+    add("--method", default="euler", help="ODE method: " + ", ".join(METHODS) + " (default: euler)")
     add("--seed", type=int, default=0, help="of the noise augmentation and the base model (default 0)")
     add(
         "--noise-step",

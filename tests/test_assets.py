@@ -41,7 +41,7 @@ def test_they_are_small_and_described(name):
 def test_the_autoencoder_keeps_a_photograph(photograph):
     stage = load_first_stage("tiny", "demo-autoencoder")
     image = jnp.asarray(to_float(photograph[None]))
-    latent = stage.scale(stage.encode(image))
+    latent = stage.encode(image)
     assert latent.shape == (1, 16, 16, stage.channels)
     assert 0.5 < float(np.std(latent)) < 1.6
     assert float(psnr(stage.decode(latent), image)[0]) > 23
@@ -54,8 +54,8 @@ def test_they_boost(photograph, factor):
     stage, truth = booster.first_stage, to_float(photograph[None])
     pictures, _ = compare(booster.upscale, factor, photograph)
     boosted, small = to_float(pictures["boosted"][None]), jnp.asarray(to_float(pictures["low-res"][None]))
-    in_latents = stage.decode(upsample(stage.scale(stage.encode(small)), 16, "bilinear"))
-    in_pixels = stage.decode(stage.scale(stage.encode(upsample(small, 128, "bilinear"))))
+    in_latents = stage.decode(upsample(stage.encode(small), 16, "bilinear"))
+    in_pixels = stage.decode(stage.encode(upsample(small, 128, "bilinear")))
     assert psnr(boosted, truth)[0] > psnr(to_float(to_uint8(np.asarray(in_latents))), truth)[0]
     assert gradient_energy(boosted)[0] > gradient_energy(np.asarray(in_pixels))[0]
 

@@ -11,14 +11,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.bundle import Latents
 from fmboost_jax.boosting.stablehlo import boost_and_decode
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import new_folder
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop import load_model
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.commands import command, environment, refused
@@ -90,9 +89,9 @@ def test_programs_run_without_this_package(bundle, latents, tmp_path):
 def test_a_program_for_any_size_attends_and_grows_through_pixels():
     """What networks on real latents have, and those of pixels lack: attention within the autoencoder, PSU."""
     config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4)
-    stage = FirstStage("kl", "", random_model(AutoencoderKL, config), 4, 2, scaling_factor=0.18215)
+    stage = FirstStage(LatentSpec("kl", "", 4, 2, scaling_factor=0.18215), random_model(AutoencoderKL, config))
     unet = random_model(UNet, UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16))
-    booster = Booster(unet, stage, Source(), 2)
+    booster = Booster(unet, stage, Coupling(), 2)
     latents = np.random.default_rng(0).standard_normal((2, 3, 5, 4), np.float32)
     program = boost_and_decode(booster, steps=1, method="euler")
     weights = booster.parameters, split(stage.model)[1]
@@ -132,10 +131,10 @@ def test_an_autoencoder_other_than_the_trained_one_is_refused(copy, field, value
 
 
 def test_scales_that_differ_by_rounding_are_the_same():
-    trained = Latents("kl", "a", 4, 8, 0.18215, 0.0)
-    trained.check(Latents("kl", "b", 4, 8, float(np.float32(0.18215)), 0.0), "b")
+    trained = LatentSpec("kl", "a", 4, 8, 0.18215, 0.0)
+    trained.check(LatentSpec("kl", "b", 4, 8, float(np.float32(0.18215)), 0.0), "b")
     with pytest.raises(InputError, match="scaling_factor"):
-        trained.check(Latents("kl", "b", 4, 8, 0.13025, 0.0), "b")
+        trained.check(LatentSpec("kl", "b", 4, 8, 0.13025, 0.0), "b")
 
 
 def test_nothing_is_left_of_an_export_that_failed(tmp_path):

@@ -297,7 +297,7 @@ def test_full_disk_is_one_line_and_leaves_no_half_shard(command, tmp_path):
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (1e6, "1000000.0")])
 def test_latents_that_the_type_cannot_hold_are_named(value, shown, config, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
-        "fmboost_jax.models.first_stage.FirstStage.encode", lambda self, image: image.at[0, 3, 4, 0].set(value)
+        "fmboost_jax.models.first_stage.FirstStage.encode_raw", lambda self, image: image.at[0, 3, 4, 0].set(value)
     )
     with pytest.raises(InputError, match=rf"photograph 0.png: its latent reaches {shown}, which float16 cannot hold"):
         precompute(config, photos, tmp_path / "out")

@@ -87,7 +87,7 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
         return to_uint8(np.concatenate(decoded))
 
     def encode(image):
-        return stage.scale(stage.encode(image))
+        return stage.encode(image)
 
     def latent_upsampled(image):
         return upsample(encode(image), size // stage.downsampling, "bilinear")

@@ -16,12 +16,12 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
-from fmboost_jax.boosting.bundle import Latents, is_bundle, read_bundle
+from fmboost_jax.boosting.bundle import is_bundle, read_bundle
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.boosting.run import read_run
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.boost import Source
-from fmboost_jax.flow.coupling import pixel_space_upsample
+from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
@@ -43,7 +43,7 @@ class Booster:
     Args:
         unet: the velocity network.
         first_stage: the autoencoder whose latents it was trained on.
-        source: how its flow starts.
+        coupling: how its flow starts.
         factor: by how much it was trained to enlarge.
         devices: those to work on, each with a copy of the weights; the first one of all unless told.
         spatial: so many devices share the height of one image, for images that one has no memory for; the batch is
@@ -57,7 +57,7 @@ class Booster:
         self,
         unet: UNet,
         first_stage: FirstStage,
-        source: Source,
+        coupling: Coupling,
         factor: int,
         *,
         devices: Sequence[jax.Device] | None = None,
@@ -68,8 +68,8 @@ class Booster:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.graph, parameters = split(unet)
         self.parameters = jax.device_put(parameters, everywhere)
-        self.first_stage = first_stage.on(everywhere)
-        self.unet_config, self.source, self.factor = unet.config, source, factor
+        self.first_stage = first_stage.to(everywhere)
+        self.unet_config, self.coupling, self.factor = unet.config, coupling, factor
 
     @classmethod
     def load(
@@ -102,7 +102,7 @@ class Booster:
                 raise InputError(f"bundle {directory} holds the weights of one step; step {step} was asked for")
             parameters, config = read_bundle(folder)
             stage = load_first_stage(config.latents.kind, first_stage or config.latents.path)
-            config.latents.check(Latents.of(stage), f"first stage {stage.path}")
+            config.latents.check(stage.spec, f"first stage {stage.path}")
         else:
             parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
         unet_config = dataclasses.replace(config.unet, dtype=dtype) if dtype else config.unet
@@ -144,12 +144,12 @@ class Booster:
                 finite, unknown method or upsampling, or one image that does not fit into the memory.
         """
         latents = self._checked(latents)
-        source = self._source(noise_step, upsampling)
+        coupling, solver = self._coupling(noise_step, upsampling), Solver(method, steps)
         size = latents.shape[1] * self.factor, latents.shape[2] * self.factor
 
         def act(low, keys):
-            low = self._grow(low, size) if source.upsampling == "psu" else low
-            return self._flow(low, keys, size, source, steps=steps, method=method)
+            low = self._grow(low, size) if coupling.upsampling == "psu" else low
+            return self._flow(low, keys, size, coupling, solver)
 
         inputs = latents, _keys(seed, len(latents))
         return self._shared(act, inputs, batch_size, f"latents of {size[0]}×{size[1]}")
@@ -178,7 +178,7 @@ class Booster:
         """
         stages = [self, *boosters]
         for number, stage in enumerate(stages[1:], 2):
-            Latents.of(self.first_stage).check(Latents.of(stage.first_stage), f"stage {number} of the cascade")
+            self.first_stage.spec.check(stage.first_stage.spec, f"stage {number} of the cascade")
         results = []
         for stage in stages:
             latents = stage.boost(latents, **options)
@@ -215,7 +215,7 @@ class Booster:
         """
         if factor is not None and factor != self.factor:
             raise InputError(f"this booster was trained to enlarge ×{self.factor}; a factor of {factor} was asked for")
-        source = self._source(noise_step, None)
+        coupling, solver = self._coupling(noise_step, None), Solver(method, steps)
         height, width = (side * self.factor for side in images.shape[1:3])
         multiple = self._image_multiple()
         images = _pad(images, multiple * self.mesh.shape["spatial"], multiple)
@@ -223,10 +223,10 @@ class Booster:
         latent_size = size[0] // self.first_stage.downsampling, size[1] // self.first_stage.downsampling
 
         def act(pixels, keys):
-            grown = upsample(pixels, size, "bilinear") if source.upsampling == "psu" else pixels
+            grown = upsample(pixels, size, "bilinear") if coupling.upsampling == "psu" else pixels
             grown = jax.device_put(grown, self._sharding(grown.shape))
-            low = self.first_stage.scale(self.first_stage.encode(grown))
-            return self._images(self._flow(low, keys, latent_size, source, steps=steps, method=method))
+            low = self.first_stage.encode(grown)
+            return self._images(self._flow(low, keys, latent_size, coupling, solver))
 
         inputs = to_float(images), _keys(seed, len(images))
         return self._shared(act, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")[:, :height, :width]
@@ -272,23 +272,17 @@ class Booster:
     def _images(self, latents: Array) -> UInt8[np.ndarray, "b H W 3"]:
         return to_uint8(np.asarray(self.first_stage.decode(latents)))
 
-    def _source(self, noise_step: int | None, upsampling: str | None) -> Source:
-        """The source that it was trained with, but for what is told."""
-        if upsampling not in (None, "psu", "lsu"):
-            raise InputError(f'upsampling must be "psu" or "lsu", found {upsampling!r}')
-        if noise_step is not None and not 0 <= noise_step < 1000:
-            raise InputError(
-                f"noise_step must be 0 to 999, found {noise_step}; this booster's is {self.source.noise_step}"
-            )
-        told = {"noise_step": noise_step, "upsampling": upsampling}
-        return dataclasses.replace(self.source, **{name: value for name, value in told.items() if value is not None})
+    def _coupling(self, noise_step: int | None, upsampling: str | None) -> Coupling:
+        """The coupling of the training with the given overrides."""
+        overrides = {"noise_step": noise_step, "upsampling": upsampling}
+        return dataclasses.replace(self.coupling, **{k: v for k, v in overrides.items() if v is not None})
 
     def _image_multiple(self) -> int:
         """What the sides of a small image must be multiples of for the autoencoder and the UNet to halve them."""
         stage = self.first_stage.downsampling
         enlarged = stage * self.unet_config.size_multiple
         needed = -(-enlarged // self.factor)
-        return needed if self.source.upsampling == "psu" else -(-needed // stage) * stage
+        return needed if self.coupling.upsampling == "psu" else -(-needed // stage) * stage
 
     def _checked(self, latents) -> Array:
         latents = jnp.asarray(latents, jnp.float32)
@@ -302,23 +296,20 @@ class Booster:
         if not bool(jnp.isfinite(latents).all()):
             raise InputError("the latents hold NaN or infinite values; nothing can be boosted from them")
         deviation = float(jnp.std(latents))
-        if stage.scaling_factor != 1 and not USUAL_DEVIATIONS[0] < deviation < USUAL_DEVIATIONS[1]:
+        if stage.spec.scaling_factor != 1 and not USUAL_DEVIATIONS[0] < deviation < USUAL_DEVIATIONS[1]:
             warnings.warn(
                 f"the latents' standard deviation is {deviation:.2f}, expected about 1: boost takes scaled latents, "
-                f"(latent − {stage.shift_factor}) · {stage.scaling_factor}, scaled once",
+                f"(latent − {stage.spec.shift_factor}) · {stage.spec.scaling_factor}, scaled once",
                 stacklevel=3,
             )
         return latents
 
     def _grow(self, latents: Array, size: tuple[int, int]) -> Array:
         """PSU of scaled latents: through pixels."""
-        stage = self.first_stage
-        return pixel_space_upsample(latents, size, lambda image: stage.scale(stage.encode(image)), stage.decode)
+        return pixel_space_upsample(latents, size, self.first_stage.encode, self.first_stage.decode)
 
-    def _flow(self, low: Array, keys: Array, size: tuple[int, int], source: Source, *, steps: int, method: str):
-        return flow_from_keys(
-            self.graph, self.parameters, low, keys, size=size, source=source, method=method, steps=steps
-        )
+    def _flow(self, low: Array, keys: Array, size: tuple[int, int], coupling: Coupling, solver: Solver):
+        return flow_from_keys(self.graph, self.parameters, low, keys, size=size, coupling=coupling, solver=solver)
 
 
 def _keys(seed: int | Sequence[int], count: int) -> Array:

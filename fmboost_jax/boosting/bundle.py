@@ -21,53 +21,14 @@ from safetensors.numpy import load_file, save
 from fmboost_jax.configuration import from_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
-from fmboost_jax.flow.boost import Source
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
+from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.parameters import Parameters, count, split
 from fmboost_jax.models.unet import UNetConfig, abstract_unet
 
 CONFIG = "config.json"
 WEIGHTS = "unet.safetensors"
 FORMAT = "fmboost_jax bundle 1"
-
-
-@dataclasses.dataclass(frozen=True)
-class Latents:
-    """Which autoencoder's latents a network was trained on, and their scale.
-
-    Attributes:
-        kind, path, channels, downsampling, scaling_factor, shift_factor: see `fmboost_jax.models.first_stage`.
-    """
-
-    kind: str
-    path: str
-    channels: int
-    downsampling: int
-    scaling_factor: float
-    shift_factor: float
-
-    @classmethod
-    def of(cls, stage: FirstStage) -> "Latents":
-        """Those of a first stage."""
-        return cls(**{field.name: getattr(stage, field.name) for field in dataclasses.fields(cls)})
-
-    def check(self, other: "Latents", name: str) -> None:
-        """Refuse latents that a network trained on these cannot take.
-
-        Args:
-            other: what was found.
-            name: where, for the message.
-
-        Raises:
-            InputError: another number of channels, downsampling, scale or shift.
-        """
-        for field in ("channels", "downsampling", "scaling_factor", "shift_factor"):
-            expected, found = getattr(self, field), getattr(other, field)
-            if abs(expected - found) > 1e-6 * abs(expected):
-                raise InputError(
-                    f"{name}: its autoencoder has {field} {found}, this booster was trained for {expected} "
-                    f"({self.kind} {self.path}); take the autoencoder or the booster that fits"
-                )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,12 +46,12 @@ class BundleConfig:
     """
 
     unet: UNetConfig
-    source: Source
+    source: Coupling
     path: str
     factor: int
     low_res: int
     high_res: int
-    latents: Latents
+    latents: LatentSpec
     step: int
 
 
@@ -140,6 +101,8 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
 
 def _model_card(config: BundleConfig, parameters: int) -> str:
     latents, source = config.latents, config.source
+    noise = f"noise step {source.noise_step} of {DIFFUSION_STEPS}"
+    flow = f"{config.path} path from {source.start}, {noise}, {source.upsampling}"
     sizes = f"{config.low_res}² → {config.high_res}²"
     return f"""---
 library_name: fmboost_jax
@@ -155,7 +118,7 @@ Enlarges latents of a diffusion model, or photographs, by flow matching (arXiv 2
 | parameters | {parameters:,} |
 | autoencoder | {latents.kind} {latents.path}: {latents.channels} channels, {latents.downsampling}× smaller |
 | latents' scale | scaled = (latent − {latents.shift_factor}) · {latents.scaling_factor} |
-| flow | {config.path} path from {source.start}, noise step {source.noise_step} of 1000, {source.upsampling} |
+| flow | {flow} |
 
 ```python
 from fmboost_jax import Booster

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.bundle import Latents
 from fmboost_jax.errors import InputError
+from fmboost_jax.models.first_stage import LatentSpec
 
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"
 
@@ -40,7 +40,7 @@ def load_pipeline(base: str):
     return pipe.to(device, dtype)
 
 
-def pipeline_latents(pipe: Any) -> Latents:
+def pipeline_latents(pipe: Any) -> LatentSpec:
     """Which latents a pipeline makes, by the config of its autoencoder.
 
     Raises:
@@ -52,7 +52,7 @@ def pipeline_latents(pipe: Any) -> Latents:
     config = vae.config
     if config.get("latents_mean") is not None:
         raise InputError(f"{type(pipe).__name__}: latents with a mean for each channel cannot be boosted; expected one")
-    return Latents(
+    return LatentSpec(
         kind=type(vae).__name__,
         path=str(config.get("_name_or_path") or ""),
         channels=config["latent_channels"],
@@ -146,4 +146,4 @@ def check_pipeline(pipe: Any, booster: Booster) -> None:
     Raises:
         InputError: another number of channels, downsampling, scale or shift.
     """
-    Latents.of(booster.first_stage).check(pipeline_latents(pipe), f"base model {type(pipe).__name__}")
+    booster.first_stage.spec.check(pipeline_latents(pipe), f"base model {type(pipe).__name__}")

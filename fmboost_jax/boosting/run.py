@@ -1,6 +1,6 @@
 """What boosting needs of a training run."""
 
-from fmboost_jax.boosting.bundle import BundleConfig, Latents
+from fmboost_jax.boosting.bundle import BundleConfig
 from fmboost_jax.configuration import from_mapping
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
@@ -25,7 +25,7 @@ def read_run(
         factor=data.high_res // data.low_res,
         low_res=data.low_res,
         high_res=data.high_res,
-        latents=Latents.of(stage),
+        latents=stage.spec,
         step=step,
     )
     return parameters, bundle, stage

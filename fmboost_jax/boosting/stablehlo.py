@@ -22,6 +22,7 @@ from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.models.parameters import merge, split
 
@@ -69,7 +70,7 @@ def boost_and_decode(
     """
     if size is not None:
         booster.check_size(*size)
-    stage, source = booster.first_stage, booster.source
+    stage, coupling, solver = booster.first_stage, booster.coupling, Solver(method, steps)
     graph, autoencoder = split(stage.model)
 
     def program(unet, autoencoder, latents, seeds):
@@ -77,13 +78,13 @@ def boost_and_decode(
         size = tuple(side * booster.factor for side in latents.shape[1:3])
 
         def decode(latent):
-            return model.decode(stage.unscale(latent))
+            return model.decode(stage.spec.unscale(latent))
 
         low = latents
-        if source.upsampling == "psu":
-            low = pixel_space_upsample(latents, size, lambda image: stage.scale(model.encode(image)[0]), decode)
+        if coupling.upsampling == "psu":
+            low = pixel_space_upsample(latents, size, lambda image: stage.spec.scale(model.encode(image)[0]), decode)
         keys = jax.vmap(jax.random.key)(seeds)
-        boosted = flow_from_keys(booster.graph, unet, low, keys, size=size, source=source, method=method, steps=steps)
+        boosted = flow_from_keys(booster.graph, unet, low, keys, size=size, coupling=coupling, solver=solver)
         image = decode(boosted)
         return to_uint8(image)
 

@@ -19,10 +19,10 @@ import numpy as np
 from fmboost_jax.configuration import from_mapping, require_at_least
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.flow.coupling import UPSAMPLINGS
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 
 FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing
-UPSAMPLINGS = ("psu", "lsu")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
 REDO = "run the dataset's precompute command again, it redoes damaged shards"
@@ -105,8 +105,8 @@ class Recipe:
             first_stage_path=first_stage.path,
             channels=first_stage.channels,
             downsampling=first_stage.downsampling,
-            scaling_factor=float(first_stage.scaling_factor),
-            shift_factor=float(first_stage.shift_factor),
+            scaling_factor=first_stage.spec.scaling_factor,
+            shift_factor=first_stage.spec.shift_factor,
             high_res=data.high_res,
             low_res=data.low_res,
             upsampling=data.upsampling,
@@ -140,6 +140,18 @@ class Recipe:
             )
         if not 1 <= self.crop_scale < float("inf"):
             raise InputError(f"{where}: crop_scale is {self.crop_scale}, expected 1 (native resolution) or more")
+
+    @property
+    def latents(self) -> LatentSpec:
+        """The autoencoder's latents that the records hold."""
+        return LatentSpec(
+            self.first_stage,
+            self.first_stage_path,
+            self.channels,
+            self.downsampling,
+            self.scaling_factor,
+            self.shift_factor,
+        )
 
     @property
     def high_size(self) -> int:
@@ -253,7 +265,7 @@ class DatasetInfo(Recipe):
             "the network's state channels": ("channels", self.channels if state_channels is None else state_channels),
         }
         for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):
-            wanted[f"the first stage's {name}"] = (name, getattr(first_stage, name))
+            wanted[f"the first stage's {name}"] = (name, getattr(first_stage.spec, name))
         differences = [
             f"{label} is {value!r} in the config and {getattr(self, name)!r} in the dataset"
             for label, (name, value) in wanted.items()

@@ -48,7 +48,7 @@ def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
 
 
 def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
-    """The function from high-res images, uint8, to unscaled low-res and high-res latents."""
+    """The function from high-res images, uint8, to raw low-res and high-res latents."""
 
     @jax.jit
     def pair(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
@@ -58,7 +58,7 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
 
     def encode_pair(pixels):
         low, high = pair(pixels)
-        return first_stage.encode(low), first_stage.encode(high)
+        return first_stage.encode_raw(low), first_stage.encode_raw(high)
 
     return encode_pair
 
@@ -138,7 +138,7 @@ def write_preview(info: DatasetInfo, first_stage: FirstStage) -> None:
     """preview.png: a few pairs, decoded, low-res left and high-res right."""
     pairs = spread_records(info, max(1, min(PREVIEW_PAIRS, PREVIEW_HEIGHT // info.high_res)))
     decoded = (
-        to_uint8(np.asarray(first_stage.decode(first_stage.scale(jnp.asarray(pairs[name], jnp.float32)))))
+        to_uint8(np.asarray(first_stage.decode(first_stage.spec.scale(jnp.asarray(pairs[name], jnp.float32)))))
         for name in ("low", "high")
     )
     rows = [list(row) for row in zip(*decoded, strict=True)]

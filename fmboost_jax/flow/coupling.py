@@ -1,4 +1,4 @@
-"""From a low-res latent to the two things that the flow sees of it: where it starts, and what it is told.
+"""From a low-res latent to the two things that the flow sees of it: where it starts, and its conditioning.
 
 Both have the high-res latent's size, and they are not the same thing. With SD latents and 512² → 1024²:
 
@@ -16,6 +16,7 @@ Sources: arXiv 2312.07360 (coupling and noise augmentation); Hoogeboom et al., "
 cosine schedule, shifted for the image's size).
 """
 
+import dataclasses
 from collections.abc import Callable
 
 import jax
@@ -24,10 +25,75 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.images.resize import Side, upsample
+from fmboost_jax.images.resize import MODES, Side, upsample
+from fmboost_jax.registry import choose
 
 DIFFUSION_STEPS = 1000
 STARTS = ("low_res", "noise")
+UPSAMPLINGS = ("psu", "lsu")
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupling:
+    """How a low-res latent becomes x0 and context: the `source` section of a config and the upsampling of its data.
+
+    Attributes:
+        start: "low_res" or "noise", see `couple`.
+        noise_step: diffusion step of the noise augmentation, 0 to 999; 400 in the paper, 0 for none.
+        upsampling: "psu" or "lsu": the space, pixels or latents, in which the low-res input is resized to the high-res
+            latent's size. A PSU latent already has that size.
+        mode: interpolation of latents, "nearest", "bilinear", "bicubic" or "noise", for "lsu".
+
+    Raises:
+        InputError: a value out of its range.
+    """
+
+    start: str = "low_res"
+    noise_step: int = 400
+    upsampling: str = "psu"
+    mode: str = "bilinear"
+
+    def __post_init__(self):
+        self.check()
+
+    def check(self) -> None:
+        """Refuse values out of their range.
+
+        Raises:
+            InputError: names the field, its range and its value.
+        """
+        for field, values in (("start", STARTS), ("upsampling", UPSAMPLINGS), ("mode", MODES)):
+            choose(field, getattr(self, field), dict.fromkeys(values))
+        if not 0 <= self.noise_step < DIFFUSION_STEPS:
+            raise InputError(f"noise_step must be 0 to {DIFFUSION_STEPS - 1}, found {self.noise_step}")
+
+    @property
+    def resize_mode(self) -> str:
+        """Interpolation of the latents that the flow gets: "identity" for PSU, `mode` for LSU."""
+        return "identity" if self.upsampling == "psu" else self.mode
+
+    @property
+    def draws_upsampling_noise(self) -> bool:
+        """Whether `couple` needs `upsampling_noise`."""
+        return self.resize_mode == "noise"
+
+    def couple(
+        self,
+        low_res: Float[Array, "b h w c"],
+        size: Side | tuple[Side, Side],
+        noise: Float[Array, "b H W c"],
+        upsampling_noise: Float[Array, "b H W c"] | None = None,
+    ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
+        """Return x0 and context; arguments and errors as for the function `couple`."""
+        return couple(
+            low_res,
+            size=size,
+            start=self.start,
+            noise_step=self.noise_step,
+            mode=self.resize_mode,
+            noise=noise,
+            upsampling_noise=upsampling_noise,
+        )
 
 
 def cosine_alpha_bar(steps: int = DIFFUSION_STEPS, image_size: int = 64) -> Float[Array, "steps"]:

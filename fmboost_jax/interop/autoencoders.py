@@ -17,7 +17,7 @@ from fmboost_jax.interop.tables import COMPVIS_KL, DIFFUSERS_KL, DIFFUSERS_TINY,
 from fmboost_jax.interop.weights import read_state_dict, under
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage, Identity
+from fmboost_jax.models.first_stage import FirstStage, Identity, LatentSpec
 
 KINDS = ("identity", "kl", "tiny")
 KL_TABLES = {"compvis": COMPVIS_KL, "diffusers": DIFFUSERS_KL, "old_diffusers": OLD_DIFFUSERS_KL}
@@ -93,7 +93,7 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
         InputError: unknown kind, a missing path, weights that are missing, unreadable or do not fit.
     """
     if kind == "identity":
-        return FirstStage(kind, "", Identity(), channels=3, downsampling=1)
+        return FirstStage(LatentSpec(kind, "", channels=3, downsampling=1), Identity())
     if kind not in KINDS:
         raise InputError(f"first stage kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
     if not path:
@@ -105,16 +105,7 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
     expected = {"kl": AutoencoderKL, "tiny": AutoencoderTiny}[kind]
     if not isinstance(model, expected):
         raise InputError(f"first stage {path}: expected kind {kind!r}, found {type(model).__name__}")
-    config = model.config
-    return FirstStage(
-        kind,
-        path,
-        model,
-        channels=config.latent_channels,
-        downsampling=config.downsampling,
-        scaling_factor=config.scaling_factor,
-        shift_factor=config.shift_factor,
-    )
+    return FirstStage(LatentSpec.from_config(kind, path, model.config), model)
 
 
 def _with_config(folder: str) -> str:

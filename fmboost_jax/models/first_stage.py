@@ -1,12 +1,13 @@
-"""The frozen autoencoder beside the flow: one interface over identity, AutoencoderKL and AutoencoderTiny.
+"""The frozen autoencoder beside the flow, with the facts of its latents.
 
-Stored latents are *unscaled*, as the encoder gives them; the flow works on scaled ones. `FirstStage.scale` and
-`FirstStage.unscale` are the two sides of that border.
+Two kinds of latents appear in this package. The encoder's own output is the *raw* latent; datasets store it. The flow
+works on *scaled* latents, (raw − shift_factor) · scaling_factor, whose standard deviation is about 1.
+`FirstStage.encode` and `FirstStage.decode` are inverses on scaled latents; `FirstStage.encode_raw` returns raw ones.
 """
 
 import dataclasses
 import functools
-from typing import Protocol
+from typing import Protocol, TypeAlias, runtime_checkable
 
 import jax
 from flax import nnx
@@ -14,16 +15,104 @@ from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
 
+Latent: TypeAlias = Float[Array, "b h w c"]
+RawLatent: TypeAlias = Float[Array, "b h w c"]
 
+
+@runtime_checkable
+class AutoencoderConfig(Protocol):
+    """What the config of every autoencoder says about its latents."""
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        ...
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent position and axis."""
+        ...
+
+    @property
+    def scaling_factor(self) -> float:
+        """scaled = (raw − shift_factor) · scaling_factor."""
+        ...
+
+    @property
+    def shift_factor(self) -> float:
+        """See `scaling_factor`."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentSpec:
+    """The latents of one autoencoder: where they come from, their shape and their scale.
+
+    Attributes:
+        kind: name of the autoencoder's kind, such as "identity", "kl" or "tiny".
+        path: folder, file or hub id of its weights; "" for identity.
+        channels: latent channels.
+        downsampling: image pixels per latent position and axis.
+        scaling_factor: scaled = (raw − shift_factor) · scaling_factor.
+        shift_factor: see above; 0 for most autoencoders.
+    """
+
+    kind: str
+    path: str
+    channels: int
+    downsampling: int
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+
+    @classmethod
+    def from_config(cls, kind: str, path: str, config: AutoencoderConfig) -> "LatentSpec":
+        """Build the spec of an autoencoder from its config."""
+        return cls(
+            kind,
+            path,
+            channels=config.latent_channels,
+            downsampling=config.downsampling,
+            scaling_factor=float(config.scaling_factor),
+            shift_factor=float(config.shift_factor),
+        )
+
+    def scale(self, raw: RawLatent) -> Latent:
+        """Map raw latents, as the encoder returns them and datasets store them, to scaled ones."""
+        return (raw - self.shift_factor) * self.scaling_factor
+
+    def unscale(self, latent: Latent) -> RawLatent:
+        """Map scaled latents to raw ones."""
+        return latent / self.scaling_factor + self.shift_factor
+
+    def check(self, other: "LatentSpec", name: str) -> None:
+        """Refuse latents that a network trained on these cannot take.
+
+        Args:
+            other: the latents that were found.
+            name: where they come from, for the message.
+
+        Raises:
+            InputError: channels, downsampling, scale or shift differ.
+        """
+        for field in ("channels", "downsampling", "scaling_factor", "shift_factor"):
+            expected, found = getattr(self, field), getattr(other, field)
+            if abs(expected - found) > 1e-6 * abs(expected):
+                raise InputError(
+                    f"{name}: its autoencoder has {field} {found}, this booster was trained for {expected} "
+                    f"({self.kind} {self.path}); take the autoencoder or the booster that fits"
+                )
+
+
+@runtime_checkable
 class Autoencoder(Protocol):
-    """What every first stage's network offers. Images are NHWC in [-1, 1]; latents are unscaled."""
+    """The network of a first stage. Images are NHWC in [-1, 1]; latents are raw."""
 
-    def encode(self, image: Float[Array, "b h w 3"]) -> tuple[Array, Array | None]:
-        """Mean and log-variance of the latent's distribution; log-variance None where there is no distribution."""
+    def encode(self, image: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
+        """Mean and log-variance of the latent's distribution; the log-variance is None where the code is a point."""
         ...
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """The image of a latent."""
+        """Map a raw latent to its image."""
         ...
 
 
@@ -31,11 +120,11 @@ class Identity(nnx.Module):
     """Pixels as latents: three channels, no downsampling."""
 
     def encode(self, image: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h w 3"], None]:
-        """The image itself; no log-variance."""
+        """Return the image and no log-variance."""
         return image, None
 
     def decode(self, latent: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
-        """The latent itself."""
+        """Return the latent."""
         return latent
 
 
@@ -60,50 +149,56 @@ class FirstStageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FirstStage:
-    """A frozen autoencoder with the numbers that belong to its latents.
+    """A frozen autoencoder with the facts of its latents.
 
     Attributes:
-        kind: "identity", "kl" or "tiny".
-        path: where its weights came from (folder, file or hub id); "" for identity.
-        model: the network.
-        channels: latent channels.
-        downsampling: image pixels per latent position and axis.
-        scaling_factor: scaled = (unscaled − shift_factor) · scaling_factor.
-        shift_factor: see above; 0 for most autoencoders.
+        spec: kind, path, channels, downsampling and scale of the latents.
+        model: the network, an `Autoencoder`.
     """
 
-    kind: str
-    path: str
+    spec: LatentSpec
     model: nnx.Module
-    channels: int
-    downsampling: int
-    scaling_factor: float = 1.0
-    shift_factor: float = 0.0
 
-    def scale(self, latent: Array) -> Array:
-        """Unscaled latent (as stored) → scaled latent (as the flow sees it)."""
-        return (latent - self.shift_factor) * self.scaling_factor
+    @property
+    def kind(self) -> str:
+        """Name of the autoencoder's kind."""
+        return self.spec.kind
 
-    def unscale(self, latent: Array) -> Array:
-        """Scaled latent → unscaled latent."""
-        return latent / self.scaling_factor + self.shift_factor
+    @property
+    def path(self) -> str:
+        """Where the weights came from."""
+        return self.spec.path
+
+    @property
+    def channels(self) -> int:
+        """Latent channels."""
+        return self.spec.channels
+
+    @property
+    def downsampling(self) -> int:
+        """Image pixels per latent position and axis."""
+        return self.spec.downsampling
 
     @functools.cached_property
     def _split(self) -> tuple[nnx.GraphDef, nnx.State]:
         return nnx.split(self.model)
 
-    def on(self, sharding: jax.sharding.Sharding) -> "FirstStage":
-        """The same with its weights lying there."""
+    def to(self, sharding: jax.sharding.Sharding) -> "FirstStage":
+        """Return a first stage whose weights have the given sharding."""
         graphdef, state = self._split
         return dataclasses.replace(self, model=nnx.merge(graphdef, jax.device_put(state, sharding)))
 
-    def encode(self, image: Float[Array, "b h w 3"]) -> Float[Array, "b h2 w2 c"]:
-        """Image in [-1, 1] → unscaled latent (the distribution's mean), jitted once a shape."""
-        return _encode(*self._split, image)
+    def encode(self, image: Float[Array, "b H W 3"]) -> Latent:
+        """Image in [-1, 1] → scaled latent (the distribution's mean); the inverse of `decode`."""
+        return self.spec.scale(self.encode_raw(image))
 
-    def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
-        """Scaled latent → image in [-1, 1], jitted once a shape."""
-        return _decode(*self._split, self.unscale(latent))
+    def decode(self, latent: Latent) -> Float[Array, "b H W 3"]:
+        """Scaled latent → image in [-1, 1]; compiled once for each shape."""
+        return _decode(*self._split, self.spec.unscale(latent))
+
+    def encode_raw(self, image: Float[Array, "b H W 3"]) -> RawLatent:
+        """Image in [-1, 1] → raw latent, as datasets store it; compiled once for each shape."""
+        return _encode(*self._split, image)
 
 
 @functools.partial(jax.jit, static_argnums=0)

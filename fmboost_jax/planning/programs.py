@@ -1,6 +1,5 @@
 """The programs that a plan compiles: the train step, the boost of a batch, the decoding of its latents."""
 
-import dataclasses
 import math
 
 import jax
@@ -10,10 +9,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.models.unet import abstract_unet
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
@@ -24,15 +24,7 @@ MODES = ("train", "sample", "decode")
 _STOCK = {"kl": (AutoencoderKL, AutoencoderKLConfig), "tiny": (AutoencoderTiny, AutoencoderTinyConfig)}
 
 
-@dataclasses.dataclass(frozen=True)
-class Integration:
-    """How sampling goes along the flow: see `fmboost_jax.flow.solvers.integrate`."""
-
-    method: str = "euler"
-    steps: int = 4
-
-
-def lower(config: TrainingConfig, mode: str, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
+def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
     """The program of a mode for `config.train.batch_size` images on the devices of a mesh; to be compiled.
 
     Raises:
@@ -51,7 +43,7 @@ def lower(config: TrainingConfig, mode: str, mesh: Mesh, integration: Integratio
         return lower_train_step(config, recipe, mesh)
     with jax.set_mesh(mesh):
         if mode == "sample":
-            return _lower_sample(config, recipe, mesh, integration)
+            return _lower_sample(config, recipe, mesh, solver)
         return _lower_decode(config, recipe, stage, mesh)
 
 
@@ -63,15 +55,7 @@ def first_stage(config: TrainingConfig) -> FirstStage:
     network, architecture = _STOCK[kind]
     settings = architecture(latent_channels=config.architecture.out_channels, dtype=config.first_stage.dtype)
     model = nnx.eval_shape(lambda: network(settings, rngs=nnx.Rngs(0)))
-    return FirstStage(
-        kind,
-        path,
-        model,
-        channels=settings.latent_channels,
-        downsampling=settings.downsampling,
-        scaling_factor=settings.scaling_factor,
-        shift_factor=settings.shift_factor,
-    )
+    return FirstStage(LatentSpec.from_config(kind, path, settings), model)
 
 
 def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
@@ -88,7 +72,7 @@ def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
     return Recipe.of(config.data, stage, config.seed)
 
 
-def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, integration: Integration) -> jax.stages.Lowered:
+def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
     """The Booster's own program: noise from keys, coupling, integration. Every chip has the whole network."""
     graph, parameters = split(abstract_unet(config.architecture))
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
@@ -98,9 +82,8 @@ def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, integratio
         jax.ShapeDtypeStruct((batch, *recipe.low_shape), "float32", sharding=batch_sharding(mesh)),
         jax.ShapeDtypeStruct((batch,), keys.dtype, sharding=example_sharding(mesh)),
         size=recipe.high_shape[:2],
-        source=config.coupling,
-        method=integration.method,
-        steps=integration.steps,
+        coupling=config.coupling,
+        solver=solver,
     )
 
 
@@ -109,7 +92,7 @@ def _lower_decode(config: TrainingConfig, recipe: Recipe, stage: FirstStage, mes
     shape = (config.train.batch_size, *recipe.high_shape)
 
     def decode(parameters, latent):
-        return merge(graph, parameters).decode(stage.unscale(latent))
+        return merge(graph, parameters).decode(stage.spec.unscale(latent))
 
     return jax.jit(decode).lower(
         _everywhere(parameters, mesh),

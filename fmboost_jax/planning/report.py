@@ -4,13 +4,13 @@ import dataclasses
 
 from jax.sharding import Mesh
 
-from fmboost_jax.flow.solvers import evaluations
+from fmboost_jax.flow.solvers import Solver, evaluations
 from fmboost_jax.planning import costs
 from fmboost_jax.planning.collectives import collectives, summary
 from fmboost_jax.planning.compile import Compiled
 from fmboost_jax.planning.flops import decoder_flops, unet_flops
 from fmboost_jax.planning.hlo import parse
-from fmboost_jax.planning.programs import Integration, first_stage, recipe_of
+from fmboost_jax.planning.programs import first_stage, recipe_of
 from fmboost_jax.planning.topologies import Slice
 from fmboost_jax.tables import size, table
 from fmboost_jax.training.config import TrainingConfig
@@ -103,7 +103,7 @@ def make_plan(
     mode: str,
     tpus: Slice,
     mesh: Mesh,
-    integration: Integration,
+    solver: Solver,
     compiled: Compiled,
     top: int,
 ) -> Plan:
@@ -115,13 +115,13 @@ def make_plan(
         mode: which program.
         tpus: the slice that it was compiled for.
         mesh: over the slice's devices.
-        integration: of mode "sample".
+        solver: of mode "sample".
         compiled: the compiler's result.
         top: how many of the dearest operations to name.
     """
     prediction = None
     if compiled.text:
-        prediction = _predict(config, mode, tpus, integration, compiled.text, top)
+        prediction = _predict(config, mode, tpus, solver, compiled.text, top)
     return Plan(
         name,
         mode,
@@ -137,16 +137,14 @@ def make_plan(
     )
 
 
-def _predict(
-    config: TrainingConfig, mode: str, tpus: Slice, integration: Integration, text: str, top: int
-) -> Prediction:
+def _predict(config: TrainingConfig, mode: str, tpus: Slice, solver: Solver, text: str, top: int) -> Prediction:
     program = parse(text)
     found = costs.operations(program)
     talk = collectives(program, found, tpus)
     cycles, chips, batch = costs.total_cycles(found), len(tpus.devices), config.train.batch_size
     compute, exposed = cycles / tpus.chip.clock, sum(c.runs * c.exposed for c in talk)
     seconds = compute + exposed
-    own = model_flops(config, mode, integration)
+    own = model_flops(config, mode, solver)
     return Prediction(
         cycles=cycles,
         compute_seconds=compute,
@@ -164,7 +162,7 @@ def _predict(
     )
 
 
-def model_flops(config: TrainingConfig, mode: str, integration: Integration) -> int:
+def model_flops(config: TrainingConfig, mode: str, solver: Solver) -> int:
     """The model's own count for `config.train.batch_size` images: a backward pass is twice a forward one; what is
     recomputed does not count."""
     stage = first_stage(config)
@@ -172,7 +170,7 @@ def model_flops(config: TrainingConfig, mode: str, integration: Integration) -> 
     batch = config.train.batch_size
     if mode == "decode":
         return batch * decoder_flops(stage, height, width)
-    passes = 3 if mode == "train" else evaluations(integration.method, integration.steps)
+    passes = 3 if mode == "train" else evaluations(solver.method, solver.steps)
     return batch * passes * unet_flops(config.architecture, height, width)
 
 

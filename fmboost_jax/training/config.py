@@ -10,7 +10,7 @@ from fmboost_jax.configuration import chosen_by, require, require_at_least
 from fmboost_jax.data.crops import CropsConfig
 from fmboost_jax.data.dataset import DataConfig
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.images.resize import MODES
@@ -184,9 +184,9 @@ class TrainingConfig:
         make_path(self.path)
 
     @property
-    def coupling(self) -> Source:
+    def coupling(self) -> Coupling:
         """How the flow starts, with the upsampling that the data has."""
-        return Source(self.source.start, self.source.noise_step, self.data.upsampling, self.source.mode)
+        return Coupling(self.source.start, self.source.noise_step, self.data.upsampling, self.source.mode)
 
 
 @dataclasses.dataclass(frozen=True)

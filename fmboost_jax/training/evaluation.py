@@ -8,6 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmboost_jax.flow.boost import boost_latents
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
@@ -24,25 +25,25 @@ GRID_ROWS = 4
 def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     """The function (averaged parameters, pairs) → (scores, picture).
 
-    Pairs are host arrays `low`, `high` of unscaled latents. Scores are means over them: `psnr`, `ssim` and
+    Pairs are host arrays `low`, `high` of raw latents. Scores are means over them: `psnr`, `ssim` and
     `sharpness` (gradient energy over the original's) of the boosted images against the decoded high-res latents, and
     the same of the low-res ones under `low_res/`. The picture has rows low-res | boosted | original. The noise depends
     on `config.seed` alone, so evaluations compare.
     """
     graph = split(abstract_unet(config.architecture))[0]
+    solver = Solver(config.evaluate.method, config.evaluate.steps)
     replicated = NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=replicated)
     def boost(parameters, low, high, first):
         noise_key, mode_key = jax.random.split(jax.random.fold_in(jax.random.key(config.seed), first))
-        low, high = (first_stage.scale(latent.astype(jnp.float32)) for latent in (low, high))
+        low, high = (first_stage.spec.scale(latent.astype(jnp.float32)) for latent in (low, high))
         boosted = boost_latents(
             merge(graph, parameters).velocity,
             low,
             jax.random.normal(noise_key, high.shape),
-            source=config.coupling,
-            method=config.evaluate.method,
-            steps=config.evaluate.steps,
+            coupling=config.coupling,
+            solver=solver,
             upsampling_noise=jax.random.normal(mode_key, high.shape),
         )
         return low, boosted, high

@@ -38,6 +38,6 @@ def lower_train_step(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> jax.
     """The train step of a config for the devices of a mesh, state donated; to be compiled."""
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(config, scaling_factor=recipe.scaling_factor, shift_factor=recipe.shift_factor)
+    step = make_train_step(config, recipe.latents)
     program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     return program.lower(state, abstract_batch(config, recipe, mesh))

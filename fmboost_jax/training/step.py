@@ -6,9 +6,10 @@ import optax
 from flax import nnx
 from jaxtyping import Array
 
-from fmboost_jax.flow.coupling import couple, sample_noise
+from fmboost_jax.flow.coupling import sample_noise
 from fmboost_jax.flow.loss import flow_matching_loss, sample_time
 from fmboost_jax.flow.paths import make_path
+from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.unet import UNet, abstract_unet
 from fmboost_jax.training.config import TrainingConfig
@@ -30,10 +31,10 @@ def init_state(config: TrainingConfig) -> State:
     }
 
 
-def make_train_step(config: TrainingConfig, *, scaling_factor: float, shift_factor: float):
+def make_train_step(config: TrainingConfig, latents: LatentSpec):
     """The function (state, batch) → (state, metrics) of a config, to be jitted with the state donated.
 
-    The batch holds `low`, `high` (b, h, w, c), unscaled latents, and `position` (b,), each example's place in the
+    The batch holds `low`, `high` (b, h, w, c), raw latents, and `position` (b,), each example's place in the
     endless stream of examples. All randomness is `fold_in(fold_in(seed, step), position)`, so neither the number of
     processes nor an interruption changes it. Metrics are float32 scalars: `loss`, `gradient_norm`, `learning_rate`.
 
@@ -45,25 +46,21 @@ def make_train_step(config: TrainingConfig, *, scaling_factor: float, shift_fact
         make_optimizer(config.optim),
     )
     rate = learning_rate(config.optim)
-    source, dropout = config.coupling, config.architecture.dropout
-    mode = "identity" if source.upsampling == "psu" else source.mode
+    coupling, dropout = config.coupling, config.architecture.dropout
 
     def scale(latent):
-        return (latent.astype(jnp.float32) - shift_factor) * scaling_factor
+        return latents.scale(latent.astype(jnp.float32))
 
     def loss_fn(parameters, low, high, keys):
         unet = merge(graph, parameters)
         # One key of its own for each of: noise, time, dropout, upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
         x1 = scale(high)
-        x0, context = couple(
+        x0, context = coupling.couple(
             scale(low),
-            size=x1.shape[1:3],
-            start=source.start,
-            noise_step=source.noise_step,
-            mode=mode,
-            noise=sample_noise(noise_keys, x1.shape[1:]),
-            upsampling_noise=sample_noise(mode_keys, x1.shape[1:]) if mode == "noise" else None,
+            x1.shape[1:3],
+            sample_noise(noise_keys, x1.shape[1:]),
+            sample_noise(mode_keys, x1.shape[1:]) if coupling.draws_upsampling_noise else None,
         )
 
         def velocity(x, t):

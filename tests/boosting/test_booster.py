@@ -14,10 +14,11 @@ import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import merge
 from fmboost_jax.models.unet import UNet, UNetConfig
 from fmboost_jax.parallel.batches import in_batches
@@ -25,7 +26,7 @@ from fmboost_jax.parallel.sharding import batch_sharding
 from tests.random_models import random_model
 
 UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, dim_head=16)
-SOURCE = Source(noise_step=100)
+SOURCE = Coupling(noise_step=100)
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +37,7 @@ def booster():
 @pytest.fixture(scope="module")
 def latent_booster():
     config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4, mid_attention=False)
-    stage = FirstStage("kl", "", random_model(AutoencoderKL, config), 4, 2, scaling_factor=0.18215)
+    stage = FirstStage(LatentSpec("kl", "", 4, 2, scaling_factor=0.18215), random_model(AutoencoderKL, config))
     unet = random_model(UNet, dataclasses.replace(UNET, in_channels=8, out_channels=4))
     return Booster(unet, stage, dataclasses.replace(SOURCE, upsampling="lsu"), 2)
 
@@ -145,7 +146,7 @@ def test_upsampling_in_pixels_and_in_latents_differ(latent_booster):
     through_pixels = latent_booster.boost(latents, steps=1, upsampling="psu")
     assert through_pixels.shape == trained.shape == (1, 8, 8, 4)
     assert np.abs(through_pixels - trained).max() > 0.1
-    with pytest.raises(InputError, match='"psu" or "lsu"'):
+    with pytest.raises(InputError, match="'pixels' is unknown; expected one of psu, lsu"):
         latent_booster.boost(latents, upsampling="pixels")
 
 
@@ -183,7 +184,7 @@ def test_sizes_and_empty_batches_are_refused(booster):
 
 
 def parts(booster):
-    return booster.first_stage, booster.source, booster.factor
+    return booster.first_stage, booster.coupling, booster.factor
 
 
 def test_the_package_offers_it():
@@ -198,7 +199,7 @@ def test_devices_share_the_work_and_change_no_number(latent_booster):
     many = Booster(
         merge(alone.graph, alone.parameters),
         alone.first_stage,
-        alone.source,
+        alone.coupling,
         alone.factor,
         devices=jax.devices()[:6],
         spatial=2,
@@ -216,7 +217,7 @@ def test_devices_that_share_heights_hold_less_each(latent_booster):
         many = Booster(
             merge(latent_booster.graph, latent_booster.parameters),
             stage,
-            latent_booster.source,
+            latent_booster.coupling,
             2,
             devices=jax.devices()[:spatial],
             spatial=spatial,
@@ -224,7 +225,7 @@ def test_devices_that_share_heights_hold_less_each(latent_booster):
         sharding = batch_sharding(many.mesh)
         shapes = [jax.ShapeDtypeStruct(shape, np.float32, sharding=sharding) for shape in ((1, 64, 64, 4),)]
         keys = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
-        options = {"size": (128, 128), "source": many.source, "method": "euler", "steps": 2}
+        options = {"size": (128, 128), "coupling": many.coupling, "solver": Solver("euler", 2)}
         with jax.set_mesh(many.mesh):
             flow = flow_from_keys.lower(many.graph, many.parameters, *shapes, keys, **options).compile()
         return flow.memory_analysis().temp_size_in_bytes

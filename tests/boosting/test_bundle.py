@@ -8,15 +8,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmboost_jax.boosting.bundle import BundleConfig, Latents, read_bundle, write_bundle
+from fmboost_jax.boosting.bundle import BundleConfig, read_bundle, write_bundle
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.random_models import random_model
 
 UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16)
-CONFIG = BundleConfig(UNET, Source(), "linear", 2, 16, 32, Latents("identity", "", 3, 1, 1.0, 0.0), 7)
+CONFIG = BundleConfig(UNET, Coupling(), "linear", 2, 16, 32, LatentSpec("identity", "", 3, 1, 1.0, 0.0), 7)
 
 
 @pytest.fixture(scope="module")

@@ -16,9 +16,9 @@ import json, sys
 import numpy as np
 from bench.memory import peak_gib
 from fmboost_jax import Booster
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.random_models import random_model
 
@@ -26,9 +26,9 @@ size, *factors = map(int, sys.argv[1:4])
 autoencoder = AutoencoderKLConfig(
     channels=(8, 8, 8, 8), blocks=1, norm_groups=4, mid_attention=sys.argv[4] == "lsu"
 )
-stage = FirstStage("kl", "", random_model(AutoencoderKL, autoencoder), 4, 8, scaling_factor=0.18215)
+stage = FirstStage(LatentSpec("kl", "", 4, 8, scaling_factor=0.18215), random_model(AutoencoderKL, autoencoder))
 unet = random_model(UNet, UNetConfig(model_channels=32, channel_mult=(1, 1, 1), num_res_blocks=1, dim_head=16))
-boosters = [Booster(unet, stage, Source(upsampling=sys.argv[4]), factor) for factor in factors]
+boosters = [Booster(unet, stage, Coupling(upsampling=sys.argv[4]), factor) for factor in factors]
 latents = np.random.default_rng(0).standard_normal((1, size // 8, size // 8, 4), np.float32)
 stages = boosters[0].cascade(latents, boosters[1:], steps=1, intermediates=True)
 image = boosters[0].decode(stages[-1])

@@ -9,11 +9,11 @@ import pytest
 from PIL import Image
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.bundle import BundleConfig, Latents, write_bundle
+from fmboost_jax.boosting.bundle import BundleConfig, write_bundle
 from fmboost_jax.boosting.diffusers import boost_pipeline, load_pipeline, prompt_latents, to_jax
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import new_folder
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
@@ -105,8 +105,8 @@ def bases(tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(bases, tmp_path_factory):
     stage = load_first_stage("kl", str(bases / "lcm"))
-    source = Source(noise_step=100, upsampling="lsu")
-    config = BundleConfig(UNET, source, "linear", 2, 16, 32, Latents.of(stage), 0)
+    source = Coupling(noise_step=100, upsampling="lsu")
+    config = BundleConfig(UNET, source, "linear", 2, 16, 32, stage.spec, 0)
     out = tmp_path_factory.mktemp("bundles") / "small"
     with new_folder(out) as folder:
         write_bundle(folder, split(random_model(UNet, UNET))[1], config)

@@ -9,7 +9,7 @@ import pytest
 from fmboost_jax.data.dataset import DataConfig, DatasetInfo, Recipe
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.first_stage import FirstStage, Identity
+from fmboost_jax.models.first_stage import FirstStage, Identity, LatentSpec
 
 IDENTITY = load_first_stage("identity")
 
@@ -120,14 +120,14 @@ def test_all_contradictions_are_named(dataset):
 
 
 def test_first_stage_of_another_scale_is_refused(dataset):
-    other = FirstStage("identity", "", Identity(), channels=3, downsampling=1, scaling_factor=0.5, shift_factor=0.1)
+    other = FirstStage(LatentSpec("identity", "", 3, 1, scaling_factor=0.5, shift_factor=0.1), Identity())
     expected = r"scaling_factor is 0.5 in the config and 1.0 in the dataset; .*shift_factor is 0.1 .* and 0.0"
     with pytest.raises(InputError, match=expected):
         dataset.check(make_config(), other)
 
 
 def test_sizes_of_latents_follow_first_stage_and_upsampling():
-    kl = FirstStage("kl", "weights", Identity(), channels=4, downsampling=8, scaling_factor=0.18215)
+    kl = FirstStage(LatentSpec("kl", "weights", 4, 8, scaling_factor=0.18215), Identity())
     lsu = Recipe.of(make_config(high_res=64, low_res=32, upsampling="lsu"), kl, 0)
     psu = Recipe.of(make_config(high_res=64, low_res=20, upsampling="psu"), kl, 0)
     assert (lsu.low_shape, lsu.high_shape) == ((4, 4, 4), (8, 8, 4))
@@ -148,6 +148,6 @@ def test_sizes_of_latents_follow_first_stage_and_upsampling():
     ],
 )
 def test_impossible_recipes_are_refused(fields, message):
-    kl = FirstStage("kl", "weights", Identity(), channels=4, downsampling=8)
+    kl = FirstStage(LatentSpec("kl", "weights", 4, 8), Identity())
     with pytest.raises(InputError, match=message):
         Recipe.of(make_config(**({"high_res": 64, "low_res": 32} | fields)), kl, 0)

@@ -12,14 +12,14 @@ from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.bundle import BundleConfig, Latents, write_bundle
+from fmboost_jax.boosting.bundle import BundleConfig, write_bundle
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluate import main
 from fmboost_jax.evaluation.degradations import degrade
 from fmboost_jax.evaluation.measures import Measures
 from fmboost_jax.files import new_folder
-from fmboost_jax.flow.boost import Source
+from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.features import KINDS, Kind, load_features
 from fmboost_jax.metrics.frechet import patches
@@ -80,7 +80,7 @@ def noisy(originals, tmp_path_factory):
 @pytest.fixture(scope="module")
 def bundle(tmp_path_factory):
     stage = load_first_stage("identity")
-    config = BundleConfig(UNET, Source(noise_step=300), "linear", 2, 16, 32, Latents.of(stage), 0)
+    config = BundleConfig(UNET, Coupling(noise_step=300), "linear", 2, 16, 32, stage.spec, 0)
     out = tmp_path_factory.mktemp("bundles") / "small"
     with new_folder(out) as folder:
         write_bundle(folder, split(random_model(UNet, UNET))[1], config)

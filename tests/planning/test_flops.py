@@ -13,7 +13,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.planning.flops import decoder_flops, unet_flops
 from tests.torch_reference import autoencoder as twin_autoencoder
@@ -85,4 +85,4 @@ def test_pixels_need_no_decoder():
 
 def abstract(network, config, kind: str) -> FirstStage:
     model = nnx.eval_shape(lambda: network(dataclasses.replace(config), rngs=nnx.Rngs(0)))
-    return FirstStage(kind, "", model, config.latent_channels, config.downsampling)
+    return FirstStage(LatentSpec.from_config(kind, "", config), model)

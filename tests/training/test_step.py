@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from fmboost_jax.configuration import read_config
+from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
 from fmboost_jax.training.config import TrainingConfig
@@ -38,7 +39,7 @@ def batch_of(seed, size=8, side=16):
 
 
 def run_steps(config, batches, **latents):
-    step = jax.jit(make_train_step(config, **{"scaling_factor": 1.0, "shift_factor": 0.0, **latents}))
+    step = jax.jit(make_train_step(config, LatentSpec("identity", "", 3, 1, **latents)))
     state, losses = jax.jit(lambda: init_state(config))(), []
     for batch in batches:
         state, metrics = step(state, batch)
@@ -118,7 +119,7 @@ def two_steps(mesh):
     batch = jax.device_put(batch, shardings)
     placed = state_shardings(mesh, jax.eval_shape(lambda: init_state(config)))
     state, losses = jax.jit(lambda: init_state(config), out_shardings=placed)(), []
-    step = jax.jit(make_train_step(config, scaling_factor=1.0, shift_factor=0.0), out_shardings=(placed, None))
+    step = jax.jit(make_train_step(config, LatentSpec("identity", "", 3, 1)), out_shardings=(placed, None))
     step = step.lower(state, batch).compile()
     for _ in range(2):
         state, metrics = step(state, batch)
