@@ -7,7 +7,7 @@ def table(rows: dict[str, object]) -> str:
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())
 
 
-def size(count: float, unit: str = "B") -> str:
+def size(count: int | float, unit: str = "B") -> str:
     """1.5 GiB, 12.3 MiB for bytes; 1.5 G, 12.3 M of any other unit."""
     base, letters = (1024, ("", "Ki", "Mi", "Gi", "Ti")) if unit == "B" else (1000, ("", "k", "M", "G", "T", "P"))
     for letter in letters:
