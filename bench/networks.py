@@ -107,6 +107,7 @@ def train_ours(work: Work):
     from fmboost_jax.models.first_stage import LatentSpec
     from fmboost_jax.training.config import TrainingConfig
     from fmboost_jax.training.optimizer import make_optimizer
+    from fmboost_jax.training.state import TrainState
     from fmboost_jax.training.step import make_train_step
 
     config = read_config("cfm1024.py", (), TrainingConfig)
@@ -114,12 +115,7 @@ def train_ours(work: Work):
     architecture = {**work.config, "dtype": dtype, "attention_layout": "interleaved"}
     config = dataclasses.replace(config, architecture=dataclasses.replace(config.architecture, **architecture))
     _, parameters = _load_ours(work)
-    state = {
-        "step": jnp.zeros((), jnp.int32),
-        "parameters": parameters,
-        "ema": jax.tree.map(jnp.copy, parameters),
-        "optimizer": make_optimizer(config.optim).init(parameters),
-    }
+    state = TrainState.create(parameters, make_optimizer(config.optim))
     low, high = latents(work)
     batch = {"low": jnp.asarray(low), "high": jnp.asarray(high), "position": jnp.arange(work.batch)}
     step = jax.jit(make_train_step(config, LatentSpec("identity", "", 4, 1)), donate_argnums=0)

@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
 
     config.ema.decay = 0.995
     config.ema.copy_until = 200
+    config.ema.takes_in = "after"  # parameters of each update; "before": as they were before it
 
     config.train.steps = 12000
     config.train.batch_size = 8

@@ -33,6 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.source.start = "low_res"
     config.source.noise_step = 400
     config.path = "linear"
+    config.objective = "flow"
 
     config.unet.in_channels = 8
     config.unet.out_channels = 4
@@ -47,10 +48,12 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.optim.lr = 3e-5
     config.optim.warmup_steps = 1000
+    config.optim.warmup_offset = 1  # update k of the warm-up has the rate lr · k / 1000
     config.optim.clip_norm = 0.0
 
     config.ema.decay = 0.999
     config.ema.copy_until = 1000
+    config.ema.takes_in = "before"  # an update's average takes in the parameters before it
 
     config.train.steps = 1_000_000  # ours: the paper names no number
     config.train.batch_size = 256  # ours: the paper names no number

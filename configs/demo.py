@@ -50,7 +50,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.source.noise_step = 0
     config.source.mode = "bilinear"  # how "lsu" latents are upsampled: nearest, bilinear, bicubic, noise
 
-    config.path = "linear"  # or "gvp"
+    config.path = "linear"  # or "gvp"; with settings as in "linear(sigma_min=0.001)"
+    config.objective = "flow"  # what the network learns, with settings as in "flow(time='logit_normal')"
 
     # The velocity network: "unet", whose settings are the section `unet`. See fmboost_jax.models.unet.UNetConfig;
     # in_channels = state + context.
@@ -74,6 +75,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.optim.lr = 5e-4
     config.optim.warmup_steps = 100
+    config.optim.warmup_offset = 0  # 1: the first update has a rate above 0, as in the reference (docs/method.md)
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8
@@ -82,6 +84,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.ema.decay = 0.999
     config.ema.copy_until = 100  # updates until which the average is a copy
+    config.ema.takes_in = "after"  # parameters of each update; "before": as they were before it, as in the reference
 
     config.train.steps = 3000  # and as many more for x4, from the weights of ×2
     config.train.batch_size = 4  # over all devices

@@ -20,7 +20,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from safetensors.numpy import save
 
-from fmboost_jax.configuration import add_import_option, from_mapping, read_config, to_mapping
+from fmboost_jax.configuration import add_import_option, read_config, to_mapping
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import write_atomically
 from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict
@@ -30,7 +30,7 @@ from fmboost_jax.models.parameters import count, merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
 from fmboost_jax.registry import import_extensions
 from fmboost_jax.training.checkpoints import load_weights
-from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.config import TrainingConfig, read_saved
 
 FROM_REFERENCE = """A training checkpoint of the PyTorch reference becomes RUN/checkpoints/STEP.
 
@@ -158,7 +158,7 @@ def _with_network(config: TrainingConfig, unet: UNetConfig) -> TrainingConfig:
 def to_reference(arguments: argparse.Namespace) -> str:
     """See TO_REFERENCE."""
     parameters, config, step = load_weights(arguments.checkpoint, step=arguments.step, ema=not arguments.online)
-    network = from_mapping(TrainingConfig, config, f"config of {arguments.checkpoint}").architecture
+    network = read_saved(TrainingConfig, config, f"config of {arguments.checkpoint}").architecture
     if network.attention_layout != "interleaved":
         raise InputError(
             f'run {arguments.checkpoint}: its unet.attention_layout is "{network.attention_layout}"; the reference '

@@ -14,15 +14,15 @@ import sys
 import time
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
-from tqdm import tqdm
 
-from fmboost_jax.configuration import changes, from_mapping, parse_arguments, to_mapping
+from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.parameters import count
+from fmboost_jax.models.parameters import Parameters, count
 from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import place, process_share
@@ -30,11 +30,10 @@ from fmboost_jax.runtime.compilation import CompilationCache
 from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.runtime.profile import Profile
 from fmboost_jax.tables import size, table
+from fmboost_jax.training import loop
 from fmboost_jax.training.checkpoints import Checkpoints, load_weights
-from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.config import TrainingConfig, read_saved
 from fmboost_jax.training.evaluation import make_evaluate
-from fmboost_jax.training.logs import Logs
-from fmboost_jax.training.monitor import FiniteWatch, Window
 from fmboost_jax.training.program import abstract_batch, abstract_state, lower_train_step
 from fmboost_jax.training.step import init_state
 
@@ -96,71 +95,39 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
     else:
         state = jax.jit(lambda: init_state(config), out_shardings=placed)()
         if config.train.init_from:
-            state |= _initial_weights(config, placed)
+            weights = _initial_weights(config, placed.parameters)
+            state = dataclasses.replace(state, parameters=weights, ema=jax.tree.map(jnp.copy, weights))
 
     # ------------------------------------------------------------------------------------------------ programs
     started = time.perf_counter()
     train_step = lower_train_step(config, info, mesh).compile()
     seconds = time.perf_counter() - started
+    evaluation = None
     if config.evaluate.every:
         evaluate, pairs = make_evaluate(config, first_stage, mesh), spread_records(held_out, config.evaluate.images)
+        evaluation = loop.Evaluation(lambda ema: evaluate(ema, pairs), config.evaluate.every, "samples")
     if first_process:
         print(_describe(config, workdir, info, mesh, state, start, train_step, f"in {seconds:.1f} s, {compiled}"))
 
     # ---------------------------------------------------------------------------------------------------- loop
-    logs = Logs(workdir, start) if first_process else None
-    watch, window = FiniteWatch(workdir, config.train.nan_patience), Window(config.train.batch_size)
-    bar = tqdm(total=config.train.steps, initial=start, unit="step", disable=not first_process, dynamic_ncols=True)
-    step = start
-    try:
-        # Evaluate, save, and only then take the next batch: a checkpoint holds the iterator as it stands at its step.
-        while True:
-            last = step >= config.train.steps
-            stop = last or terminated(step)
-            if config.evaluate.every and step > start and (last or step % config.evaluate.every == 0):
-                window.add(0.0, watch.settle())
-                scores, picture = evaluate(state["ema"], pairs)
-                if logs:
-                    logs.scalars(step, {f"evaluate/{name}": value for name, value in scores.items()})
-                    path = logs.picture(step, "samples", picture)
-                    bar.write(f"step {step}: PSNR {scores['psnr']:.2f} dB, SSIM {scores['ssim']:.4f}, {path}")
-                window.restart()
-            if step > start and (stop or step % config.checkpoint.every == 0):
-                window.add(0.0, watch.settle())
-                # Steps that were not finite changed no parameter: what is saved at a stop is good all the same.
-                if watch.healthy or stop:
-                    checkpoints.save(step, state, iterator, saved_config)
-                window.restart()
-            if stop:
-                break
-            waiting = time.perf_counter()
-            batch, names = next(iterator)
-            waited = time.perf_counter() - waiting
-            profile.before(step + 1)
-            state, metrics = train_step(state, batch)
-            step += 1
-            profile.after(step, metrics)
-            window.add(waited, watch.add(step, metrics, names))
-            bar.update()
-            if step % config.train.log_every == 0:
-                values = window.report(watch.settle())
-                bar.set_postfix_str(
-                    f"loss {values.get('loss', float('nan')):.4f}, {values['samples_per_second']:.1f} samples/s, "
-                    f"data wait {values['data_wait_share']:.0%}"
-                )
-                if logs:
-                    logs.scalars(step, values)
-    finally:
-        profile.close()
-        bar.close()
-        if logs:
-            logs.close()
-        iterator.close()
-        checkpoints.close()
+    state, finished = loop.run(
+        state,
+        iterator,
+        train_step,
+        workdir=workdir,
+        config=config.train,
+        checkpoints=checkpoints,
+        checkpoint_every=config.checkpoint.every,
+        saved_config=saved_config,
+        start=start,
+        evaluation=evaluation,
+        profile=profile,
+        terminated=terminated,
+    )
     if first_process:
-        reason = "finished" if last else "SIGTERM: stopped, the same command goes on"
-        print(f"{reason}; step {step} of {config.train.steps}, checkpoints in {checkpoints.directory}")
-    return last
+        reason = "finished" if finished else "SIGTERM: stopped, the same command goes on"
+        print(f"{reason}; step {int(state.step)} of {config.train.steps}, checkpoints in {checkpoints.directory}")
+    return finished
 
 
 def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
@@ -196,8 +163,7 @@ def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
 
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
     """Refuse to go on with another network, or with another config unless that is allowed."""
-    # An older version's config lacks fields that have been added since.
-    saved = to_mapping(from_mapping(TrainingConfig, saved, f"config of checkpoint {where}"))
+    saved = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
     network = changes(*({name: config[name] for name in ("network", config["network"])} for config in (saved, present)))
     if network:
         raise InputError(
@@ -212,11 +178,11 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
         )
 
 
-def _initial_weights(config: TrainingConfig, placed) -> dict:
-    """Parameters and average of another run's averaged weights."""
+def _initial_weights(config: TrainingConfig, shardings) -> Parameters:
+    """Another run's averaged weights."""
     parameters, saved, step = load_weights(config.train.init_from)
     _check_config(saved, to_mapping(config), f"{config.train.init_from} step {step}", allow_change=True)
-    return {name: place(parameters, placed[name]) for name in ("parameters", "ema")}
+    return place(parameters, shardings)
 
 
 def _describe(
@@ -227,7 +193,7 @@ def _describe(
         "workdir": f"{os.path.abspath(workdir)}, {f'going on from step {start}' if start else 'from the beginning'}",
         "data": f"{info.folder}: {info.records:,} pairs, latents {info.low_shape} → {info.high_shape}",
         "flow": f"{config.path} path from {config.source.start}, noise step {config.source.noise_step}",
-        "UNet": f"{count(state['parameters']):,} parameters, computes in {config.architecture.dtype}",
+        "UNet": f"{count(state.parameters):,} parameters, computes in {config.architecture.dtype}",
         "training": f"{config.train.steps:,} steps of {config.train.batch_size} in {config.optim.accumulate} part(s)",
         "devices": f"{len(mesh.devices.flat)} × {mesh.devices.flat[0].device_kind}, {jax.process_count()} process(es)",
         "mesh": ", ".join(f"{axis} {length}" for axis, length in mesh.shape.items()),

@@ -9,22 +9,20 @@ names, with the latents' measured scale and shift.
 
 import argparse
 import os
-import signal
 import sys
-import threading
-import time
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
-from tqdm import tqdm
 
-from fmboost_jax.configuration import changes, from_mapping, parse_arguments, to_mapping
+from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.crops import centres, crop_batches, first_crops, read_photographs
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
 from fmboost_jax.models.parameters import count, merge, split
+from fmboost_jax.parallel import distributed
 from fmboost_jax.runtime.memory import keep_freed_memory
+from fmboost_jax.runtime.profile import Profile
+from fmboost_jax.training import loop
 from fmboost_jax.training.autoencoder import (
     ENLARGEMENTS,
     decaying_optimizer,
@@ -34,9 +32,8 @@ from fmboost_jax.training.autoencoder import (
     write_autoencoder,
 )
 from fmboost_jax.training.checkpoints import Checkpoints
-from fmboost_jax.training.config import AutoencoderTrainingConfig
-from fmboost_jax.training.logs import Logs
-from fmboost_jax.training.monitor import FiniteWatch, Window
+from fmboost_jax.training.config import AutoencoderTrainingConfig, read_saved
+from fmboost_jax.training.state import TrainState
 
 PRINCIPAL_BATCHES = 100  # that the patches' principal components are taken of
 
@@ -58,8 +55,7 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
     Raises:
         InputError: photographs, checkpoint or config that do not fit, a loss that is not finite, a disk that is full.
     """
-    stop_asked = threading.Event()
-    signal.signal(signal.SIGTERM, lambda *_: stop_asked.set())
+    terminated = distributed.listen_for_sigterm()
     if os.path.exists(os.path.join(workdir, "autoencoder")):
         raise InputError(f"{workdir}/autoencoder exists already: that run is finished; choose another --workdir")
 
@@ -71,22 +67,17 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
     photographs = read_photographs(config.data.dir, config.data.crop)
     held_out = centres(config.evaluate.dir or config.data.dir, config.evaluate.size)[: config.evaluate.images]
     stream = {"seed": config.seed, "batch_size": config.train.batch_size}
-    iterator = iter(crop_batches(photographs, config.data, **stream))
+    iterator = iter(crop_batches(photographs, config.data, **stream).map(_to_device))
 
     # --------------------------------------------------------------------------------------------------- state
     graph = split(nnx.eval_shape(lambda: AutoencoderTiny(architecture, rngs=nnx.Rngs(0))))[0]
     initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
     optimizer = decaying_optimizer(config)
-    state = {
-        "step": jnp.zeros((), jnp.int32),
-        "parameters": initial,
-        "ema": jax.tree.map(jnp.copy, initial),
-        "optimizer": optimizer.init(initial),
-    }
+    state = TrainState.create(initial, optimizer)
     checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep), to_mapping(config)
     start = checkpoints.latest or 0
     if start:
-        saved = from_mapping(AutoencoderTrainingConfig, checkpoints.config(start), f"config of checkpoint {start}")
+        saved = read_saved(AutoencoderTrainingConfig, checkpoints.config(start), f"config of checkpoint {start}")
         differences = changes(to_mapping(saved), saved_config)
         if differences:
             raise InputError(
@@ -97,51 +88,31 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
     print(f"{len(photographs)} photographs, {len(held_out)} to measure, {count(initial):,} parameters, step {start}")
 
     # ---------------------------------------------------------------------------------------------------- loop
-    train_step = jax.jit(make_train_step(config, graph, optimizer), donate_argnums=0)
-    logs, watch = Logs(workdir, start), FiniteWatch(workdir, config.train.nan_patience)
-    window = Window(config.train.batch_size)
-    bar = tqdm(total=config.train.steps, initial=start, unit="step", dynamic_ncols=True)
-    step = start
-    try:
-        # Evaluate, save, and only then take the next batch: a checkpoint holds the iterator as it stands at its step.
-        while True:
-            last = step >= config.train.steps
-            if last or (config.evaluate.every and step > start and step % config.evaluate.every == 0):
-                window.add(0.0, watch.settle())
-                scores, picture = evaluate(merge(graph, state["ema"]), held_out)
-                logs.scalars(step, {f"evaluate/{name}": value for name, value in scores.items()})
-                logs.picture(step, "round_trip", picture)
-                bar.write(f"step {step}: " + ", ".join(f"{name} {value:.4g}" for name, value in scores.items()))
-                window.restart()
-            stop = last or stop_asked.is_set()
-            if step > start and (stop or step % config.checkpoint.every == 0):
-                window.add(0.0, watch.settle())
-                if watch.healthy or stop:
-                    checkpoints.save(step, state, iterator, saved_config)
-                window.restart()
-            if stop:
-                break
-            waiting = time.perf_counter()
-            batch = next(iterator)
-            waited = time.perf_counter() - waiting
-            state, metrics = train_step(state, batch["image"])
-            step += 1
-            window.add(waited, watch.add(step, metrics, {"record": batch["record"]}))
-            bar.update()
-            if step % config.train.log_every == 0:
-                values = window.report(watch.settle())
-                bar.set_postfix_str(f"loss {values.get('loss', float('nan')):.4f}")
-                logs.scalars(step, values)
-    finally:
-        bar.close()
-        logs.close()
-        iterator.close()
-        checkpoints.close()
-    if last:
-        write_autoencoder(os.path.join(workdir, "autoencoder"), merge(graph, state["ema"]), held_out)
+    state, finished = loop.run(
+        state,
+        iterator,
+        jax.jit(make_train_step(config, graph, optimizer), donate_argnums=0),
+        workdir=workdir,
+        config=config.train,
+        checkpoints=checkpoints,
+        checkpoint_every=config.checkpoint.every,
+        saved_config=saved_config,
+        start=start,
+        evaluation=loop.Evaluation(
+            lambda ema: evaluate(merge(graph, ema), held_out), config.evaluate.every, "round_trip", at_end=True
+        ),
+        profile=Profile(workdir, ()),
+        terminated=terminated,
+    )
+    if finished:
+        write_autoencoder(os.path.join(workdir, "autoencoder"), merge(graph, state.ema), held_out)
         print(f"finished; {workdir}/autoencoder")
     else:
-        print(f"SIGTERM: stopped, the same command goes on; step {step} of {config.train.steps}")
+        print(f"SIGTERM: stopped, the same command goes on; step {int(state.step)} of {config.train.steps}")
+
+
+def _to_device(batch):
+    return jax.device_put(batch["image"]), {"record": batch["record"]}
 
 
 if __name__ == "__main__":

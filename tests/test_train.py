@@ -86,7 +86,7 @@ def test_what_a_person_sees(pairs, tmp_path):
             pairs, tmp_path, "--config.train.steps=4", "--config.evaluate.every=2", "--config.evaluate.images=4"
         ),
     )
-    for word in ("parameters", "devices", "mesh", "temporaries", "FLOP", "PSNR", "finished; step 4 of 4"):
+    for word in ("parameters", "devices", "mesh", "temporaries", "FLOP", "psnr", "finished; step 4 of 4"):
         assert word in done.stdout
     for word in ("loss", "samples/s", "data wait"):
         assert word in done.stderr

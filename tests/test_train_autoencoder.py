@@ -19,6 +19,7 @@ from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
 from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.training import loop
 from fmboost_jax.training.autoencoder import (
     decaying_optimizer,
     enlarge,
@@ -29,6 +30,7 @@ from fmboost_jax.training.autoencoder import (
     reconstruction_loss,
 )
 from fmboost_jax.training.config import AutoencoderTrainingConfig
+from fmboost_jax.training.state import TrainState
 
 WEIGHTS = "autoencoder/diffusion_pytorch_model.safetensors"
 
@@ -86,7 +88,7 @@ def test_enlarged_latents_learn_to_decode(photographs):
         config, images, graph, state, _ = trained(
             photographs, "--config.train.steps=200", f"--config.loss.enlarged={weight}"
         )
-        autoencoder, pictures = merge(graph, state["parameters"]), jnp.asarray(images / 127.5 - 1, jnp.float32)
+        autoencoder, pictures = merge(graph, state.parameters), jnp.asarray(images / 127.5 - 1, jnp.float32)
         errors.append([enlargement_loss(autoencoder, pictures, factor, config.loss) for factor in (2, 4)])
     assert np.all(np.divide(errors[1], errors[0]) < 0.9), errors
 
@@ -115,8 +117,7 @@ def trained(photographs, *overrides):
     )
     graph = split(AutoencoderTiny(config.autoencoder, rngs=nnx.Rngs(0)))[0]
     parameters, optimizer = initial_parameters(config, images), decaying_optimizer(config)
-    state = {"step": jnp.zeros((), jnp.int32), "parameters": parameters, "ema": parameters}
-    state["optimizer"] = optimizer.init(parameters)
+    state = TrainState.create(parameters, optimizer)
     step = jax.jit(make_train_step(config, graph, optimizer))
     losses = []
     for _ in range(config.train.steps):
@@ -172,7 +173,7 @@ def test_it_starts_as_the_best_linear_code(photographs):
 
 @pytest.mark.parametrize("how", ["killed", "SIGTERM"])
 def test_resumed_runs_end_with_the_same_bits(whole_run, photographs, tmp_path, monkeypatch, how):
-    add = command.FiniteWatch.add
+    add = loop.NonFiniteMonitor.add
 
     def disturb(self, step, *arguments):
         if step == 13 and how == "killed":
@@ -183,7 +184,7 @@ def test_resumed_runs_end_with_the_same_bits(whole_run, photographs, tmp_path, m
 
     config, before = tiny_config(photographs), signal.getsignal(signal.SIGTERM)
     try:
-        monkeypatch.setattr(command.FiniteWatch, "add", disturb)
+        monkeypatch.setattr(loop.NonFiniteMonitor, "add", disturb)
         if how == "killed":
             with pytest.raises(KeyboardInterrupt):
                 command.train_autoencoder(config, str(tmp_path))

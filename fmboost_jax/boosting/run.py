@@ -1,12 +1,11 @@
 """What boosting needs of a training run."""
 
 from fmboost_jax.boosting.bundle import BundleConfig
-from fmboost_jax.configuration import from_mapping
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters
 from fmboost_jax.training.checkpoints import load_weights
-from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.config import TrainingConfig, read_saved
 
 
 def read_run(
@@ -14,7 +13,7 @@ def read_run(
 ) -> tuple[Parameters, BundleConfig, FirstStage]:
     """Averaged weights, config and first stage of a training run; arguments and errors as for `Booster.load`."""
     parameters, saved, step = load_weights(folder, step=step)
-    config = from_mapping(TrainingConfig, saved, f"config of run {folder}")
+    config = read_saved(TrainingConfig, saved, f"config of run {folder}")
     autoencoder = config.first_stage
     stage = load_first_stage(autoencoder.kind, first_stage or autoencoder.path, autoencoder.dtype)
     data = config.data

@@ -16,14 +16,14 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.files import new_folder, write_atomically
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
-from fmboost_jax.images.value_range import to_float, to_uint8
+from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, to_patches
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTrainingConfig
-from fmboost_jax.training.ema import update_ema
-from fmboost_jax.training.optimizer import global_norm, where_finite
+from fmboost_jax.training.optimizer import clip_by_global_norm, guarded
+from fmboost_jax.training.state import TrainState
 
 LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
@@ -83,7 +83,7 @@ def principal_components(images: UInt8[np.ndarray, "n h w 3"], patch_size: int, 
     return patches.mean(axis=0), np.sqrt(values[::-1][:count]), vectors[:, ::-1][:, :count]
 
 
-def decaying_optimizer(config: AutoencoderTrainingConfig) -> optax.GradientTransformation:
+def decaying_optimizer(config: AutoencoderTrainingConfig) -> optax.GradientTransformationExtraArgs:
     """Muon for the kernels, Adam for the biases, their rates falling to 0 along a cosine over the whole run.
 
     Muon's steps turn all directions of a kernel alike, so that directions in which the gradient is small get learnt
@@ -104,7 +104,7 @@ def decaying_optimizer(config: AutoencoderTrainingConfig) -> optax.GradientTrans
         adam_learning_rate=rate(optim.bias_lr),
         muon_weight_dimension_numbers=_matrices,
     )
-    return optax.chain(optax.clip_by_global_norm(optim.clip_norm), muon)
+    return guarded(optax.chain(clip_by_global_norm(optim.clip_norm), muon))
 
 
 def _matrices(parameters: dict) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
@@ -113,7 +113,9 @@ def _matrices(parameters: dict) -> dict[str, optax.contrib.MuonDimensionNumbers 
     return {name: patch_to_channels if jnp.ndim(array) == 4 else None for name, array in parameters.items()}
 
 
-def make_train_step(config: AutoencoderTrainingConfig, graph: nnx.GraphDef, optimizer: optax.GradientTransformation):
+def make_train_step(
+    config: AutoencoderTrainingConfig, graph: nnx.GraphDef, optimizer: optax.GradientTransformationExtraArgs
+):
     """The function (state, uint8 images) → (state, metrics), to be jitted with the state donated.
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
@@ -130,19 +132,10 @@ def make_train_step(config: AutoencoderTrainingConfig, graph: nnx.GraphDef, opti
             loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
         return loss
 
-    def train_step(state: dict, pixels: UInt8[Array, "b h w 3"]):
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        old = (state["parameters"], state["ema"], state["optimizer"])
-        loss, gradient = jax.value_and_grad(loss_fn)(old[0], to_float(pixels), key)
-        norm = global_norm(gradient)
-        updates, moments = optimizer.update(gradient, state["optimizer"], old[0])
-        updated = optax.apply_updates(old[0], updates)
-        ema = config.ema
-        average = update_ema(state["ema"], updated, state["step"] + 1, decay=ema.decay, copy_until=ema.copy_until)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        parameters, average, moments = where_finite(finite, (updated, average, moments), old)
-        state = {"step": state["step"] + 1, "parameters": parameters, "ema": average, "optimizer": moments}
-        return state, {"loss": loss, "gradient_norm": norm}
+    def train_step(state: TrainState, pixels: UInt8[Array, "b h w 3"]):
+        key = jax.random.fold_in(jax.random.key(config.seed), state.step)
+        loss, gradient = jax.value_and_grad(loss_fn)(state.parameters, pixels / 127.5 - 1, key)
+        return state.apply_gradient(loss, gradient, optimizer, config.ema)
 
     return train_step
 

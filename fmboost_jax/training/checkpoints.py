@@ -22,6 +22,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 from fmboost_jax.data.pipeline import seek
 from fmboost_jax.errors import InputError
 from fmboost_jax.tables import size
+from fmboost_jax.training.state import TrainState
 
 
 class Checkpoints:
@@ -36,7 +37,7 @@ class Checkpoints:
     def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0):
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         _leave_failures_to_us()
-        policies = [preservation_policy.LatestN(keep)]
+        policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
         if keep_every:
             policies.append(preservation_policy.EveryNSteps(keep_every))
         self._manager = ocp.CheckpointManager(
@@ -53,7 +54,7 @@ class Checkpoints:
         """Step of the last whole checkpoint; None where there is none."""
         return self._manager.latest_step()
 
-    def save(self, step: int, state, iterator, config: dict) -> None:
+    def save(self, step: int, state: TrainState, iterator, config: dict) -> None:
         """Start to save; returns while the arrays are still being written.
 
         Raises:
@@ -65,7 +66,9 @@ class Checkpoints:
             reason = f"it needs {size(needed)}, the disk has {size(free)} left"
             raise InputError(f"checkpoint {step} cannot be saved to {self.directory}: {reason}; {self._last()}")
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state), data=CheckpointSave(iterator), config=ocp.args.JsonSave(config)
+            state=ocp.args.StandardSave(state.to_dict()),
+            data=CheckpointSave(iterator),
+            config=ocp.args.JsonSave(config),
         )
         self._guard(lambda: self._manager.save(step, args=arguments))
 
@@ -77,15 +80,15 @@ class Checkpoints:
         """The config that was saved with a checkpoint."""
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
-    def restore(self, step: int, abstract_state, iterator):
+    def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
         """State in the shapes and shardings of `abstract_state`, and the iterator set to where it stood."""
-        items = {"state": ocp.args.StandardRestore(abstract_state)}
+        items: dict[str, ocp.args.CheckpointArgs] = {"state": ocp.args.StandardRestore(abstract_state.to_dict())}
         saved = os.path.join(self.directory, str(step), "data")
         if len(os.listdir(saved)) == jax.process_count():
             items["data"] = CheckpointRestore(iterator)
         else:  # Each process's share is another one, but the global batch of a step is the same.
             seek(iterator, step)
-        return self._manager.restore(step, args=ocp.args.Composite(**items))["state"]
+        return TrainState(**self._manager.restore(step, args=ocp.args.Composite(**items))["state"])
 
     def close(self) -> None:
         """Wait for the last save and let the threads go."""

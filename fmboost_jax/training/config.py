@@ -5,12 +5,14 @@ Defaults are the paper's (arXiv 2312.07360) where it gives a value; `configs/cfm
 
 import dataclasses
 from collections.abc import Mapping
+from typing import Any, TypeVar
 
-from fmboost_jax.configuration import chosen_by, require, require_at_least
+from fmboost_jax.configuration import chosen_by, from_mapping, require, require_at_least, to_mapping
 from fmboost_jax.data.crops import CropsConfig
 from fmboost_jax.data.dataset import DataConfig
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.flow.objectives import OBJECTIVES
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.images.resize import MODES
@@ -18,9 +20,33 @@ from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import FirstStageConfig
 from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel.mesh import MeshConfig
-from fmboost_jax.registry import choose
+from fmboost_jax.registry import build, choose
 from fmboost_jax.training.ema import EmaConfig
 from fmboost_jax.training.optimizer import MuonConfig, OptimConfig
+
+# What version 0.1 did where its configs have no field for it.
+_VERSION_0_1 = {"optim": {"warmup_offset": 0}, "ema": {"takes_in": "after"}}
+
+T = TypeVar("T")
+
+
+def read_saved(schema: type[T], mapping: Mapping[str, Any], where: str) -> T:
+    """Return the config that a checkpoint holds; fields that it lacks get what the version that wrote it did.
+
+    Args:
+        schema: `TrainingConfig` or `AutoencoderTrainingConfig`.
+        mapping: the saved config.
+        where: what it was read from, for messages.
+
+    Raises:
+        InputError: see `fmboost_jax.configuration.from_mapping`.
+    """
+    present = to_mapping(schema())
+    absent = {
+        section: {name: value for name, value in fields.items() if name in present[section]}
+        for section, fields in _VERSION_0_1.items()
+    }
+    return from_mapping(schema, {**mapping, **{name: absent[name] | mapping.get(name, {}) for name in absent}}, where)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,12 +177,19 @@ def _networks() -> Mapping[str, type]:
     return {"unet": UNetConfig}
 
 
+def _time_inputs(architecture: object) -> int:
+    """Times that a network reads; those without the setting read one."""
+    return getattr(architecture, "time_inputs", 1)
+
+
 @dataclasses.dataclass(frozen=True)
 class TrainingConfig:
     """Config of `fmboost_jax.train`, and of the commands that need a part of it.
 
     Attributes:
         seed: of weights, batches, noise and times.
+        path: entry of the table of paths, with its settings: "linear(sigma_min=0.001)".
+        objective: entry of the table of objectives, with its settings: "flow(time='logit_normal')".
         network: entry of the table of networks; the section of that name has its settings.
         architecture: these settings; in config files the section is called `unet`, or as `network` says.
         compilation_cache: folder of compiled programs, "auto" or "", see `fmboost_jax.runtime.compilation`.
@@ -167,6 +200,7 @@ class TrainingConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     source: SourceConfig = dataclasses.field(default_factory=SourceConfig)
     path: str = "linear"
+    objective: str = "flow"
     network: str = "unet"
     architecture: UNetConfig = dataclasses.field(default_factory=UNetConfig, metadata=chosen_by("network", _networks))
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
@@ -182,6 +216,11 @@ class TrainingConfig:
     def __post_init__(self):
         choose("network", self.network, _networks())
         make_path(self.path)
+        wanted, given = build("objective", self.objective, OBJECTIVES).time_inputs, _time_inputs(self.architecture)
+        if wanted != given:
+            raise InputError(
+                f"objective {self.objective!r} needs a network of {wanted} time input(s), {self.network!r} has {given}"
+            )
 
     @property
     def coupling(self) -> Coupling:

@@ -17,15 +17,19 @@ class EmaConfig:
 
     Attributes:
         decay: share of the old average that stays at an update, after the warm-up.
-        copy_until: updates until which the average is a copy.
+        copy_until: updates of the warm-up, in which the average is a copy.
+        takes_in: which parameters an update's average takes in: those "before" it, the reference's order, or those
+            "after" it, ours in version 0.1.
     """
 
     decay: float = 0.999
     copy_until: int = 1000
+    takes_in: str = "before"
 
     def __post_init__(self):
         require("ema.", self, "decay", "0 or more and less than 1", 0 <= self.decay < 1)
         require_at_least("ema.", self, copy_until=0)
+        require("ema.", self, "takes_in", '"before" or "after"', self.takes_in in ("before", "after"))
 
 
 def ema_decay(update: Int[Array, ""] | int, *, decay: float = 0.999, copy_until: int = 1000) -> Float[Array, ""]:

@@ -40,7 +40,7 @@ class Logs:
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
 
-    def picture(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> str:
+    def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> str:
         """`pictures/<name>_<step>.png` and the same in TensorBoard; returns its path."""
         path = os.path.join(self._workdir, "pictures", f"{name}_{step:08d}.png")
         write_png(path, image, {"step": step})

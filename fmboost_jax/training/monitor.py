@@ -15,7 +15,7 @@ from fmboost_jax.errors import InputError
 LAG = 2
 
 
-class FiniteWatch:
+class NonFiniteMonitor:
     """Reads every step's metrics a little late and stops a run whose loss or gradient stays not finite.
 
     Such steps change no parameter (see `fmboost_jax.training.step`). The keys of their examples go to
@@ -48,7 +48,7 @@ class FiniteWatch:
         self._pending.append((step, metrics, names))
         return self._read(self._lag)
 
-    def settle(self) -> list[dict[str, float]]:
+    def flush(self) -> list[dict[str, float]]:
         """Metrics of all steps not yet read; waits for them. Raises as `add` does."""
         return self._read(0)
 
@@ -82,7 +82,7 @@ class FiniteWatch:
         )
 
 
-class Window:
+class Throughput:
     """Mean metrics and speed since the last report; the time includes the wait for data.
 
     Args:

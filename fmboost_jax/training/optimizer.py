@@ -1,19 +1,22 @@
 """The optimiser of a config: Adam with a linear warm-up, then a constant rate (arXiv 2312.07360, appendix).
 
-An update touches every parameter, its gradient, two moments and the average: memory's speed bounds it. XLA's CPU
+An update touches every parameter, its gradient, two moments and the average: memory bandwidth bounds it. XLA's CPU
 compiler makes a kernel for each output, and copies what a later kernel reads after an earlier one has overwritten it.
-`settle` gives the order in which nothing has to be copied: moments, then parameters from the new moments, then the
-average from the new parameters. That is 14 readings and writings of the parameters' size instead of 29.
+`cpu_optimization_barrier` enforces an order that needs no copy: moments, then parameters from the new moments, then the
+average from the new parameters. That is 14 reads and writes of the parameters' size instead of 29; an average of the
+parameters before the update costs a copy of them, 2 more.
 """
 
 import dataclasses
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtyping import Array, Bool, Float
 
 from fmboost_jax.configuration import require, require_at_least
+from fmboost_jax.runtime.barrier import cpu_optimization_barrier
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +25,9 @@ class OptimConfig:
 
     Attributes:
         lr: learning rate after the warm-up.
-        warmup_steps: updates until then.
+        warmup_steps: updates W of the warm-up; 0 for none.
+        warmup_offset: with offset o, update k (from 1) has the rate lr · min(1, (k − 1 + o) / W). 1 is the reference's
+            order; 0, a first update of rate 0, was ours in version 0.1.
         b1, b2, eps: Adam's.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         accumulate: parts that a batch is computed in, one after the other.
@@ -30,6 +35,7 @@ class OptimConfig:
 
     lr: float = 3e-5
     warmup_steps: int = 1000
+    warmup_offset: int = 1
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -42,6 +48,7 @@ class OptimConfig:
             require("optim.", self, name, "0 or more and less than 1", 0 <= getattr(self, name) < 1)
         require("optim.", self, "eps", "more than 0", self.eps > 0)
         require_at_least("optim.", self, warmup_steps=0, clip_norm=0, accumulate=1)
+        require("optim.", self, "warmup_offset", "0 or 1", self.warmup_offset in (0, 1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,8 +79,10 @@ class MuonConfig:
 
 
 def learning_rate(optim: OptimConfig) -> optax.Schedule:
-    """Rate at each update: from 0 linearly to `optim.lr` over `optim.warmup_steps` updates, then constant."""
-    return optax.linear_schedule(0.0, optim.lr, optim.warmup_steps) if optim.warmup_steps else (lambda _: optim.lr)
+    """Return the schedule: linear over `optim.warmup_steps` updates, then constant, each rate rounded once."""
+    warmup, offset = optim.warmup_steps, optim.warmup_offset
+    rates = np.asarray([optim.lr * step / warmup for step in range(offset, warmup)] + [optim.lr], np.float32)
+    return lambda count: jnp.asarray(rates)[jnp.minimum(count, len(rates) - 1)]
 
 
 def make_optimizer(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
@@ -99,35 +108,40 @@ def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
 
 def global_norm(gradient) -> Float[Array, ""]:
     """`optax.tree.norm`. Adam squares the gradient too: XLA's CPU compiler would share the squares and so write them
-    to memory, as much as the gradient again; settled first, they are only added up.
+    to memory, as much as the gradient again. Behind the barrier they are only added up.
     """
-    return optax.tree.norm(settle(gradient))
+    return optax.tree.norm(cpu_optimization_barrier(gradient))
 
 
 def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.adam`, guarded and settled: its updates come of the moments that are kept."""
+    """`optax.adam` that skips what is not finite; its updates come from the moments that are kept."""
     moments, descent = optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate)
 
     def init(parameters):
         return moments.init(parameters), descent.init(parameters)
 
     def update(gradient, state, parameters=None, *, finite: Bool[Array, ""]):
-        new = settle(where_finite(finite, moments.update(gradient, state[0])[1], state[0]))
+        new = cpu_optimization_barrier(skip_nonfinite(finite, moments.update(gradient, state[0])[1], state[0]))
         first, second = (
             optax.tree.bias_correction(moment, decay, new.count) for moment, decay in ((new.mu, b1), (new.nu, b2))
         )
         direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
         updates, descended = descent.update(direction, state[1], parameters)
-        return updates, (new, where_finite(finite, descended, state[1]))
+        return updates, (new, skip_nonfinite(finite, descended, state[1]))
 
     return optax.GradientTransformationExtraArgs(init, update)
 
 
-def where_finite(finite: Bool[Array, ""], new, old):
+def guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
+    """Return an optimizer whose `update` also takes `finite`: where it is false, the state stays as it was."""
+
+    def update(gradient, state, parameters=None, *, finite: Bool[Array, ""]):
+        updates, new = optimizer.update(gradient, state, parameters)
+        return updates, skip_nonfinite(finite, new, state)
+
+    return optax.GradientTransformationExtraArgs(optimizer.init, update)
+
+
+def skip_nonfinite(finite: Bool[Array, ""], new, old):
     """The tree `new`, or `old` where `finite` is false."""
     return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)
-
-
-def settle(tree):
-    """The tree, on CPUs computed as a whole before anything that uses it; elsewhere the compiler is free."""
-    return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda same: same)

@@ -1,34 +1,26 @@
-"""The training state and one step of it: draw noise and time, couple, regress the velocity, update, average."""
+"""The training state and one step of it: draw noise, couple, evaluate the objective, update."""
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jaxtyping import Array
 
 from fmboost_jax.flow.coupling import sample_noise
-from fmboost_jax.flow.loss import flow_matching_loss, sample_time
+from fmboost_jax.flow.objectives import OBJECTIVES
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.models.unet import UNet, abstract_unet
+from fmboost_jax.registry import build
 from fmboost_jax.training.config import TrainingConfig
-from fmboost_jax.training.ema import update_ema
-from fmboost_jax.training.optimizer import global_norm, learning_rate, make_optimizer, settle, where_finite
-
-State = dict[str, object]
+from fmboost_jax.training.optimizer import learning_rate, make_optimizer
+from fmboost_jax.training.state import TrainState
 
 
-def init_state(config: TrainingConfig) -> State:
-    """A fresh state: `step` (int32), `parameters`, `ema`, `optimizer`, all from `config.seed`. Meant to be jitted."""
+def init_state(config: TrainingConfig) -> TrainState:
+    """Return the state of a fresh run, all from `config.seed`; meant to be jitted."""
     model = UNet(config.architecture, rngs=nnx.Rngs(jax.random.key(config.seed)))
-    parameters = split(model)[1]
-    return {
-        "step": jnp.zeros((), jnp.int32),
-        "parameters": parameters,
-        "ema": jax.tree.map(jnp.copy, parameters),
-        "optimizer": make_optimizer(config.optim).init(parameters),
-    }
+    return TrainState.create(split(model)[1], make_optimizer(config.optim))
 
 
 def make_train_step(config: TrainingConfig, latents: LatentSpec):
@@ -40,19 +32,15 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
-    graph, path, optimizer = (
-        split(abstract_unet(config.architecture))[0],
-        make_path(config.path),
-        make_optimizer(config.optim),
-    )
-    rate = learning_rate(config.optim)
+    graph, path = split(abstract_unet(config.architecture))[0], make_path(config.path)
+    objective = build("objective", config.objective, OBJECTIVES)
+    optimizer, rate = make_optimizer(config.optim), learning_rate(config.optim)
     coupling, dropout = config.coupling, config.architecture.dropout
 
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
 
-    def loss_fn(parameters, low, high, keys):
-        unet = merge(graph, parameters)
+    def loss_fn(parameters, teacher, low, high, keys):
         # One key of its own for each of: noise, time, dropout, upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
         x1 = scale(high)
@@ -63,27 +51,30 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
             sample_noise(mode_keys, x1.shape[1:]) if coupling.draws_upsampling_noise else None,
         )
 
-        def velocity(x, t):
-            return unet.velocity(x, t, context, dropout_key=dropout_keys[0] if dropout else None)
+        def velocity_fn(weights, dropout_key=None):
+            network = merge(graph, weights)
 
-        return flow_matching_loss(velocity, path, x0, x1, sample_time(time_keys)).mean()
+            def velocity(x, t, second_time=None, examples=slice(None)):
+                second = {} if second_time is None else {"second_time": second_time}
+                return network.velocity(x, t, context[examples], dropout_key=dropout_key, **second)
 
-    def train_step(state: State, batch: dict[str, Array]) -> tuple[State, dict[str, Array]]:
-        step, parameters = state["step"], state["parameters"]
-        step_key = jax.random.fold_in(jax.random.key(config.seed), step)
+            return velocity
+
+        online = velocity_fn(parameters, dropout_keys[0] if dropout else None)
+        averaged = velocity_fn(teacher) if objective.needs_teacher else None
+        return objective.loss(online, path, x0, x1, time_keys, averaged).mean()
+
+    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+        step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.vmap(lambda position: jax.random.fold_in(step_key, position))(batch["position"])
         loss, gradient = accumulated_gradient(
-            loss_fn, parameters, (batch["low"], batch["high"], keys), config.optim.accumulate
+            lambda parameters, *examples: loss_fn(parameters, state.ema, *examples),
+            state.parameters,
+            (batch["low"], batch["high"], keys),
+            config.optim.accumulate,
         )
-        norm = global_norm(gradient)
-        finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-        updates, moments = optimizer.update(gradient, state["optimizer"], parameters, finite=finite)
-        parameters = settle(where_finite(finite, optax.apply_updates(parameters, updates), parameters))
-        ema = config.ema
-        average = update_ema(state["ema"], parameters, step + 1, decay=ema.decay, copy_until=ema.copy_until)
-        average = where_finite(finite, average, state["ema"])
-        state = {"step": step + 1, "parameters": parameters, "ema": average, "optimizer": moments}
-        return state, {"loss": loss, "gradient_norm": norm, "learning_rate": jnp.float32(rate(step))}
+        new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)
+        return new, metrics | {"learning_rate": rate(state.step)}
 
     return train_step
 

@@ -70,9 +70,9 @@ def test_accumulation_changes_memory_and_not_the_result():
     whole, losses = run_steps(tiny_config(), batches)
     parts, losses_of_parts = run_steps(tiny_config("--config.optim.accumulate=4"), batches)
     np.testing.assert_allclose(losses, losses_of_parts, rtol=1e-5)
-    for name, value in whole["parameters"].items():
+    for name, value in whole.parameters.items():
         # Adam's first steps have the gradient's sign: where it is near zero, rounding shows.
-        assert np.mean(np.abs(value - parts["parameters"][name])) < 1e-4, name
+        assert np.mean(np.abs(value - parts.parameters[name])) < 1e-4, name
 
 
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
@@ -82,9 +82,9 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
     before, _ = run_steps(config, [good])
     after, losses = run_steps(config, [good, bad])
     assert not np.isfinite(losses[1])
-    assert int(after["step"]) == 2
+    assert int(after.step) == 2
     for part in ("parameters", "ema", "optimizer"):
-        jax.tree.map(np.testing.assert_array_equal, before[part], after[part])
+        jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
 
 
 def test_randomness_comes_from_seed_step_and_position_alone():
@@ -138,13 +138,11 @@ def test_every_mesh_gives_one_devices_numbers_in_less_memory(one_device, shape):
     state, losses, bytes_ = two_steps(make_mesh(dict(zip(("data", "fsdp", "spatial"), shape, strict=True))))
     expected, expected_losses, expected_bytes = one_device
     assert losses == pytest.approx(expected_losses, rel=1e-4)
-    difference = [
-        np.mean(np.abs(expected["parameters"][n] - v)) for n, v in jax.device_get(state["parameters"]).items()
-    ]
+    difference = [np.mean(np.abs(expected.parameters[n] - v)) for n, v in jax.device_get(state.parameters).items()]
     assert max(difference) < 2e-4
     # What a device works in falls with the eight devices, its state with fsdp; small parameters stay whole.
     assert bytes_["work"] < expected_bytes["work"] / 4
     if shape[1] > 1:
-        largest = max(state["parameters"].values(), key=lambda array: array.size)
+        largest = max(state.parameters.values(), key=lambda array: array.size)
         assert largest.addressable_shards[0].data.size == largest.size // shape[1]
         assert bytes_["state"] < expected_bytes["state"] * (1 / shape[1] + 0.25)
