@@ -26,8 +26,8 @@ from fmboost_jax.files import write_atomically
 from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict
 from fmboost_jax.interop.unet import ReferenceCheckpoint, read_unet_config
 from fmboost_jax.interop.weights import read_state_dict
-from fmboost_jax.models.parameters import count, merge, split
-from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from fmboost_jax.models.parameters import abstract, count, merge, split
+from fmboost_jax.models.unet import UNet, UNetConfig
 from fmboost_jax.registry import import_extensions
 from fmboost_jax.training.checkpoints import load_weights
 from fmboost_jax.training.config import TrainingConfig, read_saved
@@ -165,7 +165,7 @@ def to_reference(arguments: argparse.Namespace) -> str:
             'computes only "interleaved", with these weights it would give other numbers. Train with '
             "--config.unet.attention_layout=interleaved to use a network there"
         )
-    tensors = state_dict(merge(split(abstract_unet(network))[0], parameters))
+    tensors = state_dict(merge(split(abstract(UNet, network))[0], parameters))
     _write_safetensors(arguments.out, tensors)
     return f"{arguments.out}: {len(tensors)} tensors of step {step:,} ({'online' if arguments.online else 'EMA'})"
 

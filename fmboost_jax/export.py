@@ -20,8 +20,8 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import new_folder
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
+from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import count, merge, split
-from fmboost_jax.models.unet import abstract_unet
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -55,7 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     with new_folder(arguments.out) as folder:
         write_bundle(folder, parameters, config, "float16" if arguments.half else "float32")
         read_bundle(folder)
-        unet = merge(split(abstract_unet(config.unet))[0], parameters)
+        unet = merge(split(abstract_network(config.unet))[0], parameters)
         if arguments.orbax:
             save_model(str(folder / "orbax"), unet)
         if arguments.stablehlo:

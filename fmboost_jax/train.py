@@ -75,11 +75,11 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
     mesh = make_mesh(dataclasses.asdict(config.mesh))
     info = DatasetInfo.read(config.data.dir)
     first_stage = load_first_stage(**dataclasses.asdict(config.first_stage))
-    info.check(config.data, first_stage, config.architecture.out_channels)
+    info.check(config.data, first_stage, config.architecture.state_channels)
     held_out = info
     if config.evaluate.dir:
         held_out = DatasetInfo.read(config.evaluate.dir)
-        held_out.check(config.data, first_stage, config.architecture.out_channels)
+        held_out.check(config.data, first_stage, config.architecture.state_channels)
     shardings = {name: leaf.sharding for name, leaf in abstract_batch(config, info, mesh).items()}
     iterator = _device_iterator(config, info, shardings)
 

@@ -12,13 +12,12 @@ import os
 import sys
 
 import jax
-from flax import nnx
 
 from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.crops import centres, crop_batches, first_crops, read_photographs
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
-from fmboost_jax.models.parameters import count, merge, split
+from fmboost_jax.models.parameters import abstract, count, merge, split
 from fmboost_jax.parallel import distributed
 from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.runtime.profile import Profile
@@ -70,7 +69,7 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
     iterator = iter(crop_batches(photographs, config.data, **stream).map(_to_device))
 
     # --------------------------------------------------------------------------------------------------- state
-    graph = split(nnx.eval_shape(lambda: AutoencoderTiny(architecture, rngs=nnx.Rngs(0))))[0]
+    graph = split(abstract(AutoencoderTiny, architecture))[0]
     initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
     optimizer = decaying_optimizer(config)
     state = TrainState.create(initial, optimizer)

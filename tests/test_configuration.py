@@ -16,8 +16,8 @@ from fmboost_jax.configuration import (
     to_mapping,
 )
 from fmboost_jax.errors import InputError
+from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import count, split
-from fmboost_jax.models.unet import abstract_unet
 from fmboost_jax.training.config import TrainingConfig
 
 
@@ -195,4 +195,4 @@ def test_the_papers_configs(config, low_res, high_res):
     loaded = read_config(config, (), TrainingConfig)
     assert (loaded.data.low_res, loaded.data.high_res) == (low_res, high_res)
     assert (loaded.source.start, loaded.source.noise_step) == ("low_res", 400)
-    assert count(split(abstract_unet(loaded.architecture))[1]) == 305_806_340
+    assert count(split(abstract_network(loaded.architecture))[1]) == 305_806_340

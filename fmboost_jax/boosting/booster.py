@@ -27,8 +27,8 @@ from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.networks import VelocityNetwork, abstract_network
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.models.unet import UNet, abstract_unet
 from fmboost_jax.parallel.batches import in_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
@@ -55,7 +55,7 @@ class Booster:
 
     def __init__(
         self,
-        unet: UNet,
+        unet: VelocityNetwork,
         first_stage: FirstStage,
         coupling: Coupling,
         factor: int,
@@ -106,7 +106,7 @@ class Booster:
         else:
             parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
         unet_config = dataclasses.replace(config.unet, dtype=dtype) if dtype else config.unet
-        graph = split(abstract_unet(unet_config))[0]
+        graph = split(abstract_network(unet_config))[0]
         unet = merge(graph, parameters)
         return cls(unet, stage, config.source, config.factor, devices=devices, spatial=spatial)
 

@@ -23,8 +23,9 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
 from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import Parameters, count, split
-from fmboost_jax.models.unet import UNetConfig, abstract_unet
+from fmboost_jax.models.unet import UNetConfig
 
 CONFIG = "config.json"
 WEIGHTS = "unet.safetensors"
@@ -85,7 +86,7 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); fetch it again") from error
     try:
-        expected = {name: shape.shape for name, shape in split(abstract_unet(config.unet))[1].items()}
+        expected = {name: shape.shape for name, shape in split(abstract_network(config.unet))[1].items()}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{folder / CONFIG}: no network has these settings ({error}); export it again") from error
     found = {name: tensor.shape for name, tensor in tensors.items()}

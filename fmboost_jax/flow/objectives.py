@@ -6,7 +6,7 @@ An objective is a frozen dataclass whose fields are its settings; `config.object
 
 import dataclasses
 from collections.abc import Callable
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float, Key
@@ -22,6 +22,7 @@ from fmboost_jax.registry import build
 Network = Callable[..., Array]
 
 
+@runtime_checkable
 class Objective(Protocol):
     """What `fmboost_jax.training.step` and the samplers need of an objective."""
 
@@ -107,3 +108,12 @@ class FlowMatching:
 
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"flow": FlowMatching, "shortcut": Shortcut, "meanflow": MeanFlow}
+
+
+def make_objective(text: str) -> Objective:
+    """Return the objective that a config names: an entry of `OBJECTIVES`, with its settings.
+
+    Raises:
+        InputError: an unknown name or setting.
+    """
+    return build("objective", text, OBJECTIVES)

@@ -84,7 +84,7 @@ def load_model(folder: str, **changes: Any) -> nnx.Module:
         config = config(**{**fields, **changes})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"model {folder}: its {_CONFIG} does not describe a model of ours ({error})") from error
-    graph, shapes = parameters.split(nnx.eval_shape(lambda: kind(config, rngs=nnx.Rngs(0))))
+    graph, shapes = parameters.split(parameters.abstract(kind, config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
     try:

@@ -106,7 +106,7 @@ def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[s
     Raises:
         InputError: tensors that are missing, surplus, of another shape or not of floats: all of them in one message.
     """
-    graph, shapes = parameters.split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
+    graph, shapes = parameters.split(parameters.abstract(model, config))
     arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
     loaded, missing, unfit, known = {}, [], [], set()
     for path, ours in shapes.items():

@@ -12,6 +12,7 @@ from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from fmboost_jax.models.blocks import GroupNorm, linear
+from fmboost_jax.models.parameters import kernel_flops
 
 # Queries at once: 65,536 positions (the decoder at 2048²) then hold 256 MiB of logits a head and not 16 GiB.
 QUERY_BLOCK = 1024
@@ -37,6 +38,12 @@ class SpatialAttention(nnx.Module):
         q, k, v = self._split(qkv)
         out = self._join(attend_linear(q, k, v) if self.linear_attention else attend(q, k, v))
         return x + self.proj_out(out).reshape(b, h, w, c)
+
+    def flops(self, positions: int) -> int:
+        """FLOPs of one example on a map of so many positions."""
+        each = self.dim_head if self.linear_attention else positions
+        products = 4 * positions * self.num_heads * self.dim_head * each
+        return kernel_flops(self.qkv, positions) + kernel_flops(self.proj_out, positions) + products
 
     def _split(self, qkv: Float[Array, "b n k"]) -> tuple[Array, Array, Array]:
         """Queries, keys and values, each (batch, positions, heads, dim_head)."""

@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from fmboost_jax.errors import InputError
 from fmboost_jax.models import convolution
 from fmboost_jax.models.attention import attend
+from fmboost_jax.models.parameters import kernel_flops
 from fmboost_jax.models.strips import Strip, in_strips
 
 NORM_EPS = 1e-6
@@ -239,6 +240,19 @@ class Decoder(nnx.Module):
             x = level(x)
         return _norm_silu_conv(self.norm_out, self.conv_out, x)
 
+    def flops(self, positions: int) -> int:
+        """FLOPs of a latent of so many positions."""
+        attention = self.middle.attention
+        total = kernel_flops(self.conv_in, positions) + kernel_flops(self.middle, positions)
+        if attention is not None:
+            total += 4 * positions**2 * attention.query.out_features
+        for level in self.levels:
+            total += kernel_flops(level.blocks, positions)
+            if level.upsample is not None:
+                positions *= 4
+                total += kernel_flops(level.upsample, positions)
+        return total + kernel_flops(self.conv_out, positions)
+
 
 class AutoencoderKL(nnx.Module):
     """The whole autoencoder. Latents are unscaled; the caller applies `config.scaling_factor` and `shift_factor`.
@@ -288,3 +302,7 @@ class AutoencoderKL(nnx.Module):
         if self.post_quant:
             latent = self.post_quant(latent)
         return self.decoder(latent).astype(jnp.float32)
+
+    def decoder_flops(self, height: int, width: int) -> int:
+        """FLOPs of decoding one latent of this size; a multiply-add is two, norms are left out."""
+        return kernel_flops(self.post_quant, height * width) + self.decoder.flops(height * width)

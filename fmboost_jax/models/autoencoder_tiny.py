@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.blocks import GroupNorm, conv
+from fmboost_jax.models.parameters import kernel_flops
 
 # The decoder squeezes latents into ±3 smoothly: outliers of a sampler do not blow up the image.
 LATENT_BOUND = 3.0
@@ -203,6 +204,17 @@ class AutoencoderTiny(nnx.Module):
         """Image of a latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
         patches = self.decoder(latent.astype(self.config.dtype)).astype(jnp.float32)
         return from_patches(patches, self.config.patch_size) * 2 - 1
+
+    def decoder_flops(self, height: int, width: int) -> int:
+        """FLOPs of decoding one latent of this size; a multiply-add is two, norms are left out."""
+        positions = height * width
+        total = kernel_flops(self.decoder.conv_in, positions)
+        last = len(self.decoder.levels) - 1
+        for number, level in enumerate(self.decoder.levels):
+            total += kernel_flops(level.blocks, positions)
+            positions *= 1 if number == last else 4
+            total += kernel_flops(level.conv, positions)
+        return total
 
 
 def to_patches(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b H W d"]:

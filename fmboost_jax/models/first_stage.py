@@ -115,6 +115,10 @@ class Autoencoder(Protocol):
         """Map a raw latent to its image."""
         ...
 
+    def decoder_flops(self, height: int, width: int) -> int:
+        """FLOPs of decoding one latent of this size; a multiply-add is two."""
+        ...
+
 
 class Identity(nnx.Module):
     """Pixels as latents: three channels, no downsampling."""
@@ -126,6 +130,10 @@ class Identity(nnx.Module):
     def decode(self, latent: Float[Array, "b h w 3"]) -> Float[Array, "b h w 3"]:
         """Return the latent."""
         return latent
+
+    def decoder_flops(self, height: int, width: int) -> int:
+        """Return 0: there is no network."""
+        return 0
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,10 +4,20 @@ Keys are the attribute path, dots between: `down.0.blocks.1.conv1.kernel`. A fla
 step short and reads well in a checkpoint.
 """
 
+import math
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import jax
 from flax import nnx
 
 Parameters = dict[str, jax.Array | jax.ShapeDtypeStruct]
+Model = TypeVar("Model", bound=nnx.Module)
+
+
+def abstract(model: Callable[..., Model], config: Any) -> Model:
+    """Return `model(config, rngs=…)` with shapes instead of arrays: for its graph and its parameters' names."""
+    return nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
 
 
 def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
@@ -20,6 +30,14 @@ def merge(graphdef: nnx.GraphDef, parameters: Parameters) -> nnx.Module:
     """The way back: a module that holds these arrays; cheap, meant for the inside of a jitted function."""
     paths = {tuple(int(part) if part.isdigit() else part for part in name.split(".")): name for name in parameters}
     return nnx.merge(graphdef, nnx.traversals.unflatten_mapping({path: parameters[paths[path]] for path in paths}))
+
+
+def kernel_flops(module: nnx.Module | None, positions: int) -> int:
+    """Return the FLOPs of a module's kernels, each applied at so many positions: two a weight; None has none."""
+    if module is None:
+        return 0
+    kernels = (array for name, array in split(module)[1].items() if name.split(".")[-1] == "kernel")
+    return sum(2 * math.prod(array.shape) * positions for array in kernels)
 
 
 def count(parameters: Parameters) -> int:

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.models.attention import SpatialAttention
 from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
 from fmboost_jax.models.convolution import upsample_nearest
+from fmboost_jax.models.parameters import abstract, kernel_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +44,7 @@ class UNetConfig:
         attention_layout: "heads", the ordinary one, or "interleaved", that of the reference's checkpoints.
         dtype: "float32" or "bfloat16", what convolutions and matrix products compute in; parameters are float32.
         remat: recompute the blocks' activations in the backward pass, for less memory.
+        time_inputs: 2 for a second time, as shortcut models and MeanFlow need it. Default: 1.
     """
 
     in_channels: int = 8
@@ -61,6 +63,10 @@ class UNetConfig:
     attention_layout: str = "heads"
     dtype: str = "float32"
     remat: bool = False
+    time_inputs: int = 1
+
+    # Parameters that every device holds whole.
+    replicated: ClassVar[str] = r"(norm\w*|time\d)\.(scale|bias|kernel)$"
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "UNetConfig":
@@ -91,9 +97,33 @@ class UNetConfig:
         return max(self.pool_factor, 1) * 2 ** (len(self.channel_mult) - 1)
 
     @property
+    def state_channels(self) -> int:
+        """Channels of the state and of its velocity."""
+        return self.out_channels
+
+    @property
     def context_channels(self) -> int:
         """Channels of the context; 0 for a network without one."""
         return self.in_channels - self.out_channels
+
+    def flops(self, height: int, width: int) -> int:
+        """FLOPs of one forward pass of one example: convolutions, linear layers and attention's products.
+
+        A multiply-add is two FLOPs. Norms and activations are left out.
+
+        Args:
+            height, width: of the state.
+        """
+        unet = abstract(UNet, self)
+        positions = height * width // max(self.pool_factor, 1) ** 2
+        last = len(self.channel_mult) - 1
+        total = sum(kernel_flops(layer, 1) for layer in (unet.time1, unet.time2, unet.second_time1, unet.second_time2))
+        total += sum(kernel_flops(layer, positions) for layer in (unet.pool, unet.unpool, unet.conv_in, unet.conv_out))
+        for depth, level in enumerate(unet.down):
+            total += level.flops(positions // 4**depth) + kernel_flops(level.resample, positions // 4 ** (depth + 1))
+        for depth, level in zip(range(last, -1, -1), unet.up, strict=True):
+            total += level.flops(positions // 4**depth) + kernel_flops(level.resample, positions * 4 // 4**depth)
+        return total + unet.middle.flops(positions // 4**last)
 
 
 class ResBlock(nnx.Module):
@@ -126,6 +156,11 @@ class ResBlock(nnx.Module):
             h = self.norm2(h + bias)
         h = self.dropout(nnx.silu(h.astype(self.dtype)), deterministic=key is None, rngs=key)
         return self.conv2(h) + (x if self.skip is None else self.skip(x)).astype(self.dtype)
+
+    def flops(self, positions: int) -> int:
+        """FLOPs of one example on a map of so many positions."""
+        layers = (self.conv1, self.conv2, self.skip)
+        return sum(kernel_flops(layer, positions) for layer in layers) + kernel_flops(self.embed, 1)
 
 
 class Downsample(nnx.Module):
@@ -169,6 +204,10 @@ class Level(nnx.Module):
         )
         self.resample = resample(widths[-1][1], config, rngs=rngs) if resample else None
 
+    def flops(self, positions: int) -> int:
+        """FLOPs of one example without the resampling."""
+        return sum(layer.flops(positions) for layer in (*self.blocks, *self.attentions))
+
     def block(self, index: int, x, embedding, key):
         """Residual block and attention number `index`; under `remat` only its input is kept for the backward pass."""
 
@@ -191,6 +230,10 @@ class Middle(nnx.Module):
         """Features → features of the same shape; the keys draw the blocks' dropout."""
         return self.block2(self.attention(self.block1(x, embedding, key1)), embedding, key2)
 
+    def flops(self, positions: int) -> int:
+        """FLOPs of one example."""
+        return sum(layer.flops(positions) for layer in (self.block1, self.attention, self.block2))
+
 
 class UNet(nnx.Module):
     """Velocity of a latent at time t, given the context. `UNet(config, rngs=nnx.Rngs(0))`."""
@@ -201,6 +244,11 @@ class UNet(nnx.Module):
         embedding = 4 * width
         self.time1 = linear(width, embedding, dtype=jnp.float32, rngs=rngs)
         self.time2 = linear(embedding, embedding, dtype=jnp.float32, rngs=rngs)
+
+        second = config.time_inputs == 2
+        self.second_time1 = linear(width, embedding, dtype=jnp.float32, rngs=rngs) if second else None
+        # Zeros: a network that starts from the weights of one without a second time begins with its velocity.
+        self.second_time2 = linear(embedding, embedding, zero=True, dtype=jnp.float32, rngs=rngs) if second else None
 
         pool = config.pool_factor
         channels = config.in_channels
@@ -244,6 +292,7 @@ class UNet(nnx.Module):
         t: Float[Array, "b"],
         context: Float[Array, "b h w k"] | None = None,
         *,
+        second_time: Float[Array, "b"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "b h w c"]:
         """Velocity d x / d t.
@@ -252,19 +301,23 @@ class UNet(nnx.Module):
             x: state at time t, float32.
             t: time in [0, 1], one an example; not multiplied by 1000.
             context: upsampled low-res latent without noise, of x's height and width; None for a network without one.
-            dropout_key: draws the dropout; None (the default) switches it off.
+            second_time: one an example, for a network with `time_inputs` 2. Default: None.
+            dropout_key: draws the dropout; None switches it off. Default: None.
 
         Returns:
             float32 of x's shape.
 
         Raises:
-            InputError: channels other than the config's, or a size that the levels cannot halve.
+            InputError: channels or times other than the config's, or a size that the levels cannot halve.
         """
         config = self.config
-        self._check(x, context)
+        self._check(x, context, second_time)
         h = x if context is None else jnp.concatenate([x, context], axis=-1)
         h = h.astype(config.dtype)
         embedding = self.time2(nnx.silu(self.time1(time_features(t, config.model_channels))))
+        if second_time is not None and self.second_time1 is not None and self.second_time2 is not None:
+            features = time_features(second_time, config.model_channels)
+            embedding += self.second_time2(nnx.silu(self.second_time1(features)))
 
         keys = (None if dropout_key is None else jax.random.fold_in(dropout_key, i) for i in itertools.count())
 
@@ -296,13 +349,26 @@ class UNet(nnx.Module):
         t: Float[Array, "b"],
         context: Float[Array, "b h w c"],
         *,
+        second_time: Float[Array, "b"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "b h w c"]:
-        """`__call__` with the context that a coupling always gives; a network without context channels ignores it."""
-        return self(x, t, context if self.config.context_channels else None, dropout_key=dropout_key)
+        """Return `__call__` with the context that a coupling always gives; without context channels it is ignored."""
+        return self(
+            x,
+            t,
+            context if self.config.context_channels else None,
+            second_time=second_time,
+            dropout_key=dropout_key if self.config.dropout else None,
+        )
 
-    def _check(self, x: Array, context: Array | None) -> None:
+    def _check(self, x: Array, context: Array | None, second_time: Array | None) -> None:
         config = self.config
+        times = 1 if second_time is None else 2
+        if times != config.time_inputs:
+            raise InputError(
+                f"the UNet reads {config.time_inputs} time(s), found {times}; unet.time_inputs must be what the "
+                "objective needs"
+            )
         found = 0 if context is None else context.shape[-1]
         if x.shape[-1] != config.out_channels or found != config.context_channels:
             raise InputError(
@@ -343,8 +409,3 @@ def _transposed_conv(in_channels: int, out_channels: int, stride: int, *, dtype,
         param_dtype=jnp.float32,
         rngs=rngs,
     )
-
-
-def abstract_unet(config: UNetConfig) -> UNet:
-    """A UNet of shapes without arrays: for its graph, its parameters' names and their number."""
-    return nnx.eval_shape(lambda: UNet(config, rngs=nnx.Rngs(0)))

@@ -12,13 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmboost_jax.errors import InputError
 
-# (pattern of the leaf's path, axis that splits its largest divisible dimension or None to replicate it); the first
-# match wins.
-RULES = (
-    (r"(norm\w*|time\d)\.(scale|bias|kernel)$", None),
-    (r"\bbias$", None),
-    (r"", "fsdp"),
-)
+AXIS = "fsdp"
 # Below this many scalars a gather costs more than the memory is worth.
 FLOOR = 2**14
 
@@ -78,21 +72,28 @@ def distinct_shares(held: dict[int, set[int]]) -> list[list[int]]:
     return shares
 
 
-def state_shardings(mesh: Mesh, state):
-    """A sharding for each leaf of a tree of arrays or of their shapes, by `RULES`."""
-    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf), state)
+def state_shardings(mesh: Mesh, state, replicated: str):
+    """Return a sharding for each leaf of a tree of arrays or of their shapes.
+
+    Every device holds biases, small leaves and those that match `replicated`. The `fsdp` axis splits the largest
+    dimension of the others that it divides.
+
+    Args:
+        mesh: of the devices.
+        state: the tree; the path of a leaf ends in the name of its parameter.
+        replicated: regular expression, the network's own (`fmboost_jax.models.networks.NetworkConfig`).
+    """
+    pattern = re.compile(rf"({replicated})|\bbias$")
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf, pattern), state)
 
 
-def _leaf_sharding(mesh: Mesh, path, leaf) -> NamedSharding:
+def _leaf_sharding(mesh: Mesh, path, leaf, replicated: re.Pattern) -> NamedSharding:
     name = ".".join(str(getattr(entry, "key", getattr(entry, "name", getattr(entry, "idx", "")))) for entry in path)
-    axis = next(axis for pattern, axis in RULES if re.search(pattern, name))
-    if axis is None or leaf.size < FLOOR:
+    divisible = [dim for dim, size in enumerate(leaf.shape) if size % mesh.shape[AXIS] == 0]
+    if mesh.shape[AXIS] == 1 or not divisible or leaf.size < FLOOR or replicated.search(name):
         return NamedSharding(mesh, PartitionSpec())
-    divisible = [(size, -dim) for dim, size in enumerate(leaf.shape) if size % mesh.shape[axis] == 0]
-    if mesh.shape[axis] == 1 or not divisible:
-        return NamedSharding(mesh, PartitionSpec())
-    dim = -max(divisible)[1]
-    return NamedSharding(mesh, PartitionSpec(*[axis if d == dim else None for d in range(len(leaf.shape))]))
+    largest = max(divisible, key=lambda dim: leaf.shape[dim])
+    return NamedSharding(mesh, PartitionSpec(*[AXIS if dim == largest else None for dim in range(leaf.ndim)]))
 
 
 def place(tree, shardings):

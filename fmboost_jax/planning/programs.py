@@ -1,9 +1,9 @@
 """The programs that a plan compiles: the train step, the boost of a batch, the decoding of its latents."""
 
+import dataclasses
 import math
 
 import jax
-from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmboost_jax.boosting.program import flow_from_keys
@@ -14,8 +14,8 @@ from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
-from fmboost_jax.models.parameters import Parameters, merge, split
-from fmboost_jax.models.unet import abstract_unet
+from fmboost_jax.models.networks import abstract_network
+from fmboost_jax.models.parameters import Parameters, abstract, merge, split
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.program import lower_train_step
@@ -53,8 +53,8 @@ def first_stage(config: TrainingConfig) -> FirstStage:
     if kind not in _STOCK or path:
         return load_first_stage(**dataclasses.asdict(config.first_stage))
     network, architecture = _STOCK[kind]
-    settings = architecture(latent_channels=config.architecture.out_channels, dtype=config.first_stage.dtype)
-    model = nnx.eval_shape(lambda: network(settings, rngs=nnx.Rngs(0)))
+    settings = architecture(latent_channels=config.architecture.state_channels, dtype=config.first_stage.dtype)
+    model = abstract(network, settings)
     return FirstStage(LatentSpec.from_config(kind, path, settings), model)
 
 
@@ -64,17 +64,17 @@ def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
     Raises:
         InputError: latents that the UNet does not take.
     """
-    if stage.channels != config.architecture.out_channels:
+    if stage.channels != config.architecture.state_channels:
         raise InputError(
             f"the first stage's latents have {stage.channels} channels, the network's state has "
-            f"{config.architecture.out_channels}"
+            f"{config.architecture.state_channels}"
         )
     return Recipe.of(config.data, stage, config.seed)
 
 
 def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
     """The Booster's own program: noise from keys, coupling, integration. Every chip has the whole network."""
-    graph, parameters = split(abstract_unet(config.architecture))
+    graph, parameters = split(abstract_network(config.architecture))
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
     return flow_from_keys.lower(
         graph,

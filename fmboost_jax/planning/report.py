@@ -4,11 +4,11 @@ import dataclasses
 
 from jax.sharding import Mesh
 
+from fmboost_jax.errors import InputError
 from fmboost_jax.flow.solvers import Solver, evaluations
 from fmboost_jax.planning import costs
 from fmboost_jax.planning.collectives import collectives, summary
 from fmboost_jax.planning.compile import Compiled
-from fmboost_jax.planning.flops import decoder_flops, unet_flops
 from fmboost_jax.planning.hlo import parse
 from fmboost_jax.planning.programs import first_stage, recipe_of
 from fmboost_jax.planning.topologies import Slice
@@ -169,9 +169,12 @@ def model_flops(config: TrainingConfig, mode: str, solver: Solver) -> int:
     height, width, _ = recipe_of(config, stage).high_shape
     batch = config.train.batch_size
     if mode == "decode":
-        return batch * decoder_flops(stage, height, width)
+        flops = stage.model.decoder_flops(height, width)
+        if not flops:
+            raise InputError(f"first stage {stage.kind!r} has no network to decode with; plan another mode")
+        return batch * flops
     passes = 3 if mode == "train" else evaluations(solver.method, solver.steps)
-    return batch * passes * unet_flops(config.architecture, height, width)
+    return batch * passes * config.architecture.flops(height, width)
 
 
 def _operation(operation: costs.Operation, tpus: Slice) -> dict:

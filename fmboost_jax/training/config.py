@@ -12,15 +12,16 @@ from fmboost_jax.data.crops import CropsConfig
 from fmboost_jax.data.dataset import DataConfig
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
-from fmboost_jax.flow.objectives import OBJECTIVES
+from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.images.resize import MODES
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import FirstStageConfig
+from fmboost_jax.models.networks import NETWORKS, NetworkConfig
 from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel.mesh import MeshConfig
-from fmboost_jax.registry import build, choose
+from fmboost_jax.registry import choose
 from fmboost_jax.training.ema import EmaConfig
 from fmboost_jax.training.optimizer import MuonConfig, OptimConfig
 
@@ -174,12 +175,7 @@ class ProfileConfig:
 
 
 def _networks() -> Mapping[str, type]:
-    return {"unet": UNetConfig}
-
-
-def _time_inputs(architecture: object) -> int:
-    """Times that a network reads; those without the setting read one."""
-    return getattr(architecture, "time_inputs", 1)
+    return {name: kind.config for name, kind in NETWORKS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -202,7 +198,9 @@ class TrainingConfig:
     path: str = "linear"
     objective: str = "flow"
     network: str = "unet"
-    architecture: UNetConfig = dataclasses.field(default_factory=UNetConfig, metadata=chosen_by("network", _networks))
+    architecture: NetworkConfig = dataclasses.field(
+        default_factory=UNetConfig, metadata=chosen_by("network", _networks)
+    )
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -216,10 +214,11 @@ class TrainingConfig:
     def __post_init__(self):
         choose("network", self.network, _networks())
         make_path(self.path)
-        wanted, given = build("objective", self.objective, OBJECTIVES).time_inputs, _time_inputs(self.architecture)
-        if wanted != given:
+        needed, found = make_objective(self.objective).time_inputs, self.architecture.time_inputs
+        if needed != found:
             raise InputError(
-                f"objective {self.objective!r} needs a network of {wanted} time input(s), {self.network!r} has {given}"
+                f"objective {self.objective} needs a network with {needed} time input(s), found {found}: set "
+                f"{self.network}.time_inputs={needed}"
             )
 
     @property

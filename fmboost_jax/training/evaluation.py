@@ -14,8 +14,8 @@ from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.models.unet import abstract_unet
 from fmboost_jax.parallel.sharding import batch_sharding
 from fmboost_jax.training.config import TrainingConfig
 
@@ -30,7 +30,7 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     the same of the low-res ones under `low_res/`. The picture has rows low-res | boosted | original. The noise depends
     on `config.seed` alone, so evaluations compare.
     """
-    graph = split(abstract_unet(config.architecture))[0]
+    graph = split(abstract_network(config.architecture))[0]
     solver = Solver(config.evaluate.method, config.evaluate.steps)
     replicated = NamedSharding(mesh, PartitionSpec())
 

@@ -16,7 +16,7 @@ def abstract_state(config: TrainingConfig, mesh: Mesh):
     return jax.tree.map(
         lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
         shapes,
-        state_shardings(mesh, shapes),
+        state_shardings(mesh, shapes, config.architecture.replicated),
     )
 
 

@@ -2,16 +2,14 @@
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array
 
 from fmboost_jax.flow.coupling import sample_noise
-from fmboost_jax.flow.objectives import OBJECTIVES
+from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.networks import abstract_network, make_network
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.models.unet import UNet, abstract_unet
-from fmboost_jax.registry import build
 from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.optimizer import learning_rate, make_optimizer
 from fmboost_jax.training.state import TrainState
@@ -19,7 +17,7 @@ from fmboost_jax.training.state import TrainState
 
 def init_state(config: TrainingConfig) -> TrainState:
     """Return the state of a fresh run, all from `config.seed`; meant to be jitted."""
-    model = UNet(config.architecture, rngs=nnx.Rngs(jax.random.key(config.seed)))
+    model = make_network(config.architecture, jax.random.key(config.seed))
     return TrainState.create(split(model)[1], make_optimizer(config.optim))
 
 
@@ -32,10 +30,10 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
-    graph, path = split(abstract_unet(config.architecture))[0], make_path(config.path)
-    objective = build("objective", config.objective, OBJECTIVES)
+    graph, path = split(abstract_network(config.architecture))[0], make_path(config.path)
+    objective = make_objective(config.objective)
     optimizer, rate = make_optimizer(config.optim), learning_rate(config.optim)
-    coupling, dropout = config.coupling, config.architecture.dropout
+    coupling = config.coupling
 
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
@@ -60,7 +58,7 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
 
             return velocity
 
-        online = velocity_fn(parameters, dropout_keys[0] if dropout else None)
+        online = velocity_fn(parameters, dropout_keys[0])
         averaged = velocity_fn(teacher) if objective.needs_teacher else None
         return objective.loss(online, path, x0, x1, time_keys, averaged).mean()
 

@@ -13,8 +13,8 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_lightning, load_unet, state_dict, unet_config
 from fmboost_jax.interop.names import spell
 from fmboost_jax.interop.tables import REFERENCE_UNET
-from fmboost_jax.models.parameters import split
-from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from fmboost_jax.models.parameters import abstract, split
+from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.conftest import GOLDEN, relative_error
 from tests.random_models import random_model
 from tests.torch_reference import randomised, recorded
@@ -130,7 +130,7 @@ def test_twin_layer_by_layer():
 def test_base_network_has_the_reference_names():
     """Every parameter of the base config has a name, no two the same; spot checks at the seams of the numbering."""
     config = UNetConfig()
-    shapes = split(abstract_unet(config))[1]
+    shapes = split(abstract(UNet, config))[1]
     names = {spell(REFERENCE_UNET, config, path)[0]: shape.size for path, shape in shapes.items()}
     assert len(names) == len(shapes)
     assert sum(names.values()) == 305_806_340

@@ -8,8 +8,8 @@ from flax import nnx
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.models import attention
-from fmboost_jax.models.parameters import count, merge, split
-from fmboost_jax.models.unet import UNet, UNetConfig, abstract_unet
+from fmboost_jax.models.parameters import abstract, count, merge, split
+from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.conftest import relative_error
 from tests.random_models import random_model
 
@@ -35,7 +35,7 @@ def call(unet, *arguments, **options):
 
 
 def test_base_config_has_the_papers_parameters():
-    assert count(split(abstract_unet(UNetConfig()))[1]) == 305_806_340
+    assert count(split(abstract(UNet, UNetConfig()))[1]) == 305_806_340
 
 
 @pytest.mark.parametrize("size", [(16, 16), (10, 26)])
@@ -58,7 +58,7 @@ def test_starts_at_zero_velocity():
     [((9, 16), 4, "multiples of 2"), ((8, 8), None, "context of 4"), ((8, 8), 3, "found 4 and 3")],
 )
 def test_refusals(size, context, expected):
-    unet = abstract_unet(UNetConfig(**SMALL))
+    unet = abstract(UNet, UNetConfig(**SMALL))
     with pytest.raises(InputError, match=expected):
         jax.eval_shape(lambda: unet(*inputs(*size, context)))
 
@@ -110,7 +110,7 @@ def test_dropout_follows_its_key_alone():
 
 def test_bfloat16_is_near_float32():
     full = random_model(UNet, UNetConfig(**SMALL))
-    graph = split(abstract_unet(UNetConfig(**SMALL, dtype="bfloat16")))[0]
+    graph = split(abstract(UNet, UNetConfig(**SMALL, dtype="bfloat16")))[0]
     half = merge(graph, split(full)[1])
     expected, found = (np.asarray(call(unet, *inputs(16, 16))) for unet in (full, half))
     assert 1e-4 < np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.05

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import distinct_shares, example_sharding, process_share, state_shardings
 
@@ -40,7 +41,7 @@ def test_rules_split_large_parameters_with_their_moments_and_leave_small_ones_wh
         }
         for part in ("parameters", "optimizer")
     }
-    for part in state_shardings(mesh, state).values():
+    for part in state_shardings(mesh, state, UNetConfig.replicated).values():
         assert part["down.0.conv1.kernel"].spec == PartitionSpec(None, None, None, "fsdp")
         assert all(part[name].is_fully_replicated for name in part if name != "down.0.conv1.kernel")
 

@@ -4,18 +4,15 @@ import dataclasses
 
 import pytest
 import torch
-from flax import nnx
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
-from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage, LatentSpec
+from fmboost_jax.models.parameters import abstract
 from fmboost_jax.models.unet import UNetConfig
-from fmboost_jax.planning.flops import decoder_flops, unet_flops
 from tests.torch_reference import autoencoder as twin_autoencoder
 from tests.torch_reference import unet as twin_unet
 
@@ -31,7 +28,7 @@ def test_base_network():
     base = UNetConfig()
     attentions, positions = 3 + 1 + 4, 16 * 16
     products = attentions * 4 * positions**2 * base.num_heads * base.dim_head
-    assert unet_flops(base, 128, 128) - products == pytest.approx(452.4e9, rel=1e-4)
+    assert base.flops(128, 128) - products == pytest.approx(452.4e9, rel=1e-4)
 
 
 @settings(max_examples=6, deadline=None, phases=(Phase.reuse, Phase.generate))
@@ -54,15 +51,14 @@ def test_unet_against_pytorchs_counter(options, size):
     config = UNetConfig(model_channels=32, dim_head=8, **options)
     twin = twin_unet.UNet(config)
     inputs = torch.zeros(1, 4, *size), torch.zeros(1), torch.zeros(1, 4, *size)
-    assert unet_flops(config, *size) == counted(twin, *inputs)
+    assert config.flops(*size) == counted(twin, *inputs)
 
 
 @pytest.mark.parametrize("attention", [True, False])
 def test_kl_decoder_against_pytorchs_counter(attention):
     config = AutoencoderKLConfig(channels=(32, 64, 32), blocks=1, mid_attention=attention)
-    stage = abstract(AutoencoderKL, config, "kl")
     twin = twin_autoencoder.AutoencoderKL(config)
-    assert decoder_flops(stage, 8, 4) == counted(twin.decode, torch.zeros(1, 4, 8, 4))
+    assert abstract(AutoencoderKL, config).decoder_flops(8, 4) == counted(twin.decode, torch.zeros(1, 4, 8, 4))
 
 
 def test_tiny_decoder_against_diffusers():
@@ -74,15 +70,15 @@ def test_tiny_decoder_against_diffusers():
         num_encoder_blocks=config.encoder_blocks,
         num_decoder_blocks=config.decoder_blocks,
     )
-    found = decoder_flops(abstract(AutoencoderTiny, config, "tiny"), 4, 8)
+    found = abstract(AutoencoderTiny, config).decoder_flops(4, 8)
     assert found == counted(theirs.decoder, torch.zeros(1, 4, 4, 8))
 
 
+def test_a_second_time_costs_two_more_linear_layers():
+    config = UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1)
+    more = dataclasses.replace(config, time_inputs=2).flops(8, 8) - config.flops(8, 8)
+    assert more == 2 * (32 * 128 + 128 * 128)
+
+
 def test_pixels_need_no_decoder():
-    with pytest.raises(InputError, match="nothing to plan"):
-        decoder_flops(load_first_stage("identity"), 8, 8)
-
-
-def abstract(network, config, kind: str) -> FirstStage:
-    model = nnx.eval_shape(lambda: network(dataclasses.replace(config), rngs=nnx.Rngs(0)))
-    return FirstStage(LatentSpec.from_config(kind, "", config), model)
+    assert load_first_stage("identity").model.decoder_flops(8, 8) == 0

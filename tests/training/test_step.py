@@ -117,7 +117,7 @@ def two_steps(mesh):
     config, batch = tiny_config(), batch_of(0)
     shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
     batch = jax.device_put(batch, shardings)
-    placed = state_shardings(mesh, jax.eval_shape(lambda: init_state(config)))
+    placed = state_shardings(mesh, jax.eval_shape(lambda: init_state(config)), config.architecture.replicated)
     state, losses = jax.jit(lambda: init_state(config), out_shardings=placed)(), []
     step = jax.jit(make_train_step(config, LatentSpec("identity", "", 3, 1)), out_shardings=(placed, None))
     step = step.lower(state, batch).compile()
