@@ -72,6 +72,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unet.attention_layout = "heads"
     config.unet.dtype = "float32"  # "bfloat16" on TPUs and GPUs
     config.unet.remat = False
+    config.unet.time_inputs = 1  # 2 for the objectives "shortcut" and "meanflow"
 
     config.optim.lr = 5e-4
     config.optim.warmup_steps = 100
