@@ -12,7 +12,6 @@ itself: python -m fmboost_jax.convert from-reference --help
 import argparse
 import dataclasses
 import os
-import pathlib
 import sys
 
 import jax.numpy as jnp
@@ -22,7 +21,7 @@ from safetensors.numpy import save
 
 from fmboost_jax.configuration import add_import_option, read_config, to_mapping
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.files import write_atomically
+from fmboost_jax.files import refuse_existing, write_atomically
 from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict
 from fmboost_jax.interop.unet import ReferenceCheckpoint, read_unet_config
 from fmboost_jax.interop.weights import read_state_dict
@@ -123,8 +122,7 @@ def main(argv: list[str] | None = None) -> None:
 
 def from_reference(arguments: argparse.Namespace) -> str:
     """See FROM_REFERENCE."""
-    if os.path.exists(arguments.out):
-        raise InputError(f"output {arguments.out} exists already; name another or remove it")
+    refuse_existing(arguments.out)
     import_extensions(arguments.extensions)
     config = read_config(arguments.config, arguments.overrides, TrainingConfig)
     network = read_unet_config(arguments.network) if arguments.network else None
@@ -191,10 +189,8 @@ def to_autoencoder(arguments: argparse.Namespace) -> str:
 
 
 def _write_safetensors(path: str, tensors: dict[str, np.ndarray]) -> None:
-    if os.path.exists(path):
-        raise InputError(f"output {path} exists already; name another or remove it")
-    os.makedirs(os.path.dirname(os.path.abspath(path)), exist_ok=True)
-    write_atomically(pathlib.Path(path), save(tensors))
+    refuse_existing(path)
+    write_atomically(path, save(tensors))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from fmboost_jax.boosting.bundle import is_bundle, read_bundle, write_bundle
 from fmboost_jax.boosting.run import read_run
 from fmboost_jax.boosting.stablehlo import write_programs
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.files import new_folder
+from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
 from fmboost_jax.models.networks import abstract_network
@@ -52,7 +52,7 @@ def main(argv: list[str] | None = None) -> None:
         raise InputError(f"--checkpoint {arguments.checkpoint} is a bundle already; give the training run")
     parameters, config, stage = read_run(arguments.checkpoint, step=arguments.step, first_stage=arguments.first_stage)
     sizes = [_size(text) for text in arguments.sizes]
-    with new_folder(arguments.out) as folder:
+    with atomic_folder(arguments.out) as folder:
         write_bundle(folder, parameters, config, "float16" if arguments.half else "float32")
         read_bundle(folder)
         unet = merge(split(abstract_network(config.unet))[0], parameters)

@@ -9,6 +9,7 @@ import shutil
 import tempfile
 import typing
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from fmboost_jax.errors import InputError
 
@@ -39,18 +40,39 @@ def from_json(cls: type, fields: object, path: pathlib.Path):
     return cls(**values)
 
 
-def write_atomically(path: pathlib.Path, content: bytes) -> None:
-    """Write a file so that at any moment either the old one or the whole new one is there."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(temporary, "wb") as file:
+def partial_path(path: pathlib.Path) -> pathlib.Path:
+    """The hidden temporary name, beside `path`, under which this process writes it."""
+    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+
+
+@contextlib.contextmanager
+def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
+    """Open a file for writing under a temporary name; it is synced and renamed when the block ends without an error.
+
+    At any moment there is the old file, or none, or the whole new one. Missing parent folders are created.
+    """
+    path = pathlib.Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = partial_path(path)
+    try:
+        with open(temporary, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        publish(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_atomically(path: str | os.PathLike, content: bytes) -> None:
+    """Write a whole file, see `atomic_file`."""
+    with atomic_file(path) as file:
         file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
 
 
 def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Give a file that is written and synced its name, and sync the folder, so that the name survives a power cut."""
+    """Rename a synced file or folder, and sync the parent folder, so that the name survives a power failure."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -59,22 +81,31 @@ def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
         os.close(folder)
 
 
+def refuse_existing(path: str | os.PathLike) -> None:
+    """Refuse an output that exists.
+
+    Raises:
+        InputError: it exists.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"output {path} exists already; name another or remove it")
+
+
 @contextlib.contextmanager
-def new_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """A folder to fill under a temporary name; it gets its own when the block ends well, and is removed otherwise.
+def atomic_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
+    """Fill a folder under a temporary name; it is renamed when the block ends without an error, and removed otherwise.
 
     Raises:
         InputError: the folder exists already.
     """
     folder = pathlib.Path(os.path.abspath(folder))
-    if folder.exists():
-        raise InputError(f"output {folder} exists already; name another or remove it")
+    refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
-        yield partial
-        partial.chmod(0o755)
-        publish(partial, folder)
+        yield temporary
+        temporary.chmod(0o755)
+        publish(temporary, folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise

@@ -10,12 +10,34 @@ import importlib
 import importlib.util
 import pathlib
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
 from fmboost_jax.errors import InputError, one_line
 
 T = TypeVar("T")
+
+
+def unknown(what: str, name: object, names: Collection[str | None]) -> InputError:
+    """The error for a name that is none of the known ones."""
+    return InputError(
+        f"{what} {name!r} is unknown; expected one of {', '.join(str(key) or repr(key) for key in names)}"
+    )
+
+
+def check_name(what: str, name: object, names: Collection[str | None]) -> None:
+    """Refuse a name that is none of the known ones.
+
+    Args:
+        what: what is named, for the message.
+        name: the name.
+        names: those that are known.
+
+    Raises:
+        InputError: another name; the message lists the known ones.
+    """
+    if name not in names:
+        raise unknown(what, name, names)
 
 
 def choose(what: str, name: str, table: Mapping[str, T]) -> T:
@@ -29,11 +51,8 @@ def choose(what: str, name: str, table: Mapping[str, T]) -> T:
     Raises:
         InputError: the table has no such entry; the message lists those that it has.
     """
-    try:
-        return table[name]
-    except (KeyError, TypeError):
-        known = ", ".join(key or "''" for key in table)
-        raise InputError(f"{what} {name!r} is unknown; expected one of {known}") from None
+    check_name(what, name, tuple(table))
+    return table[name]
 
 
 def build(what: str, text: str, table: Mapping[str, Callable[..., T]]) -> T:

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file, save_file
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.stablehlo import boost_and_decode
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import new_folder
+from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop import load_model
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -139,7 +139,7 @@ def test_scales_that_differ_by_rounding_are_the_same():
 
 def test_nothing_is_left_of_an_export_that_failed(tmp_path):
     def fill():
-        with new_folder(tmp_path / "bundle") as folder:
+        with atomic_folder(tmp_path / "bundle") as folder:
             (folder / "half").write_text("half")
             raise KeyboardInterrupt
 

@@ -29,7 +29,7 @@ from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import VelocityNetwork, abstract_network
 from fmboost_jax.models.parameters import merge, split
-from fmboost_jax.parallel.batches import in_batches
+from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 
@@ -258,7 +258,9 @@ class Booster:
             with jax.set_mesh(self.mesh):
                 return act(*part)
 
-        return in_batches(placed, inputs, batch_size, example, multiple=self.mesh.shape["data"])
+        count = len(inputs[0])
+        size = count if batch_size is None else min(batch_size, count)
+        return map_batches(placed, inputs, size, multiple=self.mesh.shape["data"], example=example)
 
     def _sharding(self, shape: tuple[int, ...]) -> NamedSharding:
         spatial = self.mesh.shape["spatial"]

@@ -62,7 +62,7 @@ def is_bundle(folder: str | os.PathLike) -> bool:
 
 
 def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleConfig, dtype: str = "float32") -> None:
-    """Fill a folder (see `new_folder`) with weights, stored as `dtype`, config and model card."""
+    """Fill a folder (see `atomic_folder`) with weights, stored as `dtype`, config and model card."""
     tensors = {name: np.ascontiguousarray(array, dtype) for name, array in parameters.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **dataclasses.asdict(config)}

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 from fmboost_jax.models.first_stage import LatentSpec
 
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"
@@ -35,8 +35,9 @@ def load_pipeline(base: str):
         pipe = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
     # A missing folder, a hub that cannot be reached and a pipeline of unknown parts each raise their own kind.
     except Exception as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise InputError(f"base model {base}: expected a diffusers pipeline's folder or hub id ({reason})") from error
+        raise InputError(
+            f"base model {base}: expected a diffusers pipeline's folder or hub id ({one_line(error)})"
+        ) from error
     return pipe.to(device, dtype)
 
 

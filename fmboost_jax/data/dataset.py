@@ -21,6 +21,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json
 from fmboost_jax.flow.coupling import UPSAMPLINGS
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
+from fmboost_jax.registry import check_name
 
 FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
@@ -120,10 +121,8 @@ class Recipe:
 
     def validate(self, where: str) -> None:
         """Raise InputError for a value that no dataset can have; `where` names the place it was read from."""
-        if self.upsampling not in UPSAMPLINGS:
-            raise InputError(f"{where}: upsampling is {self.upsampling!r}, expected one of {', '.join(UPSAMPLINGS)}")
-        if self.dtype not in DTYPES:
-            raise InputError(f"{where}: dtype is {self.dtype!r}, expected one of {', '.join(DTYPES)}")
+        check_name(f"{where}: upsampling", self.upsampling, UPSAMPLINGS)
+        check_name(f"{where}: dtype", self.dtype, DTYPES)
         if not 0 < self.low_res < self.high_res:
             raise InputError(f"{where}: low_res {self.low_res} must lie between 0 and high_res {self.high_res}")
         if self.channels < 1 or self.downsampling < 1:

@@ -25,6 +25,7 @@ from fmboost_jax.images.png import write_png
 from fmboost_jax.images.resize import shrink, upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.parallel.batching import map_batches
 
 Encode = Callable[[UInt8[np.ndarray, "b h w 3"]], tuple[Array, Array]]
 
@@ -93,11 +94,9 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
 
     writer, place = ShardWriter(plan.folder, plan.shard_name(shard)), itertools.count()
     for batch in batched(images(), batch_size):
-        pixels = np.stack([image for _, _, image in batch])
         # Always the same shape: one compilation, and the same arithmetic whatever came before.
-        pixels = np.pad(pixels, ((0, batch_size - len(batch)), (0, 0), (0, 0), (0, 0)))
-        lows, highs = jax.device_get(encode_pair(pixels))
-        for (photo, crop, _), low, high in zip(batch, lows, highs, strict=False):
+        lows, highs = jax.device_get(map_batches(encode_pair, [np.stack([image for _, _, image in batch])], batch_size))
+        for (photo, crop, _), low, high in zip(batch, lows, highs, strict=True):
             _check_range(low, high, plan.recipe, source.names[photo])
             writer.write(encode(plan.recipe, (shard, next(place), photo, crop), low, high))
         yield len(batch)

@@ -23,7 +23,7 @@ from jaxtyping import Float, UInt32
 
 from fmboost_jax.data.dataset import DTYPES, REDO, SHARD_NAME, DatasetInfo, Recipe, Shard
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import publish
+from fmboost_jax.files import partial_path, publish
 
 Header = UInt32[np.ndarray, "4"]
 LowLatent = Float[np.ndarray, "h w c"]
@@ -74,7 +74,7 @@ class ShardWriter:
     def __init__(self, folder: pathlib.Path, name: str):
         self._path, self._name, self._records = folder / name, name, 0
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._temporary = self._path.with_name(f".{self._path.name}.{os.getpid()}.partial")
+        self._temporary = partial_path(self._path)
         self._writer = ArrayRecordWriter(str(self._temporary), _WRITER)
 
     def write(self, record: bytes) -> None:

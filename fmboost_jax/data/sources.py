@@ -7,7 +7,7 @@ import pathlib
 import re
 from typing import Protocol, runtime_checkable
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -97,8 +97,7 @@ class TFDSPhotos:
             raise
         # Each of its many builders raises what it likes.
         except Exception as error:
-            reason = next(filter(None, str(error).splitlines()), type(error).__name__)
-            raise InputError(f"TFDS cannot give {name}: {reason.strip()}") from error
+            raise InputError(f"TFDS cannot give {name}: {one_line(error)}") from error
         title = f"{builder.info.full_name}/{match['split']}"
         self.names = [f"{title}/{number:08d}" for number in range(len(self._examples))]
         if not self.names:

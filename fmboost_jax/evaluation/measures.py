@@ -13,7 +13,7 @@ from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import patches
 from fmboost_jax.metrics.images import WINDOW, psnr, ssim
 from fmboost_jax.metrics.perceptual import LPIPS, ssimulacra2
-from fmboost_jax.parallel.spread import Spread
+from fmboost_jax.parallel.batching import data_parallel
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
@@ -39,12 +39,12 @@ class Measures:
         self._paired = {}
         asked = protocol.metrics
         if "psnr" in asked:
-            self._paired["psnr"] = Spread(_psnr, None, mesh, protocol.batch_size)
+            self._paired["psnr"] = data_parallel(_psnr, None, mesh, protocol.batch_size)
         if "ssim" in asked:
-            self._paired["ssim"] = Spread(_ssim, None, mesh, protocol.batch_size)
+            self._paired["ssim"] = data_parallel(_ssim, None, mesh, protocol.batch_size)
         if "lpips" in asked:
             lpips = LPIPS(protocol.lpips.path)
-            self._paired["lpips"] = Spread(
+            self._paired["lpips"] = data_parallel(
                 lambda parameters, *images: lpips.function(parameters, *map(_to_unit, images)),
                 lpips.parameters,
                 mesh,
@@ -56,7 +56,7 @@ class Measures:
         if protocol.feature_sets:
             self.network = load_features(protocol.features, weights or None)
             self.feature_weights = checksums.of_parameters(self.network.parameters)
-            self._features = Spread(self.network.function, self.network.parameters, mesh, protocol.batch_size)
+            self._features = data_parallel(self.network.function, self.network.parameters, mesh, protocol.batch_size)
 
     def rows(
         self, names: list[str], images: list[Picture], originals: list[Picture] | None, captions: dict[str, str]

@@ -7,6 +7,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import DEGRADATIONS, FILTERS
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.metrics.features import KINDS
+from fmboost_jax.registry import check_name
 
 PAIRED = ("psnr", "ssim", "lpips", "ssimulacra2")
 SETS = ("fid", "patch-fid")
@@ -65,8 +66,7 @@ class Protocol:
             ("method", (self.method,), METHODS),
         ):
             for value in values:
-                if value not in known:
-                    raise InputError(f"{what} {value!r} is unknown; there are {', '.join(known)}")
+                check_name(what, value, known)
         if not self.metrics:
             raise InputError(f"no metrics asked for; there are {', '.join(METRICS)}")
         if self.source == "prompts" and self.paired:

@@ -14,6 +14,7 @@ from fmboost_jax.evaluation.collection import Collection
 from fmboost_jax.evaluation.degradations import FILTERS, degrade
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.images.photos import UnusablePhoto
+from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.runtime.timing import CompileClock
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -104,11 +105,10 @@ class SmallPhotographs:
 
     def batch(self, names: list[str], loaded: list[tuple[Picture, Picture]]) -> Batch:
         """The small images, enlarged; always as many at once, so that one program serves all."""
-        chosen = np.minimum(np.arange(self._protocol.batch_size), len(names) - 1)
-        small = np.stack([loaded[index][0] for index in chosen])
-        seeds = [self._protocol.seed + self._number[names[index]] for index in chosen]
+        small = np.stack([small for small, _ in loaded])
+        seeds = np.array([self._protocol.seed + self._number[name] for name in names])
         with CompileClock() as clock:
-            images = np.asarray(self._enlarge(small, seeds))[: len(names)]
+            images = np.asarray(map_batches(self._enlarge, [small, seeds], self._protocol.batch_size))
         return Batch(list(images), [original for _, original in loaded], clock.elapsed - clock.compiling)
 
 
@@ -141,13 +141,14 @@ class Prompts:
         if protocol.low_res:
             options |= {"height": protocol.low_res, "width": protocol.low_res}
         latents = np.asarray(prompt_latents(self._pipe, loaded, steps=protocol.base_steps, seed=seed, **options))
-        chosen = np.minimum(np.arange(protocol.batch_size), len(names) - 1)
-        seeds = [seed + int(index) for index in chosen]
+        seeds = np.array([seed + index for index in range(len(names))])
+
+        def boost(latents: np.ndarray, seeds: np.ndarray) -> np.ndarray:
+            options = {"steps": protocol.steps, "method": protocol.method, "seed": seeds.tolist()}
+            return first.decode(first.cascade(latents, self._boosters[1:], **options))
+
         with CompileClock() as clock:
-            grown = first.cascade(
-                latents[chosen], self._boosters[1:], steps=protocol.steps, method=protocol.method, seed=seeds
-            )
-            images = first.decode(grown)[: len(names)]
+            images = map_batches(boost, [latents, seeds], protocol.batch_size)
         return Batch(list(images), None, clock.elapsed - clock.compiling)
 
 
@@ -166,7 +167,7 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
 
     def enlarge(images, seeds):
         for booster in boosters:
-            images = booster.upscale(images, steps=protocol.steps, method=protocol.method, seed=seeds)
+            images = booster.upscale(images, steps=protocol.steps, method=protocol.method, seed=seeds.tolist())
         return images
 
     return enlarge

@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.resize import MODES, Side, upsample
-from fmboost_jax.registry import choose
+from fmboost_jax.registry import choose, unknown
 
 DIFFUSION_STEPS = 1000
 STARTS = ("low_res", "noise")
@@ -189,4 +189,4 @@ def couple(
             return noise_augment(context, noise_step, noise), context
         case "noise":
             return noise.astype(jnp.float32), context
-    raise InputError(f"start {start!r} is unknown; expected one of {', '.join(STARTS)}")
+    raise unknown("start", start, STARTS)

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.registry import build
+from fmboost_jax.registry import build, unknown
 
 DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increasing-decreasing")
 
@@ -124,7 +124,7 @@ class Path(abc.ABC):
                 return ((norm * jnp.cos(jnp.pi * t) + 1) / 2) ** 2
             case "increasing-decreasing":
                 return norm * jnp.sin(jnp.pi * t) ** 2
-        raise InputError(f"diffusion form {form!r} is unknown; expected one of {', '.join(DIFFUSION_FORMS)}")
+        raise unknown("diffusion form", form, DIFFUSION_FORMS)
 
     def _wronskian(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """α′σ − ασ′, which is zero nowhere: x_t and its velocity determine x0 and x1."""

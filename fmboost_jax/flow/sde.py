@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.paths import Path
 from fmboost_jax.flow.solvers import FIXED_GRID, Velocity, runge_kutta_step, velocity_at
+from fmboost_jax.registry import check_name
 
 METHODS = ("euler", "heun")
 LAST_STEPS = ("Mean", "Tweedie", "Euler", None)
@@ -98,10 +99,8 @@ def integrate_sde(
 
 
 def _check(state, noise, method, steps, last_step, last_step_size):
-    if method not in METHODS:
-        raise InputError(f"stochastic method {method!r} is unknown; expected one of {', '.join(METHODS)}")
-    if last_step not in LAST_STEPS:
-        raise InputError(f"last step {last_step!r} is unknown; expected one of {', '.join(map(str, LAST_STEPS))}")
+    check_name("stochastic method", method, METHODS)
+    check_name("last step", last_step, LAST_STEPS)
     if steps < 1:
         raise InputError(f"steps must be at least 1, found {steps}")
     if noise != (steps, *state):

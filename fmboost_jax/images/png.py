@@ -1,15 +1,13 @@
 """PNG files that are written whole or not at all, with the settings that made them in their metadata."""
 
-import io
 import json
 import os
-import pathlib
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image, PngImagePlugin
 
-from fmboost_jax.files import write_atomically
+from fmboost_jax.files import atomic_file
 
 SETTINGS = "fmboost"
 
@@ -25,11 +23,8 @@ def write_png(path: str | os.PathLike, image: UInt8[np.ndarray, "h w c"], settin
     metadata = PngImagePlugin.PngInfo()
     if settings is not None:
         metadata.add_text(SETTINGS, json.dumps(settings, sort_keys=True))
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG", pnginfo=metadata)
-    target = pathlib.Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(target, content.getvalue())
+    with atomic_file(path) as file:
+        Image.fromarray(image).save(file, "PNG", pnginfo=metadata)
 
 
 def read_settings(path: str | os.PathLike) -> dict | None:

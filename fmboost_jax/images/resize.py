@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int, UInt8
 from PIL import Image
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.registry import unknown
 
 
 def shrink(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
@@ -83,7 +84,7 @@ def upsample(
             return latent
         case "noise":
             return _noise_upsample(latent, (height, width), noise)
-    raise InputError(f"upsampling mode {mode!r} is unknown; expected one of {', '.join(MODES)}")
+    raise unknown("upsampling mode", mode, MODES)
 
 
 def _nearest(before: Side, after: Side) -> Int[Array | np.ndarray, "after"]:

@@ -18,6 +18,7 @@ from fmboost_jax.interop.weights import read_state_dict, under
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import FirstStage, Identity, LatentSpec
+from fmboost_jax.registry import check_name, choose
 
 KINDS = ("identity", "kl", "tiny")
 KL_TABLES = {"compvis": COMPVIS_KL, "diffusers": DIFFUSERS_KL, "old_diffusers": OLD_DIFFUSERS_KL}
@@ -94,8 +95,7 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
     """
     if kind == "identity":
         return FirstStage(LatentSpec(kind, "", channels=3, downsampling=1), Identity())
-    if kind not in KINDS:
-        raise InputError(f"first stage kind {kind!r} is unknown; expected one of {', '.join(KINDS)}")
+    check_name("first stage kind", kind, KINDS)
     if not path:
         raise InputError(f"first stage {kind!r} needs the folder or hub id of its weights: set first_stage.path")
     path = os.fspath(path)
@@ -190,6 +190,4 @@ def autoencoder_state_dict(model: AutoencoderKL | AutoencoderTiny, names: str) -
         InputError: a format that there is not for this kind.
     """
     tables = KL_TABLES if isinstance(model, AutoencoderKL) else TINY_TABLES
-    if names not in tables:
-        raise InputError(f"weight names {names!r}: expected one of {', '.join(tables)}")
-    return export(model, tables[names])
+    return export(model, choose("weight names", names, tables))

@@ -6,15 +6,14 @@ What `python -m fmboost_jax.convert` writes and every loader here reads.
 import dataclasses
 import json
 import os
-import shutil
-import tempfile
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from flax import nnx
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.files import atomic_folder, write_atomically
 from fmboost_jax.models import parameters
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
@@ -36,27 +35,13 @@ def save_model(folder: str, model: nnx.Module) -> None:
     Raises:
         InputError: the folder exists.
     """
-    folder = os.path.abspath(folder)
-    if os.path.exists(folder):
-        raise InputError(f"output {folder} exists already; name another or remove it")
-    parent = os.path.dirname(folder)
-    os.makedirs(parent, exist_ok=True)
-    partial = tempfile.mkdtemp(prefix=f".{os.path.basename(folder)}.", dir=parent)
-    try:
+    with atomic_folder(folder) as partial:
         with ocp.StandardCheckpointer() as checkpointer:
-            checkpointer.save(os.path.join(partial, _PARAMETERS), parameters.split(model)[1])
+            checkpointer.save(partial / _PARAMETERS, parameters.split(model)[1])
         description = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
         if hasattr(model, "weight_names"):
             description["weight_names"] = model.weight_names
-        with open(os.path.join(partial, _CONFIG), "w", encoding="utf-8") as file:
-            json.dump(description, file, indent=2)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(partial, 0o755)
-        os.rename(partial, folder)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+        write_atomically(partial / _CONFIG, json.dumps(description, indent=2).encode())
 
 
 def is_folder_of_ours(folder: str) -> bool:
@@ -91,8 +76,9 @@ def load_model(folder: str, **changes: Any) -> nnx.Module:
         with ocp.StandardCheckpointer() as checkpointer:
             loaded = checkpointer.restore(os.path.abspath(os.path.join(folder, _PARAMETERS)), shapes)
     except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"model {folder}: its parameters cannot be read ({reason}); write it again") from error
+        raise InputError(
+            f"model {folder}: its parameters cannot be read ({one_line(error)}); write it again"
+        ) from error
     model = parameters.merge(graph, loaded)
     if "weight_names" in description:
         model.weight_names = description["weight_names"]

@@ -6,7 +6,7 @@ import os
 import re
 
 from fmboost_jax.assets import NAMES, packaged_folder
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
 _PATTERNS = ("config.json", "*.safetensors")
@@ -40,6 +40,5 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
         root = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
     # The hub's client fails in as many ways as the network does; all mean the same to the person who waits.
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise InputError(f"{what} {path}: no such folder, and the hub did not give it ({reason})") from error
+        raise InputError(f"{what} {path}: no such folder, and the hub did not give it ({one_line(error)})") from error
     return os.path.join(root, *inner)

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 
 
 class CLIPScore:
@@ -49,8 +49,7 @@ def _pretrained(kind: Any, model: str) -> Any:
         return kind.from_pretrained(model)
     except (OSError, ValueError) as error:
         known = "the folder" if os.path.isdir(model) else "neither a folder nor on the hub:"
-        reason = next(filter(None, str(error).splitlines()), type(error).__name__)
         raise InputError(
-            f"clip model {model}: {known} cannot be loaded ({reason}); fetch it (config.json, model.safetensors, "
-            "tokenizer and preprocessor files) and name its folder: --config.clip.path=FOLDER"
+            f"clip model {model}: {known} cannot be loaded ({one_line(error)}); fetch it (config.json, "
+            "model.safetensors, tokenizer and preprocessor files) and name its folder: --config.clip.path=FOLDER"
         ) from error

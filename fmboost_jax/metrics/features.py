@@ -9,9 +9,9 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
-from fmboost_jax.errors import InputError
 from fmboost_jax.metrics import efficientnet, inception
 from fmboost_jax.models.parameters import Parameters, merge, split
+from fmboost_jax.registry import choose
 
 
 class Kind(NamedTuple):
@@ -71,9 +71,7 @@ def load_features(name: str, path: str | None = None) -> FeatureNetwork:
     Raises:
         InputError: an unknown name, or weights that are not here or do not fit.
     """
-    if name not in KINDS:
-        raise InputError(f"features {name!r} are unknown; there are {', '.join(KINDS)}")
-    return FeatureNetwork(name, KINDS[name].load(path))
+    return FeatureNetwork(name, choose("feature network", name, KINDS).load(path))
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -7,7 +7,6 @@ itself and has a name of its own.
 
 import io
 import os
-import pathlib
 import warnings
 import zipfile
 
@@ -79,7 +78,7 @@ class FeatureStatistics:
         """Write an `.npz`, whole or not at all; `load` reads it bit for bit."""
         content = io.BytesIO()
         np.savez(content, count=self.count, mean=self.mean, scatter=self._scatter)
-        write_atomically(pathlib.Path(path), content.getvalue())
+        write_atomically(path, content.getvalue())
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "FeatureStatistics":

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 import jax
 from jax.experimental import multihost_utils
 
-from fmboost_jax.errors import BAD_INPUT, InputError, report
+from fmboost_jax.errors import BAD_INPUT, InputError, one_line, report
 
 # What tells the number of processes where jax would see a cluster in a single process, too.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
@@ -90,11 +90,10 @@ def _start(arguments: argparse.Namespace, timeout: int) -> bool:
         )
     except jax.errors.JaxRuntimeError as error:
         # Not bad input: a host may be late, and the run is to be started again.
-        reason = " ".join(str(error).split())[:300]
-        raise SystemExit(f"error: the other processes cannot be reached: {reason}") from error
+        raise SystemExit(f"error: the other processes cannot be reached: {one_line(error)}") from error
     except (ValueError, RuntimeError) as error:
         if told[0] is not None or not any(reason in str(error) for reason in _NONE_SEEN):
-            raise InputError(f"many processes cannot be started: {' '.join(str(error).split())}") from error
+            raise InputError(f"many processes cannot be started: {one_line(error)}") from error
         if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:  # Open MPI 5 no longer says what jax looks for
             raise InputError(
                 "Open MPI started many processes, but does not tell jax where the first one is: add --coordinator "

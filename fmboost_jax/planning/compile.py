@@ -7,11 +7,12 @@ import importlib.metadata
 import json
 import os
 import re
-import tempfile
 import time
 
 import jax
 from jax.sharding import Mesh
+
+from fmboost_jax.files import write_atomically
 
 _MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -94,13 +95,6 @@ def _key(lowered: jax.stages.Lowered, topology: str, mesh: Mesh) -> str:
 
 
 def _keep(compiled: Compiled, path: str) -> None:
-    os.makedirs(os.path.dirname(path), exist_ok=True)
     fields = dataclasses.asdict(compiled)
     del fields["kept"]
-    handle, partial = tempfile.mkstemp(dir=os.path.dirname(path), suffix=".tmp")
-    with os.fdopen(handle, "wb") as raw:
-        with gzip.open(raw, "wt", encoding="utf-8", compresslevel=3) as file:
-            json.dump(fields, file)
-        raw.flush()
-        os.fsync(raw.fileno())
-    os.replace(partial, path)
+    write_atomically(path, gzip.compress(json.dumps(fields).encode(), compresslevel=3))

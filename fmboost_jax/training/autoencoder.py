@@ -13,7 +13,7 @@ from jaxtyping import Array, Float, UInt8
 from safetensors.numpy import save
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import new_folder, write_atomically
+from fmboost_jax.files import atomic_folder, write_atomically
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
@@ -246,7 +246,7 @@ def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, images: Float[n
         "shift_factor": round(float(np.mean(latents)), 4),
     }
     tensors = autoencoder_state_dict(autoencoder, "diffusers")
-    with new_folder(folder) as partial:
+    with atomic_folder(folder) as partial:
         half = {name: np.ascontiguousarray(tensor, np.float16) for name, tensor in tensors.items()}
         write_atomically(partial / "diffusion_pytorch_model.safetensors", save(half))
         write_atomically(partial / "config.json", json.dumps(config, indent=2).encode())

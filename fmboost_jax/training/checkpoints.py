@@ -20,7 +20,7 @@ from grain.checkpoint import CheckpointRestore, CheckpointSave
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fmboost_jax.data.pipeline import seek
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 from fmboost_jax.tables import size
 from fmboost_jax.training.state import TrainState
 
@@ -100,9 +100,8 @@ class Checkpoints:
         except InputError:
             raise
         except Exception as error:  # Orbax and TensorStore raise their own kinds for a disk that refuses.
-            reason = " ".join(str(error).split())[:300]
             raise InputError(
-                f"saving a checkpoint to {self.directory} failed; {self._last()}; is the disk full? ({reason})"
+                f"saving a checkpoint to {self.directory} failed; {self._last()}; is the disk full? ({one_line(error)})"
             ) from error
 
     def _last(self) -> str:

@@ -6,6 +6,7 @@ import os
 import numpy as np
 from jaxtyping import UInt8
 
+from fmboost_jax.files import write_atomically
 from fmboost_jax.images.png import write_png
 
 
@@ -23,12 +24,7 @@ class Logs:
         self._workdir = workdir
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
-        partial = self._path + ".tmp"
-        with open(partial, "w", encoding="utf-8") as file:
-            file.writelines(line + "\n" for line in kept)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, self._path)
+        write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=step)
 

@@ -21,7 +21,7 @@ from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import merge
 from fmboost_jax.models.unet import UNet, UNetConfig
-from fmboost_jax.parallel.batches import in_batches
+from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.sharding import batch_sharding
 from tests.random_models import random_model
 
@@ -99,7 +99,8 @@ def test_parts_shrink_until_they_fit(count, batch_size, fits):
         return numbers * 2
 
     numbers = np.arange(count)
-    np.testing.assert_array_equal(in_batches(act, [numbers], batch_size, "a number"), 2 * numbers)
+    size = min(count, batch_size or count)
+    np.testing.assert_array_equal(map_batches(act, [numbers], size, example="a number"), 2 * numbers)
     assert sizes == sorted(sizes, reverse=True)
     assert max(sizes) <= min(count, batch_size or count)
 

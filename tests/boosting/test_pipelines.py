@@ -12,7 +12,7 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.bundle import BundleConfig, write_bundle
 from fmboost_jax.boosting.diffusers import boost_pipeline, load_pipeline, prompt_latents, to_jax
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import new_folder
+from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import split
@@ -108,7 +108,7 @@ def bundle(bases, tmp_path_factory):
     source = Coupling(noise_step=100, upsampling="lsu")
     config = BundleConfig(UNET, source, "linear", 2, 16, 32, stage.spec, 0)
     out = tmp_path_factory.mktemp("bundles") / "small"
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         write_bundle(folder, split(random_model(UNet, UNET))[1], config)
     return out
 

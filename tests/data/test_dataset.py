@@ -71,7 +71,7 @@ def unfinished(folder):
         (change(shards=[3]), r"expected shards\[0\] with the fields name, records, bytes, sha256, found 3"),
         (change(channels="3"), "expected channels as int, found '3'"),
         (change(channels=True), "expected channels as int, found True"),
-        (change(dtype="float64"), "dtype is 'float64', expected one of float16, bfloat16"),
+        (change(dtype="float64"), "dtype 'float64' is unknown; expected one of float16, bfloat16"),
         (change(records=6), "expected 5 records, as many as its shards hold, found 6"),
         (change_shard(records=0), "shard 1 has the name 'shards/00001.array_record' and 0 records"),
         (change_shard(name="../../secrets"), "shard 1 has the name '../../secrets'"),
@@ -137,8 +137,8 @@ def test_sizes_of_latents_follow_first_stage_and_upsampling():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"upsampling": "esu"}, "upsampling is 'esu', expected one of psu, lsu"),
-        ({"dtype": "float32"}, "dtype is 'float32'"),
+        ({"upsampling": "esu"}, "upsampling 'esu' is unknown; expected one of psu, lsu"),
+        ({"dtype": "float32"}, "dtype 'float32' is unknown"),
         ({"low_res": 64}, "low_res 64 must lie between 0 and high_res 64"),
         ({"high_res": 60}, "high_res 60 is no multiple of the first stage's downsampling 8"),
         ({"low_res": 20, "upsampling": "lsu"}, "low_res 20 is no multiple"),

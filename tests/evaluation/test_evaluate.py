@@ -18,7 +18,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.evaluate import main
 from fmboost_jax.evaluation.degradations import degrade
 from fmboost_jax.evaluation.measures import Measures
-from fmboost_jax.files import new_folder
+from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.features import KINDS, Kind, load_features
@@ -82,7 +82,7 @@ def bundle(tmp_path_factory):
     stage = load_first_stage("identity")
     config = BundleConfig(UNET, Coupling(noise_step=300), "linear", 2, 16, 32, stage.spec, 0)
     out = tmp_path_factory.mktemp("bundles") / "small"
-    with new_folder(out) as folder:
+    with atomic_folder(out) as folder:
         write_bundle(folder, split(random_model(UNet, UNET))[1], config)
     return out
 
@@ -326,7 +326,7 @@ def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
     images = ("--images", originals)
     for words, message in (
         (("--metrics", "psnr"), "nothing to compare the images with"),
-        (("--metrics", "pnsr", "--reference", noisy), "metrics 'pnsr' is unknown; there are psnr, ssim"),
+        (("--metrics", "pnsr", "--reference", noisy), "metrics 'pnsr' is unknown; expected one of psnr, ssim"),
         (("--metrics", "psnr", "--booster", bundle), "the booster enlarges ×2: low_res 0"),
         (
             ("--metrics", "psnr", "--booster", bundle, "--config.low_res=8", "--config.high_res=32"),

@@ -55,12 +55,12 @@ def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
     [
         (
             "--config.metrics=('psnr','sim')",
-            "metrics 'sim' is unknown; there are psnr, ssim, lpips, ssimulacra2, clip, fid",
+            "metrics 'sim' is unknown; expected one of psnr, ssim, lpips, ssimulacra2, clip, fid",
         ),
         ("--config.metrics=()", "no metrics"),
-        ("--config.features=vgg", "features 'vgg' is unknown; there are inception, efficientnet-lite0"),
+        ("--config.features=vgg", "features 'vgg' is unknown; expected one of inception, efficientnet-lite0"),
         ("--config.degradation=rain", "degradation 'rain'"),
-        ("--config.low_res_filter=cubic", "low_res_filter 'cubic' is unknown; there are nearest"),
+        ("--config.low_res_filter=cubic", "low_res_filter 'cubic' is unknown; expected one of nearest"),
         ("--config.source=prompts", "psnr, ssim compare an image with its original"),
         ("--config.steps=0", "steps is 0"),
         ("--config.patches=(512,4)", r"expected patches\[0\] as a list such as \(int, int\), found 512"),

@@ -238,7 +238,7 @@ def test_hub_that_does_not_answer(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(InputError, match=r"the hub did not give it \(no route\)"):
+    with pytest.raises(InputError, match=r"the hub did not give it \(no route to host\)"):
         load_first_stage("kl", "somebody/model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):

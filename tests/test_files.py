@@ -1,0 +1,55 @@
+"""Files and folders that are written whole or not at all."""
+
+import os
+
+import pytest
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.files import atomic_file, atomic_folder, refuse_existing
+
+
+def fill(path, content, error=None):
+    with atomic_file(path) as file:
+        file.write(content)
+        file.flush()
+        if error:
+            raise error
+        return sorted(os.listdir(path.parent))
+
+
+def fill_folder(path, content, error=None):
+    with atomic_folder(path) as folder:
+        (folder / "weights").write_text(content)
+        if error:
+            raise error
+
+
+def test_a_file_is_replaced_only_when_the_block_ends_without_an_error(tmp_path):
+    path = tmp_path / "new" / "file"
+    fill(path, b"old")
+    with pytest.raises(KeyboardInterrupt):
+        fill(path, b"half of the n", KeyboardInterrupt())
+    assert path.read_bytes() == b"old"
+    assert os.listdir(path.parent) == ["file"]
+    during = fill(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert len(during) == 2
+
+
+def test_a_folder_appears_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "model"
+    with pytest.raises(OSError, match="full"):
+        fill_folder(path, "half", OSError("the disk is full"))
+    assert os.listdir(tmp_path) == []
+    fill_folder(path, "all")
+    assert (path / "weights").read_text() == "all"
+    with pytest.raises(InputError, match="exists already"):
+        fill_folder(path, "other")
+    assert (path / "weights").read_text() == "all"
+
+
+def test_what_exists_is_refused_even_a_dangling_link(tmp_path):
+    refuse_existing(tmp_path / "absent")
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="exists already; name another"):
+        refuse_existing(tmp_path / "link")
