@@ -4,6 +4,7 @@
 saved, the same command goes on. Anything else: it broke, the same command goes on from what was saved last.
 """
 
+import os
 import sys
 import traceback
 from collections.abc import Callable
@@ -19,6 +20,12 @@ class InputError(ValueError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return an exception's message in one line of at most `limit` characters, or its type's name without one."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def printable(name: str) -> str:
+    """Return a file's name with bytes that are not UTF-8, and control characters, spelled out."""
+    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
 def report(error: BaseException) -> int:

@@ -1,7 +1,7 @@
-"""Boost photographs, latents or what a diffusion model makes of a prompt, with a training run or a bundle.
+"""Boost photographs, latents, or the latents that a diffusion model makes of a prompt.
 
     python -m fmboost_jax.sample --input photo.jpg
-    python -m fmboost_jax.sample --booster BUNDLE --input photo.jpg --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --input a.png b.png PHOTOS --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --steps 20 --method midpoint --resume --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --input latents.npz --batch-size 8 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --compare --out boosted
@@ -10,63 +10,86 @@
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --devices 8 --spatial 2 --batch-size 4 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
 
-Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes.
-Transparency is kept: it is resized, and the colours below it are boosted on white.
+Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes. A
+file that this command with these settings did not write is never overwritten. The alpha channel is resized, and the
+colours below it are boosted on white. The exit code is 2 where something was not done.
 """
 
 import argparse
-import os
 import re
+from typing import Any
 
 import jax
 import numpy as np
 
 from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.folder import boost_photographs, boost_prompts, read_latents, write_latents
+from fmboost_jax.boosting.folder import boost_folder, boost_latents_into, boost_prompts, print_report
+from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
+from fmboost_jax.boosting.outputs import local_path
+from fmboost_jax.configuration import add_import_option
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.flow.solvers import METHODS
+from fmboost_jax.flow.sde import LAST_STEPS, StochasticSolver
+from fmboost_jax.flow.solvers import GRIDS, METHODS, Solver
 from fmboost_jax.images.colour import FIXES
+from fmboost_jax.registry import import_extensions
 from fmboost_jax.runtime.timing import CompileClock, seconds_an_image
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = _parser().parse_args(argv)
-    if arguments.steps < 1:
-        raise InputError(f"--steps must be 1 or more, found {arguments.steps}")
+    import_extensions(arguments.extensions)
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, found {arguments.batch_size}")
     if arguments.prompt and not arguments.base:
         raise InputError("--prompt needs a base model: --base FOLDER_OR_ID of a diffusers pipeline")
+    local_path(arguments.out, "--out")
+    options = _options(arguments)
     devices = _devices(arguments.devices, arguments.spatial)
-    told = {"first_stage": arguments.first_stage, "devices": devices, "spatial": arguments.spatial}
-    boosters = [Booster.load(path, **told) for path in arguments.checkpoint]
-    names = " → ".join(os.path.basename(os.path.normpath(path)) for path in arguments.checkpoint)
+    boosters = [
+        Booster.load(path, first_stage=arguments.first_stage, devices=devices, spatial=arguments.spatial)
+        for path in arguments.checkpoint
+    ]
     factor = int(np.prod([booster.factor for booster in boosters]))
     if arguments.factor not in (None, factor):
+        names = " → ".join(booster.name for booster in boosters)
         raise InputError(f"--factor {arguments.factor}: checkpoint {names} was trained to enlarge ×{factor}")
-    settings = {
-        "checkpoint": names,
-        "factor": factor,
-        "steps": arguments.steps,
-        "method": arguments.method,
-        "seed": arguments.seed,
-        "noise_step": boosters[0].coupling.noise_step if arguments.noise_step is None else arguments.noise_step,
-        "start": boosters[0].coupling.start,
-    }
-    if arguments.benchmark:
-        _benchmark(boosters[0], arguments)
+    if arguments.benchmark is not None:
+        _benchmark(boosters[0], arguments.benchmark, arguments.size, arguments.batch_size, options)
         return
-    os.makedirs(arguments.out, exist_ok=True)
+    common = {"batch_size": arguments.batch_size, "seed": arguments.seed, **options}
+    stages = {"intermediates": arguments.intermediates, "trajectory": arguments.trajectory}
     with CompileClock() as clock:
         if arguments.prompt:
-            boost_prompts(boosters, arguments, settings)
-        elif arguments.input.endswith(".npz"):
-            write_latents(boosters, read_latents(arguments.input), arguments, [settings])
+            report = boost_prompts(
+                boosters,
+                arguments.prompt,
+                arguments.out,
+                base=arguments.base,
+                base_steps=arguments.base_steps,
+                base_guidance=arguments.guidance,
+                **common,
+                **stages,
+            )
+        elif any(map(is_latents_file, arguments.input)):
+            if len(arguments.input) > 1:
+                raise InputError("--input takes one file of latents, or photographs and folders")
+            latents = read_latents(arguments.input[0], boosters[0].first_stage.spec)
+            report = boost_latents_into(boosters, latents, arguments.out, **common, **stages)
         else:
-            boost_photographs(boosters, arguments, settings)
-    print(f"pictures in {arguments.out}")
+            report = boost_folder(
+                boosters,
+                arguments.input,
+                arguments.out,
+                colour_fix=arguments.colour_fix,
+                comparison=arguments.compare,
+                resume=arguments.resume,
+                **common,
+                **stages,
+            )
+    print_report(report)
+    print(f"images in {arguments.out}")
     if arguments.verbose:
         print(f"{clock.compiling:.1f} s compiling, {clock.elapsed - clock.compiling:.1f} s everything else")
 
@@ -84,55 +107,102 @@ def _parser() -> argparse.ArgumentParser:
         nargs="+",
         metavar="DIR",
         help="a bundle's folder or hub id, a run's workdir, or one step of its checkpoints; several are a cascade "
-        f"(default {DEFAULT_BOOSTER}, which comes with the package)",
+        f"(default: {DEFAULT_BOOSTER}, which comes with the package)",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(
         "--input",
         metavar="PATH",
-        help="a photograph, a folder of them, or an .npz of scaled low-res latents (batch, height, width, channels)",
+        nargs="+",
+        help="photographs and folders of them; or one file of low-res latents: .npz or .npy, scaled (batch, height, "
+        "width, channels), or ComfyUI's .latent",
     )
     what.add_argument("--prompt", action="append", metavar="TEXT", help="for the base model; again for more images")
     what.add_argument("--benchmark", type=int, metavar="N", help="time N boosts and decodes of random latents")
-    add("--out", default="boosted", metavar="DIR", help="where the PNG files are to lie (default boosted)")
-    add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, for --prompt")
-    add("--base-steps", type=int, metavar="N", help="of the base model; its own default unless told")
-    add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model; its own default unless told")
-    add("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
-    add("--factor", type=int, help="by how much to enlarge; what the checkpoint was trained for by default")
-    add("--steps", type=int, default=4, help="integration steps; more cost more (default 4)")
-    add("--method", default="euler", help="ODE method: " + ", ".join(METHODS) + " (default: euler)")
-    add("--seed", type=int, default=0, help="of the noise augmentation and the base model (default 0)")
-    add(
-        "--noise-step",
-        type=int,
-        metavar="STEP",
-        help="strength of the noise augmentation, of 1000; as trained if not told",
+    add("--out", default="boosted", metavar="DIR", help="folder of the PNG files (default: boosted)")
+    add("--first-stage", metavar="PATH", help="folder or hub id of the autoencoder, where it has moved")
+    add("--factor", type=int, help="factor to enlarge by; must be the booster's (default: the booster's)")
+    add("--seed", type=int, default=0, help="of the noise and of the base model, 0 to 2^64 − 1 (default: 0)")
+    add("--verbose", action="store_true", help="print how long compiling took")
+    add("--size", default="64x64", metavar="HxW", help="low-res latents of --benchmark (default: 64x64)")
+    add_import_option(parser)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument(
+        "--resume", action="store_true", help="leave out photographs whose result with these settings is there"
     )
+    either.add_argument(
+        "--compare",
+        action="store_true",
+        help="shrink the input by the factor, boost that, and write low-res | bilinear | boosted | original side by "
+        "side, with PSNR and SSIM",
+    )
+
+    add = parser.add_argument_group("integration").add_argument
+    add("--steps", type=int, help="integration steps; more cost more (default: 4; stochastic: 50)")
+    add("--method", help=f"ODE method: {', '.join(METHODS)}, or one that --import adds (default: euler)")
+    add("--grid", help=f"time grid: {', '.join(GRIDS)}, with settings as in 'shifted(shift=3.0)' (default: uniform)")
+    add("--rtol", type=float, help="relative tolerance of an adaptive method (default: 1e-5)")
+    add("--atol", type=float, help="absolute tolerance of an adaptive method (default: 1e-6)")
+    add("--max-steps", type=int, metavar="N", help="largest number of steps of an adaptive method (default: 1000)")
+    add("--noise-step", type=int, metavar="STEP", help="noise augmentation, 0 to 999 (default: as trained)")
+    add("--flow-guidance", type=float, metavar="SCALE", help="guidance with a null context (default: none)")
+    add("--trajectory", action="store_true", help="also write the images at all points of the time grid")
+
+    add = parser.add_argument_group("stochastic sampling, of boosters whose flow starts from noise").add_argument
+    add("--stochastic", choices=("euler", "heun"), metavar="METHOD", help="sample the SDE by euler or heun")
+    add("--diffusion", help="form of the diffusion (default: sigma)")
+    add("--diffusion-norm", type=float, metavar="NORM", help="scale of the diffusion (default: 1)")
+    names = ", ".join(str(name) for name in LAST_STEPS)
+    add("--last-step", metavar="NAME", help=f"{names} (default: Mean)")
+    add("--last-step-size", type=float, metavar="SIZE", help="length of the last step (default: 0.04)")
+
+    add = parser.add_argument_group("base model, for --prompt").add_argument
+    add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline")
+    add("--base-steps", type=int, metavar="N", help="steps of the base model (default: its own)")
+    add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model (default: its own)")
+
+    add = parser.add_argument_group("work and results").add_argument
     add(
         "--batch-size",
         type=int,
         default=1,
         metavar="N",
-        help="latents, prompts or photographs of one size at once (default 1)",
+        help="latents, prompts or photographs of one size at once (default: 1)",
     )
-    add("--devices", type=int, default=1, metavar="N", help="that share a batch (default 1); give --batch-size too")
-    add("--spatial", type=int, default=1, metavar="N", help="of them share the height of one image (default 1)")
-    add("--intermediates", action="store_true", help="write what every stage of a cascade made")
-    add("--colour-fix", choices=tuple(FIXES), help="take the photograph's colours over into the result")
-    add("--verbose", action="store_true", help="say how long was spent compiling")
-    add("--size", default="64x64", metavar="HxW", help="of the low-res latents of --benchmark (default 64x64)")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument(
-        "--resume", action="store_true", help="leave out photographs whose picture with these settings is there"
-    )
-    either.add_argument(
-        "--compare",
-        action="store_true",
-        help="take the input as the original: shrink it by the factor, boost that, and set low-res | bilinear | "
-        "boosted | original side by side, with PSNR and SSIM",
-    )
+    add("--devices", type=int, default=1, metavar="N", help="devices that share a batch (default: 1)")
+    add("--spatial", type=int, default=1, metavar="N", help="of them share the height of one image (default: 1)")
+    add("--intermediates", action="store_true", help="also write the results of every stage of a cascade")
+    add("--colour-fix", choices=tuple(FIXES), help="give the result the photograph's colours")
     return parser
+
+
+def _options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Keyword arguments of `Booster.boost` and `Booster.upscale`."""
+    options: dict[str, Any] = {"noise_step": arguments.noise_step, "guidance": arguments.flow_guidance}
+    ode = {name: getattr(arguments, name) for name in ("method", "steps", "grid", "rtol", "atol", "max_steps")}
+    sde = {
+        "diffusion": arguments.diffusion,
+        "norm": arguments.diffusion_norm,
+        "last_step": arguments.last_step,
+        "last_step_size": arguments.last_step_size,
+    }
+    if arguments.stochastic is None:
+        _refuse_given(sde, "--stochastic")
+        return {**options, "solver": Solver(**_given(ode))}
+    sde.update(method=arguments.stochastic, steps=ode.pop("steps"))
+    _refuse_given(ode, "an ODE, without --stochastic")
+    solver = StochasticSolver(**{**_given(sde), **({"last_step": None} if sde["last_step"] == "None" else {})})
+    return {**options, "stochastic": solver}
+
+
+def _given(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def _refuse_given(values: dict[str, Any], needed: str) -> None:
+    if given := _given(values):
+        flag = next(iter(given)).replace("_", "-")
+        raise InputError(f"--{'diffusion-norm' if flag == 'norm' else flag} needs {needed}")
 
 
 def _devices(count: int, spatial: int) -> list[jax.Device]:
@@ -146,19 +216,18 @@ def _devices(count: int, spatial: int) -> list[jax.Device]:
     return there[:count]
 
 
-def _benchmark(booster: Booster, arguments: argparse.Namespace) -> None:
-    match = re.fullmatch(r"(\d+)x(\d+)", arguments.size)
-    if match is None or arguments.benchmark < 1:
-        raise InputError(f"--benchmark {arguments.benchmark} --size {arguments.size}: expected N ≥ 1 and HxW")
-    shape = (arguments.batch_size, int(match[1]), int(match[2]), booster.first_stage.channels)
-    latents = np.random.default_rng(arguments.seed).standard_normal(shape, np.float32)
-    options = {"steps": arguments.steps, "method": arguments.method, "noise_step": arguments.noise_step}
+def _benchmark(booster: Booster, repeats: int, size: str, batch_size: int, options: dict[str, Any]) -> None:
+    match = re.fullmatch(r"(\d+)x(\d+)", size)
+    if match is None or repeats < 1:
+        raise InputError(f"--benchmark {repeats} --size {size}: expected N ≥ 1 and HxW")
+    shape = (batch_size, int(match[1]), int(match[2]), booster.first_stage.channels)
+    latents = np.random.default_rng(0).standard_normal(shape, np.float32)
     boosted = booster.boost(latents, **options)
-    for name, act in (
+    for name, function in (
         ("boost", lambda: booster.boost(latents, **options)),
         ("decode", lambda: booster.decode(boosted)),
     ):
-        print(f"{name}: {seconds_an_image(act, arguments.benchmark, len(latents)):.4f} s/image")
+        print(f"{name}: {seconds_an_image(function, repeats, len(latents)):.4f} s/image")
 
 
 if __name__ == "__main__":

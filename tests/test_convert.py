@@ -66,12 +66,12 @@ def test_converted_checkpoint_boosts(tmp_path, reference):
     path, _, ema = reference
     convert.main(["from-reference", path, str(tmp_path / "run"), *CONFIG])
     booster = Booster.load(str(tmp_path / "run"))
-    assert booster.unet_config == unet_config(NETWORK)
+    assert booster.network_config == unet_config(NETWORK)
     assert booster.factor == 2
     parameters, config, step = load_weights(str(tmp_path / "run"))
     assert step == 4321
     assert config["unet"]["attention_layout"] == "interleaved"
-    unet = convert.merge(convert.split(convert.abstract(convert.UNet, booster.unet_config))[0], parameters)
+    unet = convert.merge(convert.split(convert.abstract(convert.UNet, booster.network_config))[0], parameters)
     x = torch.randn((1, 6, 8, 8), generator=torch.Generator().manual_seed(0))
     state, context = (jnp.asarray(part.permute(0, 2, 3, 1).numpy()) for part in x.chunk(2, dim=1))
     expected = ema(x[:, :3], torch.zeros(1), x[:, 3:]).permute(0, 2, 3, 1)

@@ -10,7 +10,10 @@ import pytest
 from PIL import Image
 
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.folder import boost_folder, print_report
+from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
 from fmboost_jax.errors import InputError
+from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.sample import main
 from tests.commands import command, refused
 
@@ -31,18 +34,18 @@ def test_a_folder_with_a_bad_file_among_its_photographs(run, photographs, tmp_pa
     Image.open(photographs / "coffee.png").crop((0, 0, 37, 25)).save(folder / "odd.webp", lossless=True)
     (folder / "broken.jpg").write_bytes(b"no photograph")
     options = ("--checkpoint", run, "--input", folder, "--factor", 2, "--steps", 2, "--method", "midpoint", "--seed", 7)
-    done = command("sample", *options, "--out", tmp_path / "a")
-    assert "1 of 2 skipped" in done.stderr
-    assert "broken.jpg" in done.stderr
+    line = refused("sample", *options, "--out", tmp_path / "a")
+    assert "1 of 2 inputs were not boosted: broken.jpg: not an image" in line
     with Image.open(tmp_path / "a" / "odd.png") as image:
         assert image.size == (74, 50)
         settings = json.loads(image.text["fmboost"])
     assert settings["steps"] == 2
     assert settings["method"] == "midpoint"
     assert settings["seed"] == 7
-    command("sample", *options, "--out", tmp_path / "b")
+    (folder / "broken.jpg").unlink()
+    sample(*options, "--out", tmp_path / "b")
     assert (tmp_path / "a" / "odd.png").read_bytes() == (tmp_path / "b" / "odd.png").read_bytes()
-    command("sample", *options[:-1], 8, "--out", tmp_path / "c")
+    sample(*options[:-1], 8, "--out", tmp_path / "c")
     assert (tmp_path / "a" / "odd.png").read_bytes() != (tmp_path / "c" / "odd.png").read_bytes()
 
 
@@ -102,7 +105,7 @@ def test_compare_and_latents(run, photographs, tmp_path):
     ("change", "expected"),
     [
         ({"--factor": "4"}, "×2"),
-        ({"--steps": "0"}, "--steps"),
+        ({"--steps": "0"}, "steps must be"),
         ({"--checkpoint": "nowhere"}, "no such folder"),
         ({"--input": "nowhere.jpg"}, "nowhere.jpg"),
         ({"--input": "README.md"}, "README.md"),
@@ -169,23 +172,37 @@ def test_a_resumed_folder_makes_only_what_is_missing_or_changed(run, photographs
     assert "1 of 2 were there already" in capsys.readouterr().out
     after = {path.name: path.stat().st_mtime_ns for path in out.iterdir()}
     assert [name for name in before if after[name] != before[name]] == ["rocket.png"]
-    sample(*options, "--noise-step", 0)
-    assert "already" not in capsys.readouterr().out
+    with pytest.raises(InputError, match="2 output files exist"):
+        sample(*options, "--noise-step", 0)
+    assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == after
 
 
-def test_colours_are_taken_over_where_told(run, tmp_path):
+def test_colours_are_taken_over_where_asked(booster, tmp_path):
     """Without its fix, a flow of 900 steps of noise changes the mean colour by far more."""
     low = np.zeros((24, 24, 3), np.uint8)
     low[:, 12:] = 80, 0, 200
     Image.fromarray(low).save(tmp_path / "flag.png")
     drifts = []
-    for fix in ((), ("--colour-fix", "adain")):
-        sample(
-            "--checkpoint", run, "--input", tmp_path / "flag.png", "--noise-step", 900, "--out", tmp_path / "out", *fix
-        )
-        with Image.open(tmp_path / "out" / "flag.png") as image:
+    for fix in (None, "adain"):
+        out = tmp_path / str(fix)
+        boost_folder(booster, tmp_path / "flag.png", out, noise_step=900, colour_fix=fix)
+        with Image.open(out / "flag.png") as image:
             drifts.append(np.abs(np.asarray(image).mean((0, 1)) - low.mean((0, 1))).max())
     assert drifts[1] < 0.5 * drifts[0]
+
+
+def test_bad_arguments_are_refused_before_anything_is_written(run, photographs, tmp_path):
+    for words, expected in (
+        (("--out", "gs://bucket/out"), "object stores"),
+        (("--out", photographs / "coffee.png"), "is a file"),
+        (("--seed", -1), r"0 to 2\^64"),
+        (("--diffusion", "SBDM"), "--diffusion needs --stochastic"),
+        (("--stochastic", "heun"), "starts from noise"),
+        (("--stochastic", "heun", "--rtol", 1), "--rtol needs an ODE"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            sample("--checkpoint", run, "--input", photographs, "--out", tmp_path / "out", *words)
+    assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
 def test_a_cascade_with_its_intermediates(run, booster, photographs, tmp_path, capsys):
@@ -213,7 +230,7 @@ def test_benchmark(run, capsys):
         sample("--checkpoint", run, "--benchmark", 2, "--size", "4")
 
 
-def test_an_image_bomb_is_named(run, tmp_path, capsys):
+def test_an_image_bomb_is_named(run, tmp_path):
     """A file of a few bytes whose header claims 100,000 × 100,000 pixels."""
     size = struct.pack(">II5B", 100_000, 100_000, 8, 2, 0, 0, 0)
     header = b"IHDR" + size
@@ -226,6 +243,85 @@ def test_an_image_bomb_is_named(run, tmp_path, capsys):
         + b"IDAT"
     )
     (tmp_path / "bomb.png").write_bytes(content)
-    with pytest.raises(InputError, match="none of the photographs"):
-        sample("--checkpoint", run, "--input", tmp_path / "bomb.png", "--out", tmp_path)
-    assert "bomb.png: Image size (10000000000 pixels) exceeds limit" in capsys.readouterr().err
+    with pytest.raises(InputError, match=r"bomb\.png: Image size \(10000000000 pixels\) exceeds limit"):
+        sample("--checkpoint", run, "--input", tmp_path / "bomb.png", "--out", tmp_path / "out")
+
+
+def test_nothing_of_a_person_is_overwritten(run, photographs, tmp_path):
+    """Output over input, two inputs of one name, results as inputs, several inputs, and weights of another content."""
+    photo = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 24, 16))
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    photo.save(folder / "a.png")
+    photo.transpose(Image.Transpose.ROTATE_90).save(folder / "a.jpg")
+    before = (folder / "a.png").read_bytes()
+    with pytest.raises(InputError, match="output files exist"):
+        sample("--checkpoint", run, "--input", folder / "a.png", "--out", folder)
+    for _ in range(2):
+        sample("--checkpoint", run, "--steps", 1, "--input", folder, "--out", folder / "boosted")
+        sizes = {path.name: Image.open(path).size for path in (folder / "boosted").iterdir()}
+        assert sizes == {"a.png.png": (48, 32), "a.jpg.png": (32, 48)}
+    assert (folder / "a.png").read_bytes() == before
+    with pytest.raises(InputError, match="2 output files exist"):
+        sample("--steps", 1, "--input", folder, "--out", folder / "boosted", "--resume")
+
+
+def test_a_full_disk_leaves_no_litter(booster, photographs, tmp_path, monkeypatch):
+    def full(file):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(InputError, match=r"coffee\.png cannot be written: No space left on device"):
+        boost_folder(booster, [photographs / "coffee.png"], tmp_path / "out", steps=1)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_images_too_small_to_compare_are_named(booster, tmp_path):
+    Image.new("RGB", (3, 9)).save(tmp_path / "dot.png")
+    report = boost_folder(booster, tmp_path / "dot.png", tmp_path / "out", comparison=True)
+    assert report.problems == ["dot.png: a side below 8 pixels is too small to compare at ×2"]
+    with pytest.raises(InputError, match="1 of 1 inputs were not boosted: dot"):
+        print_report(report)
+
+
+def test_a_trajectory_ends_at_the_result(booster, photographs, tmp_path):
+    boost_folder(booster, photographs / "coffee.png", tmp_path / "a", steps=2, trajectory=True)
+    boost_folder(booster, photographs / "coffee.png", tmp_path / "b", steps=2)
+    found = sorted(path.name for path in (tmp_path / "a").iterdir())
+    assert found == ["coffee.png", "coffee_t0.png", "coffee_t1.png"]
+    last, alone = (np.asarray(Image.open(tmp_path / name / "coffee.png"), int) for name in "ab")
+    assert np.abs(last - alone).max() <= 1
+    with pytest.raises(InputError, match="one booster"):
+        boost_folder([booster, booster], photographs, tmp_path / "c", trajectory=True)
+
+
+def test_files_of_latents(tmp_path):
+    import jax.numpy as jnp
+    from safetensors.numpy import save_file
+
+    spec = LatentSpec("kl", "", 4, 8, scaling_factor=0.5, shift_factor=1.0)
+    latents = np.random.default_rng(0).normal(size=(1, 2, 3, 4)).astype(np.float32)
+    np.save(tmp_path / "a.npy", latents)
+    np.savez(tmp_path / "b.NPZ", latents)
+    (tmp_path / "b.NPZ.npz").rename(tmp_path / "b.NPZ")
+    raw = np.ascontiguousarray((latents / 0.5 + 1).transpose(0, 3, 1, 2))
+    save_file({"latent_tensor": raw, "latent_format_version_0": np.zeros(1)}, tmp_path / "c.latent")
+    for name in ("a.npy", "b.NPZ", "c.latent"):
+        assert is_latents_file(str(tmp_path / name))
+        np.testing.assert_allclose(read_latents(str(tmp_path / name), spec), latents, atol=1e-6)
+    np.savez(tmp_path / "bf.npz", np.asarray(jnp.asarray(latents, jnp.bfloat16)))
+    np.testing.assert_allclose(read_latents(str(tmp_path / "bf.npz"), spec), latents, atol=0.02)
+    content = (tmp_path / "b.NPZ").read_bytes()
+    bad = {
+        "complex": latents.astype(complex),
+        "text": np.array(["a"]),
+        "empty": latents[:0],
+        "scalar": np.float32(1),
+    }
+    for name, array in bad.items():
+        np.savez(tmp_path / f"{name}.npz", array)
+    (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
+    (tmp_path / "flipped.npz").write_bytes(content[:80] + bytes(20) + content[100:])
+    for name in (*bad, "cut", "flipped", "missing"):
+        with pytest.raises(InputError, match=f"latents .*{name}"):
+            read_latents(str(tmp_path / f"{name}.npz"), spec)

@@ -1,198 +1,396 @@
 """Boosting photographs, latents and prompts into a folder of PNG files."""
 
-import argparse
 import dataclasses
-import functools
 import hashlib
 import io
+import json
 import os
 import pathlib
 import sys
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
+from jaxtyping import Float, UInt8
 from tqdm import tqdm
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.data.sources import FolderPhotos
-from fmboost_jax.errors import InputError
+from fmboost_jax.boosting.inputs import SEEDS, check_seeds
+from fmboost_jax.boosting.outputs import Input, check_outputs, find_inputs, output_folder
+from fmboost_jax.errors import InputError, one_line, printable
 from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.grid import grid
-from fmboost_jax.images.photos import UnusablePhoto, load_photo, with_alpha
+from fmboost_jax.images.photos import Photo, UnusablePhoto, load_photo, with_alpha
 from fmboost_jax.images.png import read_settings, write_png
 from fmboost_jax.metrics.comparison import compare, details
 
+COMPARISON = "_comparison"
+NAMED_AT_MOST = 3
+
 
 @dataclasses.dataclass(frozen=True)
-class Photograph:
-    """One that was read, and where its picture is to lie: `target` with a suffix and .png."""
+class Report:
+    """What became of a folder run.
 
-    name: str
-    target: str
-    pixels: np.ndarray
-    alpha: np.ndarray | None
+    Attributes:
+        written: images that were boosted.
+        present: images that an earlier run with the same settings and input had written (`resume`).
+        problems: a line for each input that was not boosted.
+        scores: PSNR of bilinear and boosted, then their SSIM, the mean over all images (`comparison`).
+    """
+
+    written: int
+    present: int
+    problems: list[str]
+    scores: Float[np.ndarray, "4"] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Loaded:
+    """A decoded photograph, and the settings that its result gets."""
+
+    source: Input
+    photo: Photo
     settings: dict
 
 
-def boost_photographs(boosters: list[Booster], arguments: argparse.Namespace, settings: dict) -> None:
-    photographs = _photographs(arguments.input)
-    options = {"steps": arguments.steps, "method": arguments.method, "noise_step": arguments.noise_step}
-    enlarge = functools.partial(_stages, boosters, arguments.colour_fix, seed=arguments.seed, **options)
-    settings = {**settings, "colour_fix": arguments.colour_fix}
-    skipped, scores, done = [], [], 0
-    bar = tqdm(total=len(photographs), unit="photo")
+def boost_folder(
+    boosters: Booster | Sequence[Booster],
+    inputs: str | os.PathLike | Sequence[str | os.PathLike],
+    out: str | os.PathLike,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    colour_fix: str | None = None,
+    comparison: bool = False,
+    intermediates: bool = False,
+    trajectory: bool = False,
+    resume: bool = False,
+    **options: Any,
+) -> Report:
+    """Boost photographs into PNG files, each of its own name, with the settings in its text chunk `fmboost`.
 
-    def boost(batch: list[Photograph]) -> None:
-        if arguments.compare:
-            for photograph in batch:
-                scores.append(_write_comparison(photograph, enlarge, settings["factor"]))
-                bar.write(f"{photograph.name}: {_score(scores[-1])}")
-        else:
-            _write_stages(batch, enlarge(np.stack([photograph.pixels for photograph in batch])), arguments)
-        bar.update(len(batch))
+    No file is overwritten that this function with the same settings did not write. What cannot be read is reported and
+    the rest goes on.
 
-    waiting = _OfOneSize(arguments.batch_size)
-    for name, path in photographs.items():
-        try:
-            content = pathlib.Path(path).read_bytes()
-            told = {**settings, "input": hashlib.sha256(content).hexdigest()}
-            target = os.path.join(arguments.out, pathlib.PurePath(name).with_suffix("").as_posix())
-            if arguments.resume and read_settings(f"{target}.png") == told:
-                done += 1
+    Args:
+        boosters: one, or the stages of a cascade.
+        inputs: files and folders, see `find_inputs`.
+        out: folder of the results; made if needed.
+        batch_size: photographs of one size at once.
+        seed: every photograph draws its noise from it.
+        colour_fix: see `fix_colour`.
+        comparison: shrink each photograph by the factor, boost that, and write `NAME_comparison.png`: low-res,
+            bilinear, boosted and original side by side.
+        intermediates: also write `NAME_stage1.png` … of a cascade.
+        trajectory: also write `NAME_t0.png` …, the images at the points of the time grid; of one booster.
+        resume: leave out photographs whose result with these settings is there.
+        options: of `Booster.upscale`, such as steps and method.
+
+    Raises:
+        InputError: no photograph can be read, an output that would overwrite another file, or a file that cannot be
+            written; as for `Booster.upscale`.
+    """
+    boosters = [boosters] if isinstance(boosters, Booster) else list(boosters)
+    paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
+    settings = {**run_settings(boosters, seed=seed, **options), "colour_fix": colour_fix}
+    if comparison:
+        settings["comparison"] = True
+    extras = [COMPARISON] if comparison else []
+    extras += [f"_stage{number}" for number in range(1, len(boosters))] if intermediates else []
+    if trajectory:
+        points = _trajectory_points(boosters, comparison, options)
+        extras += [f"_t{point}" for point in range(points)]
+    out = output_folder(out)
+    photographs, problems = find_inputs(paths, out, extras)
+    if not photographs:
+        reasons = f": {'; '.join(problems[:3])}" if problems else ""
+        raise InputError(f"no photographs in {', '.join(map(printable, map(os.fspath, paths)))}{reasons}")
+    outputs = [f"{photograph.target}{extra}.png" for photograph in photographs for extra in ("", *extras)]
+    check_outputs(outputs, [photograph.path for photograph in photographs], settings)
+
+    def enlarge(images: UInt8[np.ndarray, "b h w 3"]) -> list[UInt8[np.ndarray, "b _ _ 3"]]:
+        return _stages(boosters, colour_fix, images, seed=seed, **options)
+
+    scores, present = [], 0
+    with tqdm(total=len(photographs), unit="photo") as bar:
+
+        def finish(batch: list[_Loaded]) -> None:
+            if comparison:
+                for loaded in batch:
+                    try:
+                        scores.append(_write_comparison(loaded, enlarge, settings["factor"]))
+                    except UnusablePhoto as error:
+                        problems.append(f"{loaded.source.label}: {error}")
+                        continue
+                    bar.write(f"{loaded.source.label}: {score_line(scores[-1])}")
+            else:
+                images = np.stack([loaded.photo.pixels for loaded in batch])
+                if trajectory:
+                    seeds = [seed] * len(batch)
+                    stages = boosters[0].upscale(images, seed=seeds, return_trajectory=True, **options)
+                else:
+                    stages = enlarge(images)
+                _write_stages(batch, stages, extras)
+            bar.update(len(batch))
+
+        waiting = _SizeBatches(batch_size)
+        for photograph in photographs:
+            try:
+                content = pathlib.Path(photograph.path).read_bytes()
+                described = {**settings, "input": hashlib.sha256(content).hexdigest()}
+                if resume and all(
+                    _as_json(described) == read_settings(f"{photograph.target}{extra}.png") for extra in ("", *extras)
+                ):
+                    present += 1
+                    bar.update()
+                    continue
+                loaded = _Loaded(photograph, load_photo(io.BytesIO(content)), described)
+            except (OSError, UnusablePhoto) as error:
+                problems.append(f"{photograph.label}: {_reason(error)}")
                 bar.update()
                 continue
-            photo = load_photo(io.BytesIO(content))
-        except (OSError, UnusablePhoto) as error:
-            skipped.append(f"{name}: {error}")
-            bar.update()
-            continue
-        for batch in waiting.add(Photograph(name, target, photo.pixels, photo.alpha, told)):
-            boost(batch)
-    for batch in waiting.rest():
-        boost(batch)
-    bar.close()
-    if scores:
-        print(f"mean of {len(scores)}: {_score(np.mean(scores, axis=0))}")
-    if done:
-        print(f"{done} of {len(photographs)} were there already")
-    if skipped:
-        print(f"{len(skipped)} of {len(photographs)} skipped:\n  " + "\n  ".join(skipped), file=sys.stderr)
-        if len(skipped) == len(photographs):
-            raise InputError(f"none of the photographs in {arguments.input} could be read")
+            for batch in waiting.add(loaded):
+                finish(batch)
+        for batch in waiting.rest():
+            finish(batch)
+    written = len(photographs) - present - len(problems)
+    return Report(max(written, 0), present, problems, np.mean(scores, axis=0) if scores else None)
 
 
-class _OfOneSize:
-    """Photographs that wait for others of their size, so that a batch is one array; few wait at any time."""
+def boost_latents_into(
+    boosters: Booster | Sequence[Booster],
+    latents: Float[np.ndarray, "b h w c"],
+    out: str | os.PathLike,
+    *,
+    batch_size: int = 1,
+    seed: int = 0,
+    intermediates: bool = False,
+    trajectory: bool = False,
+    described: Sequence[dict] = ({},),
+    **options: Any,
+) -> Report:
+    """Boost and decode latents into `00000.png`, `00001.png`, …
 
-    def __init__(self, batch_size: int):
-        self._batch_size = batch_size
-        self._waiting: dict[tuple[int, ...], list[Photograph]] = {}
+    Args:
+        boosters: one, or the stages of a cascade.
+        latents: scaled low-res latents.
+        out: folder of the results; made if needed.
+        batch_size: latents at once.
+        seed: image i draws its noise from seed + i.
+        intermediates: also write `00000_stage1.png` … of a cascade.
+        trajectory: also write `00000_t0.png` …, the images at the points of the time grid; of one booster.
+        described: further settings to write into the files; image i has the i-th ones, or the last.
+        options: of `Booster.boost`, such as steps and method.
 
-    def add(self, photograph: Photograph) -> Iterator[list[Photograph]]:
-        """The batch that is full now; or the largest of those that wait where too many do."""
-        self._waiting.setdefault(photograph.pixels.shape, []).append(photograph)
-        largest = max(self._waiting, key=lambda shape: len(self._waiting[shape]))
-        held = sum(map(len, self._waiting.values()))
-        if len(self._waiting[largest]) == self._batch_size or held >= 4 * self._batch_size:
-            yield self._waiting.pop(largest)
-
-    def rest(self) -> Iterator[list[Photograph]]:
-        """Those that still wait, by size."""
-        yield from self._waiting.values()
-
-
-def _write_comparison(photograph: Photograph, enlarge, factor: int):
-    pictures, values = compare(lambda low: enlarge(low)[-1], factor, photograph.pixels)
-    write_png(f"{photograph.target}.png", pictures["boosted"], photograph.settings)
-    rows = [list(pictures.values()), details(list(pictures.values()))]
-    write_png(f"{photograph.target}_comparison.png", grid(rows, list(pictures)), photograph.settings)
-    return values
-
-
-def _write_stages(batch: list[Photograph], stages: list[np.ndarray], arguments: argparse.Namespace) -> None:
-    for index, photograph in enumerate(batch):
-        if arguments.intermediates:
-            for number, images in enumerate(stages[:-1], 1):
-                write_png(f"{photograph.target}_stage{number}.png", images[index], photograph.settings)
-        image, alpha = stages[-1][index], photograph.alpha
-        image = image if alpha is None else with_alpha(image, alpha)
-        write_png(f"{photograph.target}.png", image, photograph.settings)
-
-
-def _stages(
-    boosters: list[Booster], colour_fix: str | None, photographs: np.ndarray, *, seed: int, **options
-) -> list[np.ndarray]:
-    """What each booster makes of the images of the one before it; each photograph with the same seed, alone or not."""
-    images = []
-    for booster in boosters:
-        before = images[-1] if images else photographs
-        images.append(booster.upscale(before, seed=[seed] * len(before), **options))
-        if colour_fix:
-            images[-1] = fix_colour(images[-1], before, colour_fix)
-    return images
+    Raises:
+        InputError: an output that would overwrite another file, or a file that cannot be written; as for
+            `Booster.boost`.
+    """
+    boosters = [boosters] if isinstance(boosters, Booster) else list(boosters)
+    out = output_folder(out)
+    settings = run_settings(boosters, seed=seed, **options)
+    digest = hashlib.sha256(np.ascontiguousarray(latents).tobytes()).hexdigest()
+    each = [
+        {**settings, **described[min(index, len(described) - 1)], "seed": (seed + index) % SEEDS, "input": digest}
+        for index in range(len(latents))
+    ]
+    extras = [f"_stage{number}" for number in range(1, len(boosters))] if intermediates else []
+    if trajectory:
+        extras = [f"_t{point}" for point in range(_trajectory_points(boosters, False, options))]
+    for index, one in enumerate(each):
+        check_outputs([os.path.join(out, f"{index:05d}{extra}.png") for extra in ("", *extras)], [], one)
+    with tqdm(total=len(latents), unit="image") as bar:
+        for first in range(0, len(latents), batch_size):
+            part = latents[first : first + batch_size]
+            seeds = [(seed + first + index) % SEEDS for index in range(len(part))]
+            if trajectory:
+                stages = list(boosters[0].boost(part, seed=seeds, return_trajectory=True, **options))
+            else:
+                stages = boosters[0].cascade(part, boosters[1:], intermediates=True, seed=seeds, **options)
+            for extra, stage in zip((*extras, ""), stages if extras else stages[-1:], strict=True):
+                for index, image in enumerate(boosters[0].decode(stage), first):
+                    _write(os.path.join(out, f"{index:05d}{extra}.png"), image, each[index])
+            bar.update(len(part))
+    return Report(len(latents), 0, [])
 
 
-def _score(values) -> str:
-    bilinear, boosted, ssim_bilinear, ssim_boosted = values
+def boost_prompts(
+    boosters: Booster | Sequence[Booster],
+    prompts: Sequence[str],
+    out: str | os.PathLike,
+    *,
+    base: str,
+    base_steps: int | None = None,
+    base_guidance: float | None = None,
+    batch_size: int = 1,
+    seed: int = 0,
+    **options: Any,
+) -> Report:
+    """Boost what a diffusion model makes of prompts into `00000.png`, `00001.png`, …
+
+    Args:
+        boosters: one, or the stages of a cascade.
+        prompts: one an image.
+        out: folder of the results; made if needed.
+        base: folder or hub id of a diffusers pipeline.
+        base_steps: the pipeline's steps; default: its own.
+        base_guidance: the pipeline's guidance scale; default: its own.
+        batch_size: prompts at once.
+        seed: of the pipeline and of the boost; image i takes seed + i.
+        options: see `boost_latents_into`.
+
+    Raises:
+        InputError: see `load_pipeline`, `check_pipeline` and `boost_latents_into`.
+    """
+    from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline, prompt_latents
+
+    boosters = [boosters] if isinstance(boosters, Booster) else list(boosters)
+    out = output_folder(out)
+    pipe = load_pipeline(base)
+    check_pipeline(pipe, boosters[0])
+    guidance = {} if base_guidance is None else {"guidance_scale": base_guidance}
+    latents = []
+    for first in range(0, len(prompts), batch_size):
+        part = prompts[first : first + batch_size]
+        latents.append(np.asarray(prompt_latents(pipe, part, steps=base_steps, seed=seed + first, **guidance)))
+    described = {"base": os.path.basename(os.path.normpath(base)), "base_steps": base_steps, **guidance}
+    texts = [{**described, "prompt": prompt} for prompt in prompts]
+    return boost_latents_into(
+        boosters,
+        np.concatenate(latents),
+        out,
+        batch_size=batch_size,
+        seed=seed,
+        described=texts,
+        **options,
+    )
+
+
+def run_settings(boosters: Sequence[Booster], *, seed: int, **options: Any) -> dict:
+    """Describe what determines the pixels of a run, as it is written into its files.
+
+    Args:
+        boosters: identified by the content of their weights.
+        seed: of the run.
+        options: of `Booster.boost`.
+    """
+    coupling = boosters[0].coupling_with(options.get("noise_step"), options.get("upsampling"))
+    solver = boosters[0].solver_with(options.get("solver"), options.get("steps"), options.get("method"))
+    settings = {
+        "checkpoint": " → ".join(booster.name for booster in boosters),
+        "weights": " → ".join(booster.fingerprint for booster in boosters),
+        "factor": int(np.prod([booster.factor for booster in boosters])),
+        "seed": check_seeds(seed, 1)[0],
+        **dataclasses.asdict(solver),
+        **dataclasses.asdict(coupling),
+    }
+    for name in ("stochastic", "guidance"):
+        if options.get(name) is not None:
+            value = options[name]
+            settings[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+    return _as_json(settings)
+
+
+def score_line(scores: Sequence[float] | Float[np.ndarray, "4"]) -> str:
+    """PSNR and SSIM in one line."""
+    bilinear, boosted, ssim_bilinear, ssim_boosted = scores
     return (
         f"PSNR bilinear {bilinear:.2f} dB, boosted {boosted:.2f} dB; "
         f"SSIM bilinear {ssim_bilinear:.4f}, boosted {ssim_boosted:.4f}"
     )
 
 
-def _photographs(path: str) -> dict[str, str]:
-    """Names and paths of what `--input` names."""
-    if os.path.isdir(path):
-        return {name: os.path.join(path, name) for name in FolderPhotos(path).names}
-    if not os.path.isfile(path):
-        raise InputError(f"--input {path}: no such file or folder; expected a photograph, a folder of them, or an .npz")
-    return {os.path.basename(path): path}
+def print_report(report: Report) -> None:
+    """Print a report.
+
+    Raises:
+        InputError: some inputs were not boosted; the message names them.
+    """
+    if report.scores is not None:
+        print(f"mean of {report.written}: {score_line(report.scores)}")
+    total = report.written + report.present + len(report.problems)
+    if report.present:
+        print(f"{report.present} of {total} were there already")
+    if report.problems:
+        more = len(report.problems) - NAMED_AT_MOST
+        if more > 0:
+            print("not boosted:\n  " + "\n  ".join(report.problems), file=sys.stderr)
+        named = "; ".join(report.problems[:NAMED_AT_MOST]) + (f"; and {more} more, see above" if more > 0 else "")
+        raise InputError(f"{len(report.problems)} of {total} inputs were not boosted: {named}")
 
 
-def read_latents(path: str) -> np.ndarray:
+class _SizeBatches:
+    """Collects photographs of one size, so that a batch is one array; few are held at any time."""
+
+    def __init__(self, batch_size: int):
+        self._batch_size = batch_size
+        self._waiting: dict[tuple[int, int], list[_Loaded]] = {}
+
+    def add(self, loaded: _Loaded) -> Iterator[list[_Loaded]]:
+        """The batch that is full now; or the largest of those that wait where too many do."""
+        self._waiting.setdefault(loaded.photo.rgb.size, []).append(loaded)
+        largest = max(self._waiting, key=lambda size: len(self._waiting[size]))
+        held = sum(map(len, self._waiting.values()))
+        if len(self._waiting[largest]) == self._batch_size or held >= 4 * self._batch_size:
+            yield self._waiting.pop(largest)
+
+    def rest(self) -> Iterator[list[_Loaded]]:
+        """Those that still wait, by size."""
+        yield from self._waiting.values()
+
+
+def _write_comparison(loaded: _Loaded, enlarge: Callable, factor: int) -> list[float]:
+    if min(loaded.photo.rgb.size) < 4 * factor:
+        raise UnusablePhoto(f"a side below {4 * factor} pixels is too small to compare at ×{factor}")
+    images, values = compare(lambda low: enlarge(low)[-1], factor, loaded.photo.pixels)
+    target = loaded.source.target
+    _write(f"{target}.png", images["boosted"], loaded.settings)
+    rows = [list(images.values()), details(list(images.values()))]
+    _write(f"{target}{COMPARISON}.png", grid(rows, list(images)), loaded.settings)
+    return values
+
+
+def _trajectory_points(boosters: Sequence[Booster], comparison: bool, options: dict[str, Any]) -> int:
+    """Points of the time grid before the last."""
+    if len(boosters) > 1 or comparison or options.get("stochastic") is not None:
+        raise InputError("a trajectory is that of one booster, without comparison, of the ODE")
+    return boosters[0].solver_with(options.get("solver"), options.get("steps"), options.get("method")).steps
+
+
+def _write_stages(batch: list[_Loaded], stages: list[np.ndarray], extras: Sequence[str]) -> None:
+    """Write the last stage of each photograph, and the earlier ones under the extra suffixes."""
+    for index, loaded in enumerate(batch):
+        target, alpha = loaded.source.target, loaded.photo.alpha
+        for extra, images in zip(extras, stages[:-1], strict=False):
+            _write(f"{target}{extra}.png", images[index], loaded.settings)
+        image = stages[-1][index]
+        _write(f"{target}.png", image if alpha is None else with_alpha(image, alpha), loaded.settings)
+
+
+def _write(path: str, image: UInt8[np.ndarray, "h w c"], settings: dict) -> None:
     try:
-        with np.load(path, allow_pickle=False) as file:
-            names = list(file)
-            if len(names) != 1:
-                raise InputError(f"{path} must hold one array of latents, found {', '.join(names) or 'none'}")
-            return file[names[0]]
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"latents {path} cannot be read as .npz: {error}") from error
+        write_png(path, image, settings)
+    except OSError as error:
+        raise InputError(f"{printable(path)} cannot be written: {_reason(error)}") from error
 
 
-def write_latents(boosters: list[Booster], latents, arguments: argparse.Namespace, settings: list[dict]) -> None:
-    """Boost and decode latents; image i has the i-th settings, or the last."""
-    options = {"steps": arguments.steps, "method": arguments.method, "noise_step": arguments.noise_step}
-    bar = tqdm(total=len(latents), unit="image")
-    for first in range(0, len(latents), arguments.batch_size):
-        part = latents[first : first + arguments.batch_size]
-        seed = arguments.seed + first
-        stages = boosters[0].cascade(part, boosters[1:], intermediates=True, seed=seed, **options)
-        for number, stage in enumerate(stages, 1):
-            if number < len(stages) and not arguments.intermediates:
-                continue
-            suffix = f"_stage{number}" if number < len(stages) else ""
-            for index, image in enumerate(boosters[0].decode(stage), first):
-                told = {**settings[min(index, len(settings) - 1)], "seed": arguments.seed + index}
-                write_png(os.path.join(arguments.out, f"{index:05d}{suffix}.png"), image, told)
-        bar.update(len(part))
-    bar.close()
+def _stages(
+    boosters: Sequence[Booster], colour_fix: str | None, images: np.ndarray, *, seed: int, **options: Any
+) -> list[np.ndarray]:
+    """The result of every stage of a cascade; each image with the same seed, in any batch."""
+    results = []
+    for booster in boosters:
+        before = results[-1] if results else images
+        results.append(booster.upscale(before, seed=[seed] * len(before), **options))
+        if colour_fix:
+            results[-1] = fix_colour(results[-1], before, colour_fix)
+    return results
 
 
-def boost_prompts(boosters: list[Booster], arguments: argparse.Namespace, settings: dict) -> None:
-    from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline, prompt_latents
+def _as_json(settings: dict) -> dict:
+    return json.loads(json.dumps(settings))
 
-    pipe = load_pipeline(arguments.base)
-    check_pipeline(pipe, boosters[0])
-    guidance = {} if arguments.guidance is None else {"guidance_scale": arguments.guidance}
-    prompts, latents = arguments.prompt, []
-    for first in range(0, len(prompts), arguments.batch_size):
-        part = prompts[first : first + arguments.batch_size]
-        made = prompt_latents(pipe, part, steps=arguments.base_steps, seed=arguments.seed + first, **guidance)
-        latents.append(np.asarray(made))
-    told = {"base": os.path.basename(os.path.normpath(arguments.base)), "base_steps": arguments.base_steps, **guidance}
-    texts = [{**settings, **told, "prompt": prompt} for prompt in prompts]
-    write_latents(boosters, np.concatenate(latents), arguments, texts)
+
+def _reason(error: Exception) -> str:
+    return (error.strerror if isinstance(error, OSError) else None) or one_line(error)

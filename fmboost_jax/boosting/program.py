@@ -3,25 +3,57 @@
 import functools
 
 import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Key
 
 from fmboost_jax.flow.boost import boost_latents
 from fmboost_jax.flow.coupling import Coupling, sample_noise
+from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.models.parameters import Parameters, merge
 
 
-@functools.partial(jax.jit, static_argnums=0, static_argnames=("size", "coupling", "solver"))
-def flow_from_keys(graph, parameters: Parameters, low, keys, *, size, coupling: Coupling, solver: Solver):
-    """`boost_latents` with a split network and its noise from keys, one an image; `size` is the high-res latents'."""
+@functools.partial(
+    jax.jit, static_argnums=0, static_argnames=("size", "coupling", "solver", "guidance", "return_trajectory")
+)
+def flow_from_keys(
+    graph,
+    parameters: Parameters,
+    low: Float[Array, "b h w c"],
+    keys: Key[Array, "b"],
+    *,
+    size: tuple,
+    coupling: Coupling,
+    solver: Solver | StochasticSolver,
+    guidance: float | None = None,
+    return_trajectory: bool = False,
+) -> Float[Array, "b H W c"] | Float[Array, "b n H W c"]:
+    """Call `boost_latents` with a split network and noise from keys.
+
+    Args:
+        graph, parameters: of the network, see `fmboost_jax.models.parameters.split`.
+        low: scaled low-res latents; with PSU they already have the size `size`.
+        keys: one an image.
+        size: height and width of the high-res latents.
+        coupling, solver, guidance: see `boost_latents`.
+        return_trajectory: return the states at all points of the time grid, on the second axis.
+    """
     shape = (*size, low.shape[-1])
-    # One key of its own for each of: noise, upsampling.
-    noise_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
-    upsampling_noise = sample_noise(mode_keys, shape) if coupling.draws_upsampling_noise else None
-    return boost_latents(
+    # Two independent keys an image: one for x0, one for the upsampling, from which the SDE's steps fold theirs.
+    noise_keys, other_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
+    step_noise = None
+    if isinstance(solver, StochasticSolver):
+        fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
+        step_noise = jax.vmap(lambda step: sample_noise(fold(other_keys, step), shape))(jnp.arange(solver.steps))
+    result = boost_latents(
         merge(graph, parameters).velocity,
         low,
         sample_noise(noise_keys, shape),
         coupling=coupling,
         solver=solver,
-        upsampling_noise=upsampling_noise,
+        upsampling_noise=sample_noise(other_keys, shape) if coupling.draws_upsampling_noise else None,
+        step_noise=step_noise,
+        guidance=guidance,
+        return_trajectory=return_trajectory,
     )
+    return jnp.moveaxis(result, 0, 1) if return_trajectory else result

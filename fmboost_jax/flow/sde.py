@@ -8,13 +8,15 @@ The score is infinite at t = 1, so the grid stops at 1 − last_step_size and a 
 Source: Ma et al., "SiT", arXiv 2401.08740, section 2.
 """
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.paths import Path
+from fmboost_jax.flow.paths import Path, make_path
 from fmboost_jax.flow.solvers import FIXED_GRID, Velocity, runge_kutta_step, velocity_at
 from fmboost_jax.registry import check_name
 
@@ -111,3 +113,36 @@ def _check(state, noise, method, steps, last_step, last_step_size):
             f"last_step_size must be above 0 and below 1, found {last_step_size}; "
             "0 needs method 'euler' and last step None, for the score is infinite at t = 1"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class StochasticSolver:
+    """How to sample stochastically; what `Solver` is for the ODE.
+
+    Attributes:
+        method, steps, diffusion, norm, last_step, last_step_size: see `integrate_sde`.
+        path: the path on which the velocity was trained, such as "linear" or "linear(sigma_min=0.001)".
+
+    Raises:
+        InputError: an unknown name, or a number out of its range.
+    """
+
+    method: str = "euler"
+    steps: int = 50
+    path: str = "linear"
+    diffusion: str = "sigma"
+    norm: float = 1.0
+    last_step: str | None = "Mean"
+    last_step_size: float = 0.04
+
+    def __post_init__(self):
+        _check((), (self.steps,), self.method, self.steps, self.last_step, self.last_step_size)
+        one = jnp.ones((1,))
+        make_path(self.path).diffusion(one, one / 2, self.diffusion, self.norm)
+
+    def integrate(
+        self, velocity_fn: Velocity, x: Float[Array, "b *d"], noise: Float[Array, "steps b *d"]
+    ) -> Float[Array, "b *d"]:
+        """Carry x from t = 0 to t = 1; arguments and errors as for `integrate_sde`."""
+        fields = dataclasses.asdict(self)
+        return integrate_sde(velocity_fn, x, noise, **{**fields, "path": make_path(self.path)})

@@ -10,7 +10,10 @@
 - Of an animation, the first frame is taken.
 """
 
+import contextlib
+import functools
 import hashlib
+import importlib
 import io
 import os
 from typing import IO, NamedTuple, cast
@@ -28,6 +31,10 @@ ImageFile = str | os.PathLike | io.BufferedIOBase
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter
 _PHOTOMETRIC = 262  # a TIFF tag; 0: white is zero
+
+
+# Formats that Pillow opens by running another program, or only recognises.
+_NOT_PHOTOS = {"BUFR", "EPS", "FITS", "GRIB", "HDF5", "MPEG", "WMF"}
 
 
 class UnusablePhoto(ValueError):
@@ -73,15 +80,42 @@ def load_photo(file: ImageFile) -> Photo:
     """
     try:
         with Image.open(cast(IO[bytes], file)) as image:
-            return _decode(image)
+            return photo_from_pillow(image)
+    except UnusablePhoto:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise UnusablePhoto("not an image, or one of an unknown kind") from error
+    # A decoder may raise anything over broken bytes: OSError, SyntaxError, struct.error, zlib.error, …
+    except Exception as error:
+        raise UnusablePhoto(one_line(error)) from error
+
+
+def photo_from_pillow(image: Image.Image) -> Photo:
+    """Convert an image that Pillow has opened or made, as `load_photo` does.
+
+    Raises:
+        UnusablePhoto: as for `load_photo`.
+    """
+    try:
+        return _decode(image)
     except UnusablePhoto:
         raise
     # A decoder may raise anything over broken bytes: OSError, SyntaxError, struct.error, zlib.error, …
     except Exception as error:
-        reason = one_line(error)
-        if isinstance(error, Image.UnidentifiedImageError):
-            reason = "not an image, or one of an unknown kind"
-        raise UnusablePhoto(reason) from error
+        raise UnusablePhoto(one_line(error)) from error
+
+
+@functools.cache
+def photo_suffixes() -> frozenset[str]:
+    """Lower-case suffixes, such as ".jpg", of the image files that can be read; HEIC and JPEG XL with their plugins."""
+    with contextlib.suppress(ImportError):
+        pillow_heif = importlib.import_module("pillow_heif")
+        pillow_heif.register_heif_opener()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("pillow_jxl")
+    Image.init()
+    kinds = Image.registered_extensions().items()
+    return frozenset(suffix for suffix, kind in kinds if kind in Image.OPEN and kind not in _NOT_PHOTOS)
 
 
 def photo_size(file: ImageFile) -> tuple[int, int] | None:
@@ -112,8 +146,9 @@ def with_alpha(image: UInt8[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "h w"
 
 def _decode(image: Image.Image) -> Photo:
     # The raw mode is known only before the pixels are decoded.
-    deep_rgb = any("RGB;16" in str(tile) for tile in image.tile)
-    white_is_zero = image.format == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
+    deep_rgb = any("RGB;16" in str(tile) for tile in getattr(image, "tile", ()))
+    kind = image.format
+    white_is_zero = kind == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     image.load()
     upright = ImageOps.exif_transpose(image)
     info = upright.info
@@ -121,7 +156,7 @@ def _decode(image: Image.Image) -> Photo:
         # Pillow keeps the high byte of 16-bit colours, but not of the transparent one.
         info["transparency"] = tuple(value >> 8 for value in info["transparency"])
     alpha = _alpha(upright)
-    rgb = to_srgb(_opaque(upright, image.format, white_is_zero), info)
+    rgb = to_srgb(_opaque(upright, kind, white_is_zero), info)
     if alpha is not None:
         rgba = rgb.copy()
         rgba.putalpha(Image.fromarray(alpha))

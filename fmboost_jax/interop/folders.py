@@ -9,7 +9,6 @@ import os
 from typing import Any
 
 import jax
-import orbax.checkpoint as ocp
 from flax import nnx
 
 from fmboost_jax.errors import InputError, one_line
@@ -36,6 +35,8 @@ def save_model(folder: str, model: nnx.Module) -> None:
         InputError: the folder exists.
     """
     with atomic_folder(folder) as partial:
+        import orbax.checkpoint as ocp  # slow to import, and most weights are safetensors
+
         with ocp.StandardCheckpointer() as checkpointer:
             checkpointer.save(partial / _PARAMETERS, parameters.split(model)[1])
         description = {"model": type(model).__name__, "config": dataclasses.asdict(model.config)}
@@ -72,6 +73,8 @@ def load_model(folder: str, **changes: Any) -> nnx.Module:
     graph, shapes = parameters.split(parameters.abstract(kind, config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)
+    import orbax.checkpoint as ocp
+
     try:
         with ocp.StandardCheckpointer() as checkpointer:
             loaded = checkpointer.restore(os.path.abspath(os.path.join(folder, _PARAMETERS)), shapes)
