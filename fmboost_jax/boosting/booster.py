@@ -148,8 +148,8 @@ class Booster:
         """Identifies weights and configs by their content: equal for equal results, whatever the folder's name."""
         digest = hashlib.sha256()
         stage = self.first_stage.spec
-        for fact in (self.network_config, self.coupling, self.factor, stage.scaling_factor, stage.shift_factor):
-            digest.update(repr(fact).encode())
+        facts = _changed_fields(self.network_config), _changed_fields(self.coupling), self.factor
+        digest.update(repr((*facts, stage.scaling_factor, stage.shift_factor)).encode())
         for parameters in (self.parameters, split(self.first_stage.model)[1]):
             for name in sorted(parameters):
                 digest.update(name.encode())
@@ -506,6 +506,12 @@ class Booster:
                 stacklevel=3,
             )
         return array
+
+
+def _changed_fields(config: Any) -> dict[str, Any]:
+    """Fields that differ from their default, so that a new field changes no fingerprint."""
+    fields = {field.name: field.default for field in dataclasses.fields(config)}
+    return {name: getattr(config, name) for name, default in fields.items() if getattr(config, name) != default}
 
 
 def _detached(latents: Any) -> Any:
