@@ -1,7 +1,9 @@
 """Text in columns, and sizes in words."""
 
+from collections.abc import Mapping
 
-def table(rows: dict[str, object]) -> str:
+
+def table(rows: Mapping[str, object]) -> str:
     """Two columns, aligned."""
     width = max(map(len, rows))
     return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows.items())

@@ -164,7 +164,8 @@ def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
     """Refuse to go on with another network, or with another config unless that is allowed."""
     saved = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
-    network = changes(*({name: config[name] for name in ("network", config["network"])} for config in (saved, present)))
+    before, after = ({name: config[name] for name in ("network", config["network"])} for config in (saved, present))
+    network = changes(before, after)
     if network:
         raise InputError(
             f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "

@@ -93,7 +93,7 @@ def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
     return usable
 
 
-def centres(folder: str, size: int) -> Float[np.ndarray, "n size size 3"]:
+def centres(folder: str | None, size: int) -> Float[np.ndarray, "n size size 3"]:
     """The centred squares of a folder's photographs, shrunk to `size`, in [−1, 1]."""
     photographs = read_photographs(folder, size)
     squares = [

@@ -6,7 +6,7 @@ in `NETWORKS`. `config.network` names it; its settings stand in the config's sec
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, Protocol, TypeAlias, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from flax import nnx
 from jaxtyping import Array, Float
@@ -25,7 +25,7 @@ class NetworkConfig(Protocol):
             sharded over the mesh's `fsdp` axis, see `fmboost_jax.parallel.sharding`.
     """
 
-    replicated: Any
+    replicated: ClassVar[str]
 
     @property
     def state_channels(self) -> int:

@@ -20,13 +20,13 @@ def abstract(model: Callable[..., Model], config: Any) -> Model:
     return nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
 
 
-def split(model: nnx.Module) -> tuple[nnx.GraphDef, Parameters]:
+def split(model: Model) -> tuple[nnx.GraphDef[Model], Parameters]:
     """A module (or its abstract twin) → its static graph and its parameters."""
     graphdef, state = nnx.split(model)
     return graphdef, {".".join(map(str, path)): leaf.get_value() for path, leaf in state.flat_state()}
 
 
-def merge(graphdef: nnx.GraphDef, parameters: Parameters) -> nnx.Module:
+def merge(graphdef: nnx.GraphDef[Model], parameters: Parameters) -> Model:
     """The way back: a module that holds these arrays; cheap, meant for the inside of a jitted function."""
     paths = {tuple(int(part) if part.isdigit() else part for part in name.split(".")): name for name in parameters}
     return nnx.merge(graphdef, nnx.traversals.unflatten_mapping({path: parameters[paths[path]] for path in paths}))

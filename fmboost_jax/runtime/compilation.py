@@ -23,16 +23,21 @@ class CompilationCache:
             home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
             shared = jax.process_count() > 1
             where = os.path.join(workdir, "compilation_cache") if shared else os.path.join(home, "fmboost_jax")
-        if not jax.config.jax_compilation_cache_dir and where:
+        if not self._folder and where:
             jax.config.update("jax_compilation_cache_dir", os.path.abspath(where))
         if jax.process_count() > 1:
             # With XLA's own caches beside it, process 0 would look for its programs under other keys than the others.
             jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.monitoring.register_event_listener(self._note)
 
+    @property
+    def _folder(self) -> str | None:
+        # jax's stubs do not list this option.
+        return jax.config.jax_compilation_cache_dir  # pyright: ignore[reportAttributeAccessIssue]
+
     def _note(self, event: str, **_) -> None:
         self.found += event == "/jax/compilation_cache/cache_hits"
 
     def __str__(self) -> str:
-        folder = jax.config.jax_compilation_cache_dir
+        folder = self._folder
         return f"{self.found} program(s) found in {folder}" if folder else "no compilation cache"

@@ -35,12 +35,12 @@ class CompileClock:
         """Spent tracing, lowering and compiling within the block."""
         return sum((end - begin for begin, end in self._intervals), 0.0)
 
-    def _listen(self, event: str, duration: float, **_) -> None:
+    def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event in _EVENTS:
             # Told at their end; one within another, such as a jitted function traced within a second, counts once.
             end = time.monotonic()
-            self._intervals = [inner for inner in self._intervals if inner[0] < end - duration]
-            self._intervals.append((end - duration, end))
+            self._intervals = [inner for inner in self._intervals if inner[0] < end - duration_secs]
+            self._intervals.append((end - duration_secs, end))
 
 
 def seconds_an_image(act: Callable, runs: int, images: int) -> float:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +21,7 @@ from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, to_patches
+from fmboost_jax.models.first_stage import Autoencoder
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTrainingConfig
 from fmboost_jax.training.optimizer import clip_by_global_norm, guarded
@@ -107,14 +109,16 @@ def decaying_optimizer(config: AutoencoderTrainingConfig) -> optax.GradientTrans
     return guarded(optax.chain(clip_by_global_norm(optim.clip_norm), muon))
 
 
-def _matrices(parameters: dict) -> dict[str, optax.contrib.MuonDimensionNumbers | None]:
+def _matrices(params: Any) -> Any:
     """How each kernel is a matrix, from patches to output channels; None for biases, and for what a mask hides."""
     patch_to_channels = optax.contrib.MuonDimensionNumbers(reduction_axis=(0, 1, 2), output_axis=3)
-    return {name: patch_to_channels if jnp.ndim(array) == 4 else None for name, array in parameters.items()}
+    return {name: patch_to_channels if jnp.ndim(array) == 4 else None for name, array in params.items()}
 
 
 def make_train_step(
-    config: AutoencoderTrainingConfig, graph: nnx.GraphDef, optimizer: optax.GradientTransformationExtraArgs
+    config: AutoencoderTrainingConfig,
+    graph: nnx.GraphDef[AutoencoderTiny],
+    optimizer: optax.GradientTransformationExtraArgs,
 ):
     """The function (state, uint8 images) → (state, metrics), to be jitted with the state donated.
 
@@ -160,7 +164,7 @@ def reconstruction_loss(
 
 
 def enlargement_loss(
-    autoencoder: nnx.Module, image: Float[Array, "b h w 3"], factor: int, loss: AutoencoderLossConfig
+    autoencoder: Autoencoder, image: Float[Array, "b h w 3"], factor: int, loss: AutoencoderLossConfig
 ) -> Float[Array, ""]:
     """How far a small picture's enlarged latent is from decoding to the enlarged small picture, both bilinear.
 

@@ -8,6 +8,8 @@ parameters before the update costs a copy of them, 2 more.
 """
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -78,7 +80,7 @@ class MuonConfig:
         require_at_least("optim.", self, warmup_steps=0)
 
 
-def learning_rate(optim: OptimConfig) -> optax.Schedule:
+def learning_rate(optim: OptimConfig) -> Callable[[Any], Float[Array, ""]]:
     """Return the schedule: linear over `optim.warmup_steps` updates, then constant, each rate rounded once."""
     warmup, offset = optim.warmup_steps, optim.warmup_offset
     rates = np.asarray([optim.lr * step / warmup for step in range(offset, warmup)] + [optim.lr], np.float32)
@@ -117,16 +119,16 @@ def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> opta
     """`optax.adam` that skips what is not finite; its updates come from the moments that are kept."""
     moments, descent = optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate)
 
-    def init(parameters):
-        return moments.init(parameters), descent.init(parameters)
+    def init(params: Any):
+        return moments.init(params), descent.init(params)
 
-    def update(gradient, state, parameters=None, *, finite: Bool[Array, ""]):
-        new = cpu_optimization_barrier(skip_nonfinite(finite, moments.update(gradient, state[0])[1], state[0]))
+    def update(updates: Any, state: Any, params: Any = None, *, finite: Bool[Array, ""] | bool = True, **_: Any):
+        new = cpu_optimization_barrier(skip_nonfinite(finite, moments.update(updates, state[0])[1], state[0]))
         first, second = (
             optax.tree.bias_correction(moment, decay, new.count) for moment, decay in ((new.mu, b1), (new.nu, b2))
         )
         direction = jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + eps), first, second)
-        updates, descended = descent.update(direction, state[1], parameters)
+        updates, descended = descent.update(direction, state[1], params)
         return updates, (new, skip_nonfinite(finite, descended, state[1]))
 
     return optax.GradientTransformationExtraArgs(init, update)
@@ -135,13 +137,13 @@ def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> opta
 def guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
     """Return an optimizer whose `update` also takes `finite`: where it is false, the state stays as it was."""
 
-    def update(gradient, state, parameters=None, *, finite: Bool[Array, ""]):
-        updates, new = optimizer.update(gradient, state, parameters)
+    def update(updates: Any, state: Any, params: Any = None, *, finite: Bool[Array, ""] | bool = True, **_: Any):
+        updates, new = optimizer.update(updates, state, params)
         return updates, skip_nonfinite(finite, new, state)
 
     return optax.GradientTransformationExtraArgs(optimizer.init, update)
 
 
-def skip_nonfinite(finite: Bool[Array, ""], new, old):
+def skip_nonfinite(finite: Bool[Array, ""] | bool, new: Any, old: Any) -> Any:
     """The tree `new`, or `old` where `finite` is false."""
     return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)

@@ -44,7 +44,7 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
         x1 = scale(high)
         x0, context = coupling.couple(
             scale(low),
-            x1.shape[1:3],
+            (x1.shape[1], x1.shape[2]),
             sample_noise(noise_keys, x1.shape[1:]),
             sample_noise(mode_keys, x1.shape[1:]) if coupling.draws_upsampling_noise else None,
         )

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 
 from fmboost_jax import Booster
-from fmboost_jax.configuration import from_mapping
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.train import train
-from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.config import TrainingConfig, read_saved
 
 
 @pytest.fixture(scope="module")
@@ -41,10 +40,12 @@ def test_a_dataset_is_read(legacy):
 
 
 def test_a_run_goes_on(legacy, capsys):
-    """Its saved config has neither `network` nor `objective`: the defaults stand for what there was."""
+    """Its saved config has neither `network` nor `objective`: the defaults stand for what there was. Updates keep
+    that version's order."""
     run = legacy / "run"
     saved = json.loads((run / "checkpoints/2/config/metadata").read_text())
-    config = from_mapping(TrainingConfig, saved, "the saved config")
+    config = read_saved(TrainingConfig, saved, "the saved config")
+    assert (config.optim.warmup_offset, config.ema.takes_in) == (0, "after")
     config = dataclasses.replace(
         config,
         data=dataclasses.replace(config.data, dir=str(legacy / "dataset")),
