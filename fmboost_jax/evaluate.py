@@ -188,7 +188,7 @@ def _subject(
 ) -> tuple[Subject, Collection | None, dict[str, str], list[str]]:
     """What is evaluated, what it is compared with, captions by name, and what makes the images."""
     captions = {}
-    if protocol.source == "prompts" or "clip" in protocol.metrics:
+    if protocol.needs_captions:
         if not arguments.captions:
             raise InputError("clip and source 'prompts' need --captions FILE: JSON of {name: caption}, or COCO's")
         captions = read_captions(arguments.captions, images.names)

@@ -1,18 +1,15 @@
 """Every metric that a protocol asks for, on batches of images, over all devices."""
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, UInt8
+from jaxtyping import UInt8
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation import checksums
 from fmboost_jax.evaluation.protocol import Protocol
-from fmboost_jax.metrics.clip import CLIPScore
 from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import patches
-from fmboost_jax.metrics.images import WINDOW, psnr, ssim
-from fmboost_jax.metrics.perceptual import LPIPS, ssimulacra2
+from fmboost_jax.metrics.table import METRICS, MetricSettings
 from fmboost_jax.parallel.batching import data_parallel
 
 Picture = UInt8[np.ndarray, "_ _ 3"]
@@ -36,21 +33,11 @@ class Measures:
 
     def __init__(self, protocol: Protocol, mesh: Mesh, weights: str = ""):
         self._protocol = protocol
-        self._paired = {}
-        asked = protocol.metrics
-        if "psnr" in asked:
-            self._paired["psnr"] = data_parallel(_psnr, None, mesh, protocol.batch_size)
-        if "ssim" in asked:
-            self._paired["ssim"] = data_parallel(_ssim, None, mesh, protocol.batch_size)
-        if "lpips" in asked:
-            lpips = LPIPS(protocol.lpips.path)
-            self._paired["lpips"] = data_parallel(
-                lambda parameters, *images: lpips.function(parameters, *map(_to_unit, images)),
-                lpips.parameters,
-                mesh,
-                protocol.batch_size,
-            )
-        self._clip = CLIPScore(protocol.clip.path) if "clip" in asked else None
+        paths = {"lpips": protocol.lpips.path, "clip": protocol.clip.path}
+        settings = MetricSettings(mesh, protocol.batch_size, paths)
+        chosen = {name: METRICS[name] for name in protocol.metrics if METRICS[name].kind != "set"}
+        self._scores = {name: metric.score(settings) for name, metric in chosen.items()}
+        self._smallest = max(((metric.smallest, name) for name, metric in chosen.items()), default=(1, ""))
         self.network: FeatureNetwork | None = None
         self.feature_weights = ""
         if protocol.feature_sets:
@@ -75,16 +62,18 @@ class Measures:
         rows: list[dict] = [{"name": name} for name in names]
         for group in _by_size(images):
             stacked = np.stack([images[index] for index in group])
+            least, metric = self._smallest
+            if min(stacked.shape[1:3]) < least:
+                raise InputError(f"image {names[group[0]]}: {metric} needs {least}×{least} pixels or more")
             values = {}
-            if self._protocol.paired:
-                if "ssim" in self._paired and min(stacked.shape[1:3]) < WINDOW:
-                    raise InputError(f"image {names[group[0]]}: ssim needs {WINDOW}×{WINDOW} pixels or more")
-                truth = np.stack([originals[index] for index in group])
-                values = {name: function(stacked, truth) for name, function in self._paired.items()}
-                if "ssimulacra2" in self._protocol.metrics:
-                    values["ssimulacra2"] = [ssimulacra2(a, b) for a, b in zip(stacked, truth, strict=True)]
-            if self._clip:
-                values["clip"] = self._clip(stacked, [captions[names[index]] for index in group])
+            for name, score in self._scores.items():
+                match METRICS[name].kind:
+                    case "paired" if originals is not None:
+                        values[name] = score(stacked, np.stack([originals[index] for index in group]))
+                    case "text":
+                        values[name] = score(stacked, [captions[names[index]] for index in group])
+                    case "single":
+                        values[name] = score(stacked)
             for name, column in values.items():
                 for index, value in zip(group, column, strict=True):
                     rows[index][name] = float(value)
@@ -116,17 +105,3 @@ def _by_size(images: list[Picture]) -> list[list[int]]:
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)
     return list(groups.values())
-
-
-def _to_unit(images: UInt8[Array, "b h w 3"]) -> Array:
-    return images / 127.5 - 1.0
-
-
-@jax.jit
-def _psnr(_, images, originals):
-    return psnr(_to_unit(images), _to_unit(originals))
-
-
-@jax.jit
-def _ssim(_, images, originals):
-    return ssim(_to_unit(images), _to_unit(originals))

@@ -7,11 +7,9 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import DEGRADATIONS, FILTERS
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.metrics.features import KINDS
+from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.registry import check_name
 
-PAIRED = ("psnr", "ssim", "lpips", "ssimulacra2")
-SETS = ("fid", "patch-fid")
-METRICS = (*PAIRED, "clip", *SETS)
 SOURCES = ("photographs", "prompts")
 
 
@@ -72,7 +70,7 @@ class Protocol:
         if self.source == "prompts" and self.paired:
             raise InputError(
                 f"{', '.join(self.paired)} compare an image with its original, and a prompt's has none; "
-                f"with source 'prompts' there are clip, {', '.join(SETS)}"
+                f"with source 'prompts' there are {', '.join(n for n, m in METRICS.items() if m.kind != 'paired')}"
             )
         require_at_least("", self, count=0, high_res=0, low_res=0, steps=1, batch_size=1, num_threads=1)
         for side, crops in self.patches:
@@ -84,7 +82,15 @@ class Protocol:
     @property
     def paired(self) -> tuple[str, ...]:
         """The metrics that compare an image with its original."""
-        return tuple(metric for metric in PAIRED if metric in self.metrics)
+        return self._of_kind("paired")
+
+    @property
+    def needs_captions(self) -> bool:
+        """Whether images need captions: to be made of, or to be compared with."""
+        return self.source == "prompts" or bool(self._of_kind("text"))
+
+    def _of_kind(self, kind: str) -> tuple[str, ...]:
+        return tuple(name for name, metric in METRICS.items() if metric.kind == kind and name in self.metrics)
 
     @property
     def feature_sets(self) -> dict[str, tuple[int, int] | None]:

@@ -9,9 +9,9 @@ import pathlib
 import numpy as np
 
 from fmboost_jax.files import write_atomically
+from fmboost_jax.metrics.table import METRICS
 
 RESULTS, TABLE, IMAGES = "results.json", "results.csv", "images.csv"
-UNITS = {"psnr": "dB"}
 
 
 def summary(rows: list[dict]) -> dict[str, dict]:
@@ -32,7 +32,8 @@ def table(results: dict) -> str:
     lines = [("metric", "value", "± standard error", "images")]
     for name, entry in results["metrics"].items():
         error = entry["standard_error"]
-        value = f"{float(entry['value']):.4f} {UNITS.get(name, '')}".strip()
+        unit = METRICS[name].unit if name in METRICS else ""
+        value = f"{float(entry['value']):.4f} {unit}".strip()
         lines.append((name, value, "" if error is None else f"{error:.4f}", str(entry["images"])))
     if results["seconds_an_image"] is not None:
         lines.append(("seconds an image", f"{results['seconds_an_image']:.4f}", "", str(results["images"])))

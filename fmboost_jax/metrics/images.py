@@ -34,6 +34,22 @@ def ssim(
     return jnp.mean(luminance * structure, axis=(1, 2, 3))
 
 
+def ssim_torchmetrics(
+    image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
+) -> Float[Array, "b"]:
+    """`ssim` with windows centred on every pixel, images reflected at their borders, as torchmetrics computes it."""
+    margin = WINDOW // 2
+    widths = ((0, 0), (margin, margin), (margin, margin), (0, 0))
+    return ssim(*(jnp.pad(array, widths, mode="reflect") for array in (image, original)))
+
+
+def sharpness(
+    image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
+) -> Float[Array, "b"]:
+    """Gradient energy over the original's: below 1 for a blurred image."""
+    return gradient_energy(image) / gradient_energy(original)
+
+
 def gradient_energy(image: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b"]:
     """Mean square of the differences between neighbours: how much fine detail an image holds; a blur lowers it."""
     rows, columns = jnp.diff(image, axis=1), jnp.diff(image, axis=2)

@@ -12,7 +12,7 @@ from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
-from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
+from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import merge, split
@@ -20,6 +20,7 @@ from fmboost_jax.parallel.sharding import batch_sharding
 from fmboost_jax.training.config import TrainingConfig
 
 GRID_ROWS = 4
+SCORES = ("psnr", "ssim", "sharpness")  # of `METRICS`
 
 
 def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
@@ -51,10 +52,11 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     @jax.jit
     def score(low, boosted, high):
         scores = {}
+        # As pixels of a file would be: decoders leave the range, and a PSNR of such values differs by up to 1 dB.
+        low, boosted, high = (jnp.clip(image, -1, 1) for image in (low, boosted, high))
         for prefix, image in (("", boosted), ("low_res/", upsample(low, high.shape[1:3], "bilinear"))):
-            scores[prefix + "psnr"] = psnr(image, high)
-            scores[prefix + "ssim"] = ssim(image, high)
-            scores[prefix + "sharpness"] = gradient_energy(image) / gradient_energy(high)
+            for name in SCORES:
+                scores[prefix + name] = METRICS[name].function(image, high)
         return scores
 
     def evaluate(parameters, pairs: dict[str, np.ndarray]):

@@ -113,7 +113,7 @@ def test_contradiction_shows_both_values(field, value, message, dataset):
 
 
 def test_all_contradictions_are_named(dataset):
-    kl = FirstStage("kl", "weights", Identity(), channels=3, downsampling=1)
+    kl = FirstStage(LatentSpec("kl", "weights", 3, 1), Identity())
     expected = "first_stage.kind is 'kl' .* 'identity' .*high_res is 32.*; .*state channels is 4 .* and 3 in"
     with pytest.raises(InputError, match=expected):
         dataset.check(make_config(high_res=32), kl, state_channels=4)

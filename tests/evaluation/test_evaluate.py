@@ -302,7 +302,7 @@ def test_prompts(bundle, tmp_path, monkeypatch):
         return [float(len(text)) for text in texts]
 
     pipe, pipelines = Pipe(), "fmboost_jax.boosting.diffusers."
-    monkeypatch.setattr("fmboost_jax.evaluation.measures.CLIPScore", lambda path: score)
+    monkeypatch.setattr("fmboost_jax.metrics.table.CLIPScore", lambda path: score)
     monkeypatch.setattr(pipelines + "load_pipeline", lambda path: pipe)
     monkeypatch.setattr(pipelines + "check_pipeline", lambda pipe, booster: None)
     monkeypatch.setattr(pipelines + "prompt_latents", lambda pipe, prompts, **options: pipe.latents(prompts, **options))

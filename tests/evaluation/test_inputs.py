@@ -55,7 +55,7 @@ def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
     [
         (
             "--config.metrics=('psnr','sim')",
-            "metrics 'sim' is unknown; expected one of psnr, ssim, lpips, ssimulacra2, clip, fid",
+            "metrics 'sim' is unknown; expected one of psnr, ssim, ssim-torchmetrics, sharpness, lpips",
         ),
         ("--config.metrics=()", "no metrics"),
         ("--config.features=vgg", "features 'vgg' is unknown; expected one of inception, efficientnet-lite0"),

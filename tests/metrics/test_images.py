@@ -6,7 +6,7 @@ import skimage.data
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from fmboost_jax.images.value_range import to_float
-from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
+from fmboost_jax.metrics.images import gradient_energy, psnr, ssim, ssim_torchmetrics
 
 
 @pytest.fixture(scope="module")
@@ -43,3 +43,14 @@ def test_gradient_energy_falls_with_blur(photographs):
     assert (gradient_energy(noisy) > gradient_energy(original)).all()
     ramp = np.arange(4, dtype=np.float32)[None, :, None, None] * np.ones((1, 1, 5, 3), np.float32)
     assert gradient_energy(ramp)[0] == 1
+
+
+def test_ssim_of_torchmetrics_counts_the_border(photographs):
+    original, noisy = photographs
+    options = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 1}
+    expected = []
+    for pair in zip(original.astype(np.float64) / 2 + 0.5, noisy.astype(np.float64) / 2 + 0.5, strict=True):
+        padded = (np.pad(image, ((5, 5), (5, 5), (0, 0)), mode="reflect") for image in pair)
+        expected.append(structural_similarity(*padded, channel_axis=-1, **options))
+    np.testing.assert_allclose(ssim_torchmetrics(noisy, original), expected, atol=1e-5)
+    assert np.abs(ssim_torchmetrics(noisy, original) - ssim(noisy, original)).max() > 1e-5
