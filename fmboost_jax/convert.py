@@ -51,7 +51,7 @@ unet.attention_layout="interleaved" compute the same thing there.
 FROM_AUTOENCODER = """An autoencoder becomes a folder of ours (config.json and an Orbax checkpoint).
 
     python -m fmboost_jax.convert from-autoencoder kl stabilityai/sd-vae-ft-mse sd-vae
-    python -m fmboost_jax.convert from-autoencoder kl model.ckpt sdxl-vae --scaling_factor=0.13025
+    python -m fmboost_jax.convert from-autoencoder kl model.ckpt sdxl-vae --scaling-factor=0.13025
     python -m fmboost_jax.convert from-autoencoder tiny folder/taesd taesd
 
 Then --config.first_stage.kind=kl --config.first_stage.path=sd-vae. SOURCE is a diffusers folder (a pipeline's, too), a
@@ -103,8 +103,8 @@ def main(argv: list[str] | None = None) -> None:
     added.add_argument("kind", choices=("kl", "tiny"))
     added.add_argument("source", metavar="SOURCE", help="folder, file or hub id")
     added.add_argument("out", metavar="OUT", help="folder to be made")
-    added.add_argument("--scaling_factor", type=float, help="of the latents, where SOURCE does not tell it or is wrong")
-    added.add_argument("--shift_factor", type=float, help="of the latents, likewise")
+    added.add_argument("--scaling-factor", type=float, help="of the latents, where SOURCE does not tell it or is wrong")
+    added.add_argument("--shift-factor", type=float, help="of the latents, likewise")
 
     added = command("to-autoencoder", TO_AUTOENCODER, to_autoencoder)
     added.add_argument("kind", choices=("kl", "tiny"))

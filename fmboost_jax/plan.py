@@ -1,9 +1,9 @@
 """What a run would need on TPUs and how fast it would be, told without any: XLA's TPU compiler compiles the very
 program that would run, and its own estimates are added up.
 
-    python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5e:4x4 --batch_per_chip 8
+    python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5e:4x4 --batch-per-chip 8
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5p:4x4x4 --sweep
-    python -m fmboost_jax.plan --config configs/cfm2048.py --topology v6e:2x2 --mode decode --batch_per_chip 1
+    python -m fmboost_jax.plan --config configs/cfm2048.py --topology v6e:2x2 --mode decode --batch-per-chip 1
 
 A train step of full width compiles in about 7 minutes on two cores, once: results are kept in ~/.cache/fmboost_jax.
 A topology is a kind of chip and the slice's sides in chips, for example v5e:2x2 (4 chips), v5e:16x16 (256),
@@ -20,7 +20,7 @@ import jax
 
 from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.flow.solvers import FIXED_GRID, Solver
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.parallel.mesh import AXES, make_mesh
 from fmboost_jax.planning.compile import compile_for, kept_folder
 from fmboost_jax.planning.programs import MODES, lower
@@ -38,10 +38,10 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--topology", required=True, metavar="KIND:SIDES", help="slice of TPUs, such as v5p:4x4x4")
     parser.add_argument("--mode", choices=MODES, default="train", help="which program (train)")
     parser.add_argument(
-        "--batch_per_chip", type=int, help="images a chip; config.train.batch_size is shared out unless told"
+        "--batch-per-chip", type=int, help="images a chip; config.train.batch_size is shared out unless told"
     )
     parser.add_argument("--steps", type=int, default=4, help="of the integration grid, for --mode sample (4)")
-    parser.add_argument("--method", choices=FIXED_GRID, default="euler", help="for --mode sample (euler)")
+    parser.add_argument("--method", default="euler", help="fixed-step ODE method, for --mode sample (default: euler)")
     parser.add_argument("--sweep", action="store_true", help="try batch sizes and meshes, recommend one")
     parser.add_argument(
         "--batches", type=_batches, default=BATCHES, metavar="N,N,…", help="batches a chip to sweep (1,2,4,8,16,32,64)"

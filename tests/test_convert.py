@@ -122,7 +122,7 @@ def test_autoencoder_there_and_back(tmp_path, kind, model):
     weights = state_dict(random_model(cls, config), {"kl": "compvis", "tiny": "diffusers"}[kind])
     source, out, back = (str(tmp_path / name) for name in ("a.safetensors", "out", "b.safetensors"))
     save_file(weights, source)
-    convert.main(["from-autoencoder", kind, source, out, "--scaling_factor=0.13025"])
+    convert.main(["from-autoencoder", kind, source, out, "--scaling-factor=0.13025"])
     loaded = load_model(out).config
     assert (loaded.scaling_factor, loaded.channels if kind == "kl" else loaded.width) == (
         0.13025,

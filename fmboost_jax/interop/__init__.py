@@ -3,12 +3,8 @@
 import numpy as np
 from flax import nnx
 
-from fmboost_jax.interop.autoencoders import (
-    autoencoder_state_dict,
-    load_autoencoder_kl,
-    load_autoencoder_tiny,
-    load_first_stage,
-)
+from fmboost_jax.interop.autoencoder_kinds import load_autoencoder_kl, load_autoencoder_tiny
+from fmboost_jax.interop.autoencoders import autoencoder_state_dict, load_first_stage
 from fmboost_jax.interop.folders import load_model, save_model
 from fmboost_jax.interop.names import export
 from fmboost_jax.interop.tables import REFERENCE_UNET
@@ -29,16 +25,16 @@ __all__ = [
 
 
 def state_dict(model: nnx.Module, names: str | None = None) -> dict[str, np.ndarray]:
-    """A model's parameters as a PyTorch state dict: the way back of every loader here, bit for bit in float32.
+    """Return a model's parameters as a PyTorch state dict, the inverse of the loaders, bit for bit in float32.
 
     Args:
         model: a `UNet`, `AutoencoderKL` or `AutoencoderTiny`.
-        names: of an autoencoder: "compvis", "diffusers" or "old_diffusers" (KL), "taesd" or "diffusers" (tiny); None
-            for those that it was loaded from. A UNet has the reference's.
+        names: of an autoencoder: "compvis", "diffusers" or "old_diffusers" (KL), "taesd" or "diffusers" (tiny).
+            Default: the format that it was loaded from. A UNet has the reference's.
 
     Raises:
-        InputError: names that there are not.
+        InputError: an unknown format, or a model that no other project has.
     """
     if isinstance(model, UNet):
         return export(model, REFERENCE_UNET)
-    return autoencoder_state_dict(model, names or model.weight_names)
+    return autoencoder_state_dict(model, names)

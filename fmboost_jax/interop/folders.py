@@ -13,15 +13,12 @@ from flax import nnx
 
 from fmboost_jax.errors import InputError, one_line
 from fmboost_jax.files import atomic_folder, write_atomically
+from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
 from fmboost_jax.models import parameters
-from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.unet import UNet, UNetConfig
+from fmboost_jax.models.networks import NETWORKS
 
 _CONFIG = "config.json"
 _PARAMETERS = "parameters"
-_KINDS = {"UNet": (UNet, UNetConfig), "AutoencoderKL": (AutoencoderKL, AutoencoderKLConfig)}
-_KINDS["AutoencoderTiny"] = (AutoencoderTiny, AutoencoderTinyConfig)
 
 
 def save_model(folder: str, model: nnx.Module) -> None:
@@ -45,6 +42,12 @@ def save_model(folder: str, model: nnx.Module) -> None:
         write_atomically(partial / _CONFIG, json.dumps(description, indent=2).encode())
 
 
+def _models() -> dict[str, tuple[type, type]]:
+    """Model and config of every network and autoencoder, by the model's name."""
+    kinds = (*NETWORKS.values(), *AUTOENCODERS.values())
+    return {kind.model.__name__: (kind.model, kind.config) for kind in kinds}
+
+
 def is_folder_of_ours(folder: str) -> bool:
     """Whether `save_model` wrote this folder."""
     return os.path.isdir(os.path.join(folder, _PARAMETERS)) and os.path.isfile(os.path.join(folder, _CONFIG))
@@ -65,7 +68,7 @@ def load_model(folder: str, **changes: Any) -> nnx.Module:
     try:
         with open(os.path.join(folder, _CONFIG), encoding="utf-8") as file:
             description = json.load(file)
-        kind, config = _KINDS[description["model"]]
+        kind, config = _models()[description["model"]]
         fields = {key: tuple(v) if isinstance(v, list) else v for key, v in description["config"].items()}
         config = config(**{**fields, **changes})
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -120,8 +120,22 @@ class Autoencoder(Protocol):
         ...
 
 
+@dataclasses.dataclass(frozen=True)
+class IdentityConfig:
+    """Pixels as latents; `dtype` has no effect."""
+
+    latent_channels: int = 3
+    downsampling: int = 1
+    scaling_factor: float = 1.0
+    shift_factor: float = 0.0
+    dtype: str = "float32"
+
+
 class Identity(nnx.Module):
     """Pixels as latents: three channels, no downsampling."""
+
+    def __init__(self, config: IdentityConfig | None = None, *, rngs: nnx.Rngs | None = None):
+        self.config = config or IdentityConfig()
 
     def encode(self, image: Float[Array, "b h w 3"]) -> tuple[Float[Array, "b h w 3"], None]:
         """Return the image and no log-variance."""

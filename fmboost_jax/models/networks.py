@@ -5,7 +5,6 @@ in `NETWORKS`. `config.network` names it; its settings stand in the config's sec
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
 from flax import nnx
@@ -94,7 +93,7 @@ class NetworkKind:
     """
 
     config: type
-    model: Callable[..., nnx.Module]
+    model: type
 
 
 NETWORKS: dict[str, NetworkKind] = {"unet": NetworkKind(UNetConfig, UNet)}

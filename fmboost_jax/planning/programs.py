@@ -1,6 +1,5 @@
 """The programs that a plan compiles: the train step, the boost of a batch, the decoding of its latents."""
 
-import dataclasses
 import math
 
 import jax
@@ -10,18 +9,16 @@ from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.solvers import Solver
-from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import FirstStage, LatentSpec
+from fmboost_jax.interop.autoencoders import AUTOENCODERS, abstract_first_stage, load_first_stage
+from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import abstract_network
-from fmboost_jax.models.parameters import Parameters, abstract, merge, split
+from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
+from fmboost_jax.registry import choose
 from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.program import lower_train_step
 
 MODES = ("train", "sample", "decode")
-_STOCK = {"kl": (AutoencoderKL, AutoencoderKLConfig), "tiny": (AutoencoderTiny, AutoencoderTinyConfig)}
 
 
 def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
@@ -35,7 +32,7 @@ def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.
     if config.train.batch_size % parts:
         raise InputError(
             f"a batch of {config.train.batch_size} cannot be shared by the mesh: expected a multiple of {parts}, "
-            "data × fsdp × optim.accumulate; set --batch_per_chip or --config.train.batch_size"
+            "data × fsdp × optim.accumulate; set --batch-per-chip or --config.train.batch_size"
         )
     stage = first_stage(config)
     recipe = recipe_of(config, stage)
@@ -50,12 +47,10 @@ def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.
 def first_stage(config: TrainingConfig) -> FirstStage:
     """The config's first stage; where it names no weights, Stable Diffusion's architecture of its kind, without any."""
     kind, path = config.first_stage.kind, config.first_stage.path
-    if kind not in _STOCK or path:
-        return load_first_stage(**dataclasses.asdict(config.first_stage))
-    network, architecture = _STOCK[kind]
-    settings = architecture(latent_channels=config.architecture.state_channels, dtype=config.first_stage.dtype)
-    model = abstract(network, settings)
-    return FirstStage(LatentSpec.from_config(kind, path, settings), model)
+    if path or not choose("first stage kind", kind, AUTOENCODERS).has_weights:
+        return load_first_stage(kind, path, config.first_stage.dtype)
+    channels = config.architecture.state_channels
+    return abstract_first_stage(kind, latent_channels=channels, dtype=config.first_stage.dtype)
 
 
 def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:

@@ -33,7 +33,7 @@ def cache(tmp_path_factory):
 def on_four_chips(cache, tmp_path_factory):
     """The plan as JSON, and the program's text."""
     hlo = tmp_path_factory.mktemp("hlo") / "step.txt"
-    done = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch_per_chip=2", "--json", "--hlo", hlo)
+    done = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--json", "--hlo", hlo)
     return json.loads(done.stdout), hlo.read_text()
 
 
@@ -66,7 +66,7 @@ def test_what_machines_read(on_four_chips):
 
 def test_what_people_read_is_kept_from_before(on_four_chips, cache):
     plan, _ = on_four_chips
-    told = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch_per_chip=2", "--top=3").stdout
+    told = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--top=3").stdout
     assert "kept from an earlier plan" in told
     for line in (
         "batch       2 a chip, 8 in all",
