@@ -1,7 +1,8 @@
 """The kinds of autoencoders: config, network, weight names and files of other projects.
 
 A new kind is a file with a config and a model (`AutoencoderConfig` and `Autoencoder` of
-`fmboost_jax.models.first_stage`), and a line in `AUTOENCODERS`. Without a loader it is read from the folders that `fmboost_jax.interop.save_model` writes.
+`fmboost_jax.models.first_stage`), and a line in `AUTOENCODERS`. Without a loader it is read from the folders that
+`fmboost_jax.interop.save_model` writes.
 """
 
 import dataclasses
