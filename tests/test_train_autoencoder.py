@@ -150,7 +150,7 @@ def test_diffusers_reads_it(whole_run):
     ours = stage.encode_raw(jnp.asarray(image))
     np.testing.assert_allclose(ours, latent.permute(0, 2, 3, 1).numpy(), atol=1e-4)
     np.testing.assert_allclose(stage.decode(stage.spec.scale(ours)), decoded, atol=1e-4)
-    assert twin.config.scaling_factor == stage.scaling_factor
+    assert twin.config.scaling_factor == stage.spec.scaling_factor
 
 
 def test_it_starts_as_the_best_linear_code(photographs):

@@ -123,7 +123,7 @@ def test_diffusers_folder_and_pipeline(tmp_path, place):
     theirs.save_pretrained(tmp_path / place)
     stage = load_first_stage("kl", str(tmp_path))
     assert (stage.channels, stage.downsampling) == (16, 2)
-    assert (stage.scaling_factor, stage.shift_factor) == (0.36, 0.12)
+    assert (stage.spec.scaling_factor, stage.spec.shift_factor) == (0.36, 0.12)
     assert same(state_dict(stage.model), theirs.state_dict())
 
 
@@ -150,7 +150,7 @@ def test_compvis_file(tmp_path, kl, prefix):
     torch.save({"state_dict": content, "global_step": 3}, tmp_path / "model.ckpt")
     stage = load_first_stage("kl", str(tmp_path / "model.ckpt"))
     assert stage.model.config == KL
-    assert stage.scaling_factor == 0.18215
+    assert stage.spec.scaling_factor == 0.18215
     assert same(state_dict(stage.model), weights)
 
 
@@ -164,7 +164,7 @@ def test_compvis_file_of_sixteen_channels_needs_its_scale(tmp_path):
     ddconfig = {**DDCONFIG, "z_channels": 16, "scaling_factor": 0.3611, "shift_factor": 0.1159}
     (tmp_path / "config.json").write_text(json.dumps(ddconfig))
     stage = load_first_stage("kl", str(path))
-    assert (stage.scaling_factor, stage.shift_factor) == (0.3611, 0.1159)
+    assert (stage.spec.scaling_factor, stage.spec.shift_factor) == (0.3611, 0.1159)
     assert same(state_dict(stage.model), weights)
 
 
