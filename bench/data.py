@@ -40,8 +40,8 @@ def main() -> None:
         "bench.data", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--records", type=int, default=2048, help="in the dataset (2048, 537 MB)")
-    parser.add_argument("--batch_size", type=int, default=32, help="records to a batch (32)")
-    parser.add_argument("--num_threads", type=int, default=4, help="that read (4)")
+    parser.add_argument("--batch-size", type=int, default=32, help="records to a batch (32)")
+    parser.add_argument("--num-threads", type=int, default=4, help="that read (4)")
     parser.add_argument("--prefetch", type=int, default=8, help="batches read ahead (8)")
     parser.add_argument("--repeats", type=int, default=9, help="measurements of one pass each (9)")
     parser.add_argument(

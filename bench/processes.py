@@ -110,10 +110,10 @@ def _measure(workdir: pathlib.Path, count: int, batch: int, words: list[str]) ->
         free.bind(("localhost", 0))
         coordinator = f"--coordinator=localhost:{free.getsockname()[1]}"
     typed = [sys.executable, "-m", "fmboost_jax.train", *CONFIG, f"--config.train.batch_size={batch * count}", *words]
-    typed += ["--workdir", str(workdir), coordinator, f"--process_count={count}"]
+    typed += ["--workdir", str(workdir), coordinator, f"--process-count={count}"]
     started = [
         subprocess.Popen(
-            [*typed, f"--process_index={index}"],
+            [*typed, f"--process-index={index}"],
             env=os.environ | {"NPROC": "1"},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
     parser.add_argument("--kinds", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--chips", nargs="+", type=int, choices=SIDES[2], default=list(SIDES[2]))
-    parser.add_argument("--batch_per_chip", type=int, default=8, help="images a chip; multiples of 8 go best (8)")
+    parser.add_argument("--batch-per-chip", type=int, default=8, help="images a chip; multiples of 8 go best (8)")
     arguments = parser.parse_args()
     if arguments.act == "measure":
         measure(arguments)
@@ -73,7 +73,7 @@ def measure(arguments) -> None:
                 if (arguments.label, config, topology, batch) in there:
                     continue
                 print(f"{config}, {topology}, {batch} a chip", file=sys.stderr, flush=True)
-                words = [f"--config=configs/{config}.py", f"--topology={topology}", f"--batch_per_chip={batch}"]
+                words = [f"--config=configs/{config}.py", f"--topology={topology}", f"--batch-per-chip={batch}"]
                 done = subprocess.run(
                     [sys.executable, "-m", "fmboost_jax.plan", *words, "--json"], check=True, stdout=subprocess.PIPE
                 )

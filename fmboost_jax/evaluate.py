@@ -56,8 +56,8 @@ def main(argv: list[str] | None = None) -> None:
     arguments, protocol = parse_arguments(_parser(), argv, Protocol, default=DEFAULT_CONFIG, flag_overrides=_overrides)
     if not 0 <= arguments.process_index < arguments.process_count:
         raise InputError(
-            f"--process_index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
-            f"(--process_count {arguments.process_count})"
+            f"--process-index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
+            f"(--process-count {arguments.process_count})"
         )
     try:
         evaluate(arguments, protocol)
@@ -94,8 +94,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--base", metavar="FOLDER_OR_ID", help="diffusers pipeline that makes the latents, for source 'prompts'")
     add("--first-stage", metavar="PATH", help="the booster's autoencoder, where it has moved")
     add("--cache", metavar="DIR", help="where statistics of reference sets are kept (~/.cache/fmboost_jax/statistics)")
-    add("--process_index", type=int, default=0, help="number of this process, from 0")
-    add("--process_count", type=int, default=1, help="processes that share the work")
+    add("--process-index", type=int, default=0, help="number of this process, from 0")
+    add("--process-count", type=int, default=1, help="processes that share the work")
     return parser
 
 

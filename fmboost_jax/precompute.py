@@ -9,7 +9,7 @@ encoded by the first stage, with PSU the low-res one after bilinear enlargement.
 
 Interrupted at any moment, the same command goes on where it was, and on the same kind of device its result has the
 same bytes. A shard that no longer has its checksum is made again. To share the work give each process the same command
-and its own --process_index; the last one to finish writes dataset.json. What cannot be used is skipped, and named at
+and its own --process-index; the last one to finish writes dataset.json. What cannot be used is skipped, and named at
 the end.
 """
 
@@ -39,19 +39,19 @@ def main(argv: list[str] | None = None) -> None:
     photos.add_argument("--images", metavar="FOLDER", help="folder of JPEG, PNG and WebP files; subfolders count")
     photos.add_argument("--tfds", metavar="NAME:SPLIT[:DATA_DIR]", help="TFDS dataset, needs the extra [tfds]")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="where the dataset is to lie")
-    parser.add_argument("--process_index", type=int, default=0, help="number of this process, from 0")
-    parser.add_argument("--process_count", type=int, default=1, help="processes that share the work")
-    parser.add_argument("--records_per_shard", type=int, default=1024, help="about so many pairs to a file (1024)")
-    parser.add_argument("--batch_size", type=int, default=8, help="images encoded at once (8)")
+    parser.add_argument("--process-index", type=int, default=0, help="number of this process, from 0")
+    parser.add_argument("--process-count", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--records-per-shard", type=int, default=1024, help="about so many pairs to a file (1024)")
+    parser.add_argument("--batch-size", type=int, default=8, help="images encoded at once (8)")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     if not 0 <= arguments.process_index < arguments.process_count:
         raise InputError(
-            f"--process_index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
-            f"(--process_count {arguments.process_count})"
+            f"--process-index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
+            f"(--process-count {arguments.process_count})"
         )
     for name in ("records_per_shard", "batch_size"):
         if getattr(arguments, name) < 1:
-            raise InputError(f"--{name} is {getattr(arguments, name)}, expected 1 or more")
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, expected 1 or more")
     out = pathlib.Path(arguments.out)
     if arguments.images and out.resolve().is_relative_to(pathlib.Path(arguments.images).resolve()):
         raise InputError(f"--out {out} lies in the photo folder {arguments.images}; choose one outside")

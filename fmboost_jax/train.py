@@ -47,7 +47,7 @@ def main(argv: list[str] | None = None) -> None:
         "fmboost_jax.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
-    parser.add_argument("--allow_config_change", action="store_true", help="go on although the config has changed")
+    parser.add_argument("--allow-config-change", action="store_true", help="go on although the config has changed")
     distributed.add_arguments(parser)
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     keep_freed_memory()
@@ -175,7 +175,7 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
     if others and not allow_change:
         raise InputError(
             f"the config has changed since checkpoint {where}: {', '.join(others)}; set it back, choose another "
-            "--workdir, or go on with --allow_config_change"
+            "--workdir, or go on with --allow-config-change"
         )
 
 

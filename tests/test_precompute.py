@@ -55,7 +55,7 @@ def photos(tmp_path_factory):
 
 
 def precompute(config, photos, out, *words):
-    main(["--config", config, "--images", str(photos), "--out", str(out), "--records_per_shard", "6", *words])
+    main(["--config", config, "--images", str(photos), "--out", str(out), "--records-per-shard", "6", *words])
     return out
 
 
@@ -130,7 +130,7 @@ def test_preview_shows_pairs_side_by_side(whole, tmp_path):
 
 
 def test_batch_size_and_threads_leave_no_trace(config, photos, tmp_path, whole):
-    out = precompute(config, photos, tmp_path / "out", "--batch_size", "5", "--config.data.num_threads=1")
+    out = precompute(config, photos, tmp_path / "out", "--batch-size", "5", "--config.data.num_threads=1")
     assert content(out) == whole
 
 
@@ -155,7 +155,7 @@ class Mortal:
 
 def test_death_before_any_write_loses_nothing(config, photos, tmp_path, monkeypatch):
     """The process dies before its n-th sync or renaming, for every n, and is started again."""
-    words = ["--records_per_shard", "12"]
+    words = ["--records-per-shard", "12"]
     whole = content(precompute(config, photos, tmp_path / "whole", *words))
     monkeypatch.setattr(os, "fsync", Mortal(os.fsync))
     monkeypatch.setattr(os, "replace", Mortal(os.replace))
@@ -188,7 +188,7 @@ def command(config, photos):
 
     def start(out, *words, limit=""):
         line = [sys.executable, "-m", "fmboost_jax.precompute", "--config", config, "--images", str(photos)]
-        line += ["--out", str(out), "--records_per_shard", "6", *words]
+        line += ["--out", str(out), "--records-per-shard", "6", *words]
         line = ["bash", "-c", f'{limit} exec "$@"', "bash", *line]
         return subprocess.Popen(line, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
@@ -216,7 +216,7 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(command, tmp_path,
 
 def test_processes_at_once_make_disjoint_shards_of_one_dataset(command, tmp_path, whole):
     """The invariant: whatever the number of processes, the folder has the bytes that one process gives it."""
-    shares = [command(tmp_path / "out", "--process_index", str(index), "--process_count", "2") for index in range(2)]
+    shares = [command(tmp_path / "out", "--process-index", str(index), "--process-count", "2") for index in range(2)]
     ends = [(*share.communicate(), share.returncode) for share in shares]
     assert [code for _, _, code in ends] == [0, 0], ends
     assert any("21 pairs of 7 photographs" in printed for printed, _, _ in ends)
@@ -225,7 +225,7 @@ def test_processes_at_once_make_disjoint_shards_of_one_dataset(command, tmp_path
 
 def test_a_process_makes_its_own_shards_only(config, photos, tmp_path, whole, capsys):
     out = tmp_path / "out"
-    precompute(config, photos, out, "--process_index", "1", "--process_count", "3")
+    precompute(config, photos, out, "--process-index", "1", "--process-count", "3")
     shards = sorted(path.name for path in out.glob("shards/*.json"))
     assert shards == ["00001.json", "00004.json"]
     assert not (out / "dataset.json").exists()
@@ -265,8 +265,8 @@ def test_other_settings_are_refused_and_change_nothing(config, photos, tmp_path,
         (["--images", "{tmp}/nowhere", "--out", "{tmp}/out"], "photo folder .*nowhere does not exist"),
         (["--images", "{tmp}/empty", "--out", "{tmp}/out"], "photo folder .*empty holds no photographs"),
         (["--images", "{photos}", "--out", "{photos}/latents"], "lies in the photo folder"),
-        (["--images", "{photos}", "--out", "{tmp}/out", "--process_index", "2"], "--process_index 2 is outside 0 to 0"),
-        (["--images", "{photos}", "--out", "{tmp}/out", "--batch_size", "0"], "--batch_size is 0, expected 1 or more"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--process-index", "2"], "--process-index 2 is outside 0 to 0"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--batch-size", "0"], "--batch-size is 0, expected 1 or more"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.low_res=32"], "low_res 32 must lie between"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.hig_res=32"], "hig_res"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.high_res=999"], "none of the 9 photographs can"),

@@ -115,9 +115,9 @@ def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path):
     assert "optim.lr: " in line
     assert "→ 0.0007" in line
     assert "train.steps: 2 → 3" in line
-    assert "step 3 of 3" in command("train", *changed, "--allow_config_change").stdout
+    assert "step 3 of 3" in command("train", *changed, "--allow-config-change").stdout
     other = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.unet.num_res_blocks=2")
-    line = refused("train", *other, "--allow_config_change")
+    line = refused("train", *other, "--allow-config-change")
     assert "another architecture" in line
     assert "unet.num_res_blocks: 1 → 2" in line
 
@@ -134,7 +134,7 @@ def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path):
     """A limit on the size of files stands for the disk: a later save fails as it would there."""
     short = train_words(pairs, tmp_path, "--config.train.steps=2")
     command("train", *short)
-    more = train_words(pairs, tmp_path, "--config.train.steps=4", "--allow_config_change")
+    more = train_words(pairs, tmp_path, "--config.train.steps=4", "--allow-config-change")
     limit = (150_000, 150_000)
     line = refused("train", *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert "is the disk full?" in line
@@ -152,7 +152,7 @@ def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_
         *train_words(pairs, tmp_path, "--config.train.steps=50", "--config.checkpoint.every=1"),
         "--config.optim.lr=1e38",
         f"--config.train.nan_patience={patience}",
-        "--allow_config_change",
+        "--allow-config-change",
     )
     assert "nonfinite.json" in line
     dumped = json.loads((tmp_path / "nonfinite.json").read_text())

@@ -24,11 +24,11 @@ _NONE_SEEN = ("coordinator_address should be defined", "must be called before")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--coordinator`, `--process_count` and `--process_index` to a command."""
+    """Add `--coordinator`, `--process-count` and `--process-index` to a command."""
     many = parser.add_argument_group("many processes, where neither TPU, GKE, SLURM nor Open MPI tells of them")
     many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached by the others")
-    many.add_argument("--process_count", type=int, help="processes of the run")
-    many.add_argument("--process_index", type=int, help="number of this process, from 0")
+    many.add_argument("--process-count", type=int, help="processes of the run")
+    many.add_argument("--process-index", type=int, help="number of this process, from 0")
 
 
 @contextlib.contextmanager
@@ -74,7 +74,7 @@ def _start(arguments: argparse.Namespace, timeout: int) -> bool:
     if any(value is not None for value in told):
         if None in told or not 0 <= told[2] < told[1] or not told[0].rpartition(":")[2].isdigit():
             raise InputError(
-                "--coordinator HOST:PORT, --process_count N and --process_index I (0 to N − 1) go together, found "
+                "--coordinator HOST:PORT, --process-count N and --process-index I (0 to N − 1) go together, found "
                 f"{told[0]}, {told[1]}, {told[2]}"
             )
         if told[1] == 1:
@@ -97,7 +97,7 @@ def _start(arguments: argparse.Namespace, timeout: int) -> bool:
         if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:  # Open MPI 5 no longer says what jax looks for
             raise InputError(
                 "Open MPI started many processes, but does not tell jax where the first one is: add --coordinator "
-                "HOST:PORT --process_count $OMPI_COMM_WORLD_SIZE --process_index $OMPI_COMM_WORLD_RANK"
+                "HOST:PORT --process-count $OMPI_COMM_WORLD_SIZE --process-index $OMPI_COMM_WORLD_RANK"
             ) from error
         return False
     return True

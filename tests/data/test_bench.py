@@ -9,7 +9,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 
 def test_data_bench_prints_its_result():
-    words = ["--records", "64", "--batch_size", "4", "--repeats", "2"]
+    words = ["--records", "64", "--batch-size", "4", "--repeats", "2"]
     ended = subprocess.run([sys.executable, "-m", "bench.data", *words], cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     assert re.match(r"pipeline: [\d,]+ MB/s, [\d,]+ records/s \(median of 2; .*page cache warm\n", ended.stdout)

@@ -220,7 +220,7 @@ def test_interrupted_and_shared_work_gives_the_same_numbers(originals, bundle, c
     assert [name for names in measured for name in names] == [row.stem for row in sorted(originals.iterdir())]
     assert (resumed["metrics"], resumed["settings"]) == (whole["metrics"], whole["settings"])
 
-    share = ("--process_count", 2, "--cache", tmp_path / "other", "--process_index")
+    share = ("--process-count", 2, "--cache", tmp_path / "other", "--process-index")
     main([str(word) for word in (*words, *share, 1, "--out", tmp_path / "shared")])
     assert "batches are left to other processes" in capsys.readouterr().out
     shared = evaluate(tmp_path / "shared", *words, *share, 0)
@@ -336,7 +336,7 @@ def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
         (("--metrics", "clip", "--reference", noisy), "need --captions"),
         (("--metrics", "psnr", "--reference", tmp_path), "holds no photographs"),
         (("--metrics", "patch-fid", "--features", "tiny", "--reference", noisy), "smaller than a patch"),
-        (("--process_index", 2), "--process_index 2 is outside"),
+        (("--process-index", 2), "--process-index 2 is outside"),
         (("--metrics", "fid", "--weights", "none.pth", "--reference", noisy), r"weights none\.pth: no such file"),
     ):
         with pytest.raises(InputError, match=message) as error:

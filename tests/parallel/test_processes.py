@@ -110,7 +110,7 @@ def launch(latents, tmp_path_factory):
                 settings |= {name: str(value).format(index=index, count=count) for name, value in environ.items()}
                 settings["JAX_COORDINATOR_PORT"] = str(port)
             elif count > 1:
-                words += [f"--coordinator=localhost:{port}", f"--process_count={count}", f"--process_index={index}"]
+                words += [f"--coordinator=localhost:{port}", f"--process-count={count}", f"--process-index={index}"]
             with open(home / f"log{index}", "w") as log:
                 process = subprocess.Popen(
                     [sys.executable, *program, *words],
@@ -232,7 +232,7 @@ def test_sigterm_to_one_stops_all_and_any_number_goes_on(launch, tmp_path):
     shutil.copytree(tmp_path / "many", tmp_path / "one")
 
     last = step + 6
-    going_on = (plain, f"--config.train.steps={last}", "--config.checkpoint.every=2", "--allow_config_change")
+    going_on = (plain, f"--config.train.steps={last}", "--config.checkpoint.every=2", "--allow-config-change")
     four = launch(4, tmp_path / "many", *going_on, "--config.mesh.fsdp=2", "--config.mesh.spatial=2")
     # The save before the last has ended by then: a save waits for the one before it.
     wait_for_step(four[0], step + 5)
@@ -261,9 +261,9 @@ def test_all_refuse_what_one_would(launch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--process_count=2", "--process_index=0"], "go together"),
-        (["--coordinator=localhost:1", "--process_count=2", "--process_index=2"], "0 to N − 1"),
-        (["--coordinator=localhost", "--process_count=2", "--process_index=1"], "HOST:PORT"),
+        (["--process-count=2", "--process-index=0"], "go together"),
+        (["--coordinator=localhost:1", "--process-count=2", "--process-index=2"], "0 to N − 1"),
+        (["--coordinator=localhost", "--process-count=2", "--process-index=1"], "HOST:PORT"),
         (["--config.processes.timeout=0"], "processes.timeout is 0"),
         (["--config.profile.steps=20,10"], "(20, 10)"),
     ],
