@@ -5,7 +5,7 @@
         --config.data.dir=SPLIT/train --config.evaluate.dir=SPLIT/held_out --workdir RUN
 
 The run ends with RUN/autoencoder/, which every `first_stage.path` of kind "tiny" and diffusers' AutoencoderTiny take.
-What came out of it lies in fmboost_jax/assets/demo-autoencoder/, with the numbers in its README.md and in
+The result is in fmboost_jax/assets/demo-autoencoder/, with the numbers in its README.md and in
 docs/weights.md. It serves the demo and the tests. Whoever works on Stable Diffusion's latents loads its autoencoder.
 """
 

@@ -16,6 +16,7 @@ from fmboost_jax.configuration import (
     to_mapping,
 )
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.paths import PATHS, make_path
 from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import count, split
 from fmboost_jax.training.config import TrainingConfig
@@ -91,6 +92,26 @@ def get_config(variant=""):
     assert config.optim.lr == 1.0
     with pytest.raises(InputError, match=r"config cfm1024\.py: not this one"):
         read_config("cfm1024.py", [], TrainingConfig)
+
+
+def test_extensions_are_imported_before_the_config_is_read(tmp_path):
+    """A path of one's own, with a setting of its own, named on the command line."""
+    extension = tmp_path / "bent.py"
+    extension.write_text(
+        "import dataclasses\n"
+        "from fmboost_jax.flow.paths import PATHS, LinearPath\n\n\n"
+        "@dataclasses.dataclass(frozen=True)\n"
+        "class Bent(LinearPath):\n    bend: float = 0.0\n\n\n"
+        "PATHS['bent'] = Bent\n"
+    )
+    words = ["--config", "demo.py", "--config.path=bent(bend=0.5)"]
+    try:
+        _, config = parse_arguments(argparse.ArgumentParser(), ["--import", str(extension), *words], TrainingConfig)
+        assert make_path(config.path).bend == 0.5
+    finally:
+        PATHS.pop("bent", None)
+    with pytest.raises(InputError, match="path 'bent' is unknown"):
+        parse_arguments(argparse.ArgumentParser(), words, TrainingConfig)
 
 
 @pytest.mark.parametrize(

@@ -87,6 +87,12 @@ class ReferenceCheckpoint:
             raise InputError(
                 f"checkpoint {self.path}: no network arguments in it ({'.'.join(_ARGUMENTS)}); give its config"
             )
+        config = config if isinstance(config, UNetConfig) else unet_config(config)
+        if config.attention_layout != "interleaved":
+            raise InputError(
+                f'checkpoint {self.path}: its network computes attention_layout "interleaved", the config has '
+                f'"{config.attention_layout}", with which these weights would give other velocities'
+            )
         return load_unet(network, config)
 
 
@@ -99,7 +105,8 @@ def load_lightning(path: str, ema: bool = True, config: UNetConfig | Mapping[str
         config: needed only where the checkpoint does not hold the network's arguments.
 
     Raises:
-        InputError: a file that cannot be read, that lacks the weights or the config, or whose weights do not fit.
+        InputError: a file that cannot be read, that lacks the weights or the config, whose weights do not fit, or a
+            config with another attention layout than "interleaved".
     """
     return ReferenceCheckpoint.read(path).unet(ema, config)
 

@@ -29,7 +29,7 @@ class Checkpoints:
     """The checkpoints of one working directory.
 
     Args:
-        workdir: folder of the run; `checkpoints/` lies in it.
+        workdir: folder of the run, which holds `checkpoints/`.
         keep: how many of the last ones stay.
         keep_every: those whose step is a multiple of this stay as well; 0 for none.
     """
@@ -128,7 +128,7 @@ def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -
 
     Args:
         directory: the run's working directory, its `checkpoints` folder, or one step's folder.
-        step: which; the latest unless told.
+        step: of the checkpoint. Default: the latest.
         ema: the averaged parameters (the ones to sample with) or the online ones.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The train step as one program: what goes in and where it lies. Training runs it, `fmboost_jax.plan` looks at it."""
+"""The train step as one program with the shapes and shardings of its arguments, for training and for plans."""
 
 import jax
 import numpy as np

@@ -13,6 +13,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_lightning, load_unet, state_dict, unet_config
 from fmboost_jax.interop.names import spell
 from fmboost_jax.interop.tables import REFERENCE_UNET
+from fmboost_jax.interop.unet import ReferenceCheckpoint
 from fmboost_jax.models.parameters import abstract, split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.conftest import GOLDEN, relative_error
@@ -60,6 +61,15 @@ def test_reference_numbers(golden, variant):
     velocity = model(nhwc(file["in/x"]), jnp.asarray(file["in/t"]), nhwc(file["in/context"]))
     assert relative_error(nchw(velocity), file["out/v"]) < 1e-5
     assert same(state_dict(model), weights)
+
+
+@pytest.mark.parametrize("config", [UNetConfig(), {"attention_layout": "heads"}])
+def test_a_training_checkpoint_in_another_attention_layout_is_refused(config):
+    checkpoint = ReferenceCheckpoint("last.ckpt", {"ema_model.ema_model.net.out.2.bias": np.zeros(4)}, 1, None)
+    with pytest.raises(
+        InputError, match=r'last\.ckpt: its network computes attention_layout "interleaved", .* "heads"'
+    ):
+        checkpoint.unet(config=config)
 
 
 def test_reference_training_checkpoint(golden):
