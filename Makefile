@@ -6,6 +6,9 @@
 PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
+# What has no type errors; to grow to fmboost_jax as a whole.
+TYPED := $(addprefix fmboost_jax/, assets runtime __init__.py configuration.py errors.py registry.py tables.py evaluate.py \
+	plan.py precompute.py train.py train_autoencoder.py)
 
 .PHONY: demo test clean
 .DELETE_ON_ERROR:
@@ -20,6 +23,7 @@ test: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
+	$(BIN)/basedpyright $(TYPED)
 	$(BIN)/python -m pytest --numprocesses 2 --durations 10
 
 demo: .venv/demo.stamp
