@@ -11,7 +11,6 @@ def get_config() -> ConfigDict:
     config.first_stage.kind = "shuffled"
     config.first_stage.path = ""
     config.path = "quadratic(sigma_min=0.01)"
-    config.objective = "two_times(latest=0.9)"
     config.network = "dit"
-    config.dit = ConfigDict({"state_channels": 12, "context_channels": 12, "time_inputs": 2})
+    config.dit = ConfigDict({"state_channels": 12, "context_channels": 12})
     return config

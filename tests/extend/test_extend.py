@@ -7,17 +7,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
+from fmboost_jax.errors import InputError
 from fmboost_jax.flow.solvers import Solver, integrate_adaptive
 from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.networks import NETWORKS
 from fmboost_jax.registry import import_extensions
-from fmboost_jax.training.checkpoints import load_weights
+from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.step import init_state, make_train_step
 from tests.commands import command
 from tests.datasets import write_dataset
 
 HERE = pathlib.Path(__file__).parent
 TABLES = {
     "fmboost_jax.flow.solvers": ("FIXED_GRID", "ADAPTIVE", "GRIDS"),
+    "fmboost_jax.flow.objectives": ("OBJECTIVES",),
+    "fmboost_jax.models.networks": ("NETWORKS",),
     "fmboost_jax.interop.autoencoder_kinds": ("AUTOENCODERS",),
 }
 
@@ -58,15 +65,29 @@ def test_an_autoencoder(extend):
     np.testing.assert_allclose(stage.decode(latent), image, atol=1e-6)
 
 
-def test_train_and_sample_with_a_network_a_path_an_objective_and_a_solver(tmp_path):
+def test_an_objective_with_a_second_time(extend):
+    extend("two_times", "toy_dit")
+    network = NETWORKS["dit"].config(time_inputs=2)
+    config = TrainingConfig(network="dit", architecture=network, objective="two_times(latest=0.5)")
+    pairs = {name: jax.random.normal(jax.random.key(0), (2, 8, 8, 3)) for name in ("low", "high")}
+    state = init_state(config)
+    step = make_train_step(config, LatentSpec("identity", "", 3, 1))
+    _, metrics = step(state, pairs | {"position": jnp.arange(2, dtype=jnp.uint32)})
+    assert np.isfinite(metrics["loss"])
+    with pytest.raises(InputError, match=r"needs a network with 2 time input\(s\), found 1: set dit.time_inputs=2"):
+        TrainingConfig(network="dit", architecture=NETWORKS["dit"].config(), objective="two_times")
+
+
+def test_train_and_sample_with_a_network_an_autoencoder_a_path_and_a_solver(tmp_path):
     write_dataset(tmp_path / "data", first_stage="shuffled", channels=12, downsampling=2, scaling_factor=2.0)
-    extensions = ("toy_dit", "quadratic_path", "two_times", "ralston", "shuffled")
+    extensions = ("toy_dit", "quadratic_path", "ralston", "power_grid", "shuffled")
     imports = [f"--import={HERE / name}.py" for name in extensions]
+    run = tmp_path / "run"
     command(
         "train",
         *imports,
         f"--config={HERE / 'config.py'}",
-        f"--workdir={tmp_path / 'run'}",
+        f"--workdir={run}",
         f"--config.data.dir={tmp_path / 'data'}",
         "--config.data.low_res=8",
         "--config.data.high_res=16",
@@ -75,6 +96,8 @@ def test_train_and_sample_with_a_network_a_path_an_objective_and_a_solver(tmp_pa
         "--config.train.steps=2",
         "--config.evaluate.every=0",
     )
-    parameters, config, step = load_weights(str(tmp_path / "run"))
-    assert (step, config["network"], config["objective"]) == (2, "dit", "two_times(latest=0.9)")
-    assert parameters["times.kernel"].shape == (2, 16)
+    Image.new("RGB", (12, 8), "teal").save(tmp_path / "photo.png")
+    words = ("--booster", run, "--input", tmp_path / "photo.png", "--out", tmp_path / "out")
+    command("sample", *imports, *words, "--method=ralston", "--steps=2", "--grid=power(power=1.5)")
+    (image,) = (tmp_path / "out").glob("*.png")
+    assert Image.open(image).size == (24, 16)
