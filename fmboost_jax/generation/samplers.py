@@ -260,7 +260,7 @@ class DPMSolverMultistep(DiffusionSchedule):
         solver_type: "midpoint" or "heun": how the second order's term is approximated.
         lower_order_final: last step of order 1 where there are fewer than 15.
         euler_at_final: last step of order 1.
-        use_karras_sigmas, use_exponential_sigmas: other spacings of the noise levels.
+        use_karras_sigmas: another spacing of the noise levels.
         sigma_min, sigma_max: their ends (default: the schedule's).
         final_sigmas_type: level that the last step ends at: "zero" or "sigma_min".
         lambda_min_clipped: bound of the log signal-to-noise ratio, below which no timestep is taken.
@@ -269,6 +269,7 @@ class DPMSolverMultistep(DiffusionSchedule):
     fixed: ClassVar[dict[str, bool]] = {
         "thresholding": False,
         "use_beta_sigmas": False,
+        "use_exponential_sigmas": False,
         "use_lu_lambdas": False,
         "use_flow_sigmas": False,
         "variance_type": False,
@@ -280,7 +281,6 @@ class DPMSolverMultistep(DiffusionSchedule):
     lower_order_final: bool = True
     euler_at_final: bool = False
     use_karras_sigmas: bool = False
-    use_exponential_sigmas: bool = False
     sigma_min: float | None = None
     sigma_max: float | None = None
     final_sigmas_type: str = "zero"
@@ -338,12 +338,10 @@ class DPMSolverMultistep(DiffusionSchedule):
         self.check_steps(steps, self.num_train_timesteps - 1)
         known = self.levels()
         count = len(known) - int(np.searchsorted(-np.log(known[::-1]), self.lambda_min_clipped))
-        kind = "karras" if self.use_karras_sigmas else "exponential"
-        if self.use_karras_sigmas or self.use_exponential_sigmas:
-            levels = respaced(kind, self.sigma_max or known[-1], self.sigma_min or known[0], steps)
+        if self.use_karras_sigmas:
+            levels = respaced("karras", self.sigma_max or known[-1], self.sigma_min or known[0], steps)
             times = timesteps_of(levels, known)
-            rounded = self.use_karras_sigmas and self.beta_schedule != "squaredcos_cap_v2"
-            return np.floor(np.round(times) if rounded else times), levels
+            return np.floor(times) if self.beta_schedule == "squaredcos_cap_v2" else np.round(times), levels
         if self.timestep_spacing == "linspace":
             times = np.round(np.linspace(0, count - 1, steps + 1))[:0:-1]
         elif self.timestep_spacing == "leading":
@@ -400,11 +398,15 @@ class FlowMatchEuler:
             raise InputError(f"the sampler takes 1 to {self.num_train_timesteps} steps, found {steps}")
         if self.use_dynamic_shifting and self.mu is None:
             raise InputError("a scheduler with use_dynamic_shifting needs mu, found none")
-        smallest = 1 / self.num_train_timesteps
-        ends = (1.0, smallest) if self.use_dynamic_shifting else self._shifted(np.asarray((1.0, smallest)))
-        levels = np.linspace(1, 1 / steps, steps) if self.linear_levels else np.linspace(*ends, steps)
+        ends = np.asarray((1.0, 1 / self.num_train_timesteps))
+        if self.linear_levels:
+            ends = np.asarray((1.0, 1 / steps))
+        elif not self.use_dynamic_shifting:
+            # Stable Diffusion 3's scheduler shifts the ends, and then all levels once more.
+            ends = self._shifted(ends)
+        levels = np.linspace(ends[0], ends[1], steps)
         levels = self._shifted(levels)
-        if self.shift_terminal:
+        if self.shift_terminal and steps > 1:
             levels = 1 - (1 - levels) * (1 - self.shift_terminal) / (1 - levels[-1])
         if self.use_karras_sigmas or self.use_exponential_sigmas:
             kind = "karras" if self.use_karras_sigmas else "exponential"
@@ -416,7 +418,7 @@ class FlowMatchEuler:
         return make_tables(times, states=np.ones(steps), outputs=then - levels)
 
     def _shifted(self, levels: np.ndarray) -> np.ndarray:
-        if not self.use_dynamic_shifting:
+        if not self.use_dynamic_shifting or self.mu is None:
             return self.shift * levels / (1 + (self.shift - 1) * levels)
         strength = np.exp(self.mu) if self.time_shift_type == "exponential" else self.mu
         return strength / (strength + 1 / levels - 1)

@@ -75,7 +75,7 @@ OPTIONS = {
     },
     "EulerAncestralDiscreteScheduler": {**_betas, "prediction_type": _predictions},
     "DPMSolverMultistepScheduler": {
-        **_betas, "prediction_type": _all_predictions, "final_sigmas_type": _zero_or_least, "respacing": _respacing,
+        **_betas, "prediction_type": _all_predictions, "final_sigmas_type": _zero_or_least, "use_karras_sigmas": _flags,
         "algorithm_type": st.sampled_from(["dpmsolver++", "sde-dpmsolver++"]), "solver_order": st.sampled_from([1, 2]),
         "solver_type": st.sampled_from(["midpoint", "heun"]), "lower_order_final": _flags, "euler_at_final": _flags,
     },
@@ -93,7 +93,9 @@ def test_loops_agree_with_diffusers(name, data):
     options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
     options.update(options.pop("respacing", {}))
     steps = data.draw(st.sampled_from([1, 2, 4, 16]))
-    if options.get("use_karras_sigmas") or options.get("use_exponential_sigmas"):
+    # diffusers itself fails there: it truncates the timesteps and then finds two that are equal.
+    hypothesis.assume(not (options.get("use_karras_sigmas") and options.get("beta_schedule") == "squaredcos_cap_v2"))
+    if {"use_karras_sigmas", "use_exponential_sigmas", "shift_terminal"} & {name for name in options if options[name]}:
         # One level alone has no spacing; diffusers divides by nothing there.
         steps = max(steps, 2)
     scheduler = getattr(diffusers, name)(**options)
