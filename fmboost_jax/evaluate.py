@@ -19,6 +19,7 @@ import os
 import pathlib
 import sys
 import warnings
+from collections.abc import Sequence
 
 import jax
 from PIL import Image
@@ -26,7 +27,7 @@ from PIL import Image
 import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.configuration import parse_arguments
-from fmboost_jax.data.sources import FolderPhotos, TFDSPhotos
+from fmboost_jax.data.sources import FolderPhotos, Photos, TFDSPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.evaluation import checksums, report
 from fmboost_jax.evaluation.collection import Collection, check_pairs, read_captions
@@ -60,7 +61,22 @@ def main(argv: list[str] | None = None) -> None:
             f"(--process-count {arguments.process_count})"
         )
     try:
-        evaluate(arguments, protocol)
+        evaluate(
+            protocol,
+            FolderPhotos(arguments.images) if arguments.images else TFDSPhotos(arguments.tfds),
+            arguments.out,
+            reference=FolderPhotos(arguments.reference) if arguments.reference else None,
+            low_res=FolderPhotos(arguments.low_res) if arguments.low_res else None,
+            boosters=arguments.booster or (),
+            resize=arguments.resize,
+            captions=arguments.captions,
+            base=arguments.base,
+            first_stage=arguments.first_stage,
+            weights=arguments.weights,
+            cache=arguments.cache,
+            process_index=arguments.process_index,
+            process_count=arguments.process_count,
+        )
     except OSError as error:
         raise InputError(
             f"cannot write {error.filename or arguments.out}: {error.strerror}; then run the same command again"
@@ -86,6 +102,11 @@ def _parser() -> argparse.ArgumentParser:
     against.add_argument(
         "--resize", choices=tuple(FILTERS), help="enlarge the images made small by a filter, as what is to be beaten"
     )
+    add(
+        "--low-res",
+        metavar="FOLDER",
+        help="low-res images of the same names, to enlarge instead of the images made small",
+    )
     add("--out", required=True, metavar="DIR", help="where the results are to lie")
     add("--metrics", metavar="A,B,…", help="instead of the protocol's")
     add("--features", metavar="NAME", help="network of the Fréchet distances, instead of the protocol's")
@@ -109,8 +130,40 @@ def _overrides(arguments: argparse.Namespace) -> list[str]:
     return words
 
 
-def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
-    """Do this process's share, and write the results where no other has any left.
+def evaluate(
+    protocol: Protocol,
+    photos: Photos,
+    out: str | os.PathLike,
+    *,
+    reference: Photos | None = None,
+    low_res: Photos | None = None,
+    boosters: Sequence[str] = (),
+    resize: str | None = None,
+    captions: str | None = None,
+    base: str | None = None,
+    first_stage: str | None = None,
+    weights: str = "",
+    cache: str | os.PathLike | None = None,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> dict | None:
+    """Do this process's share, and write the results where no other process has any left.
+
+    Args:
+        protocol: what is measured, and how.
+        photos: the images that are evaluated; the originals where they are enlarged from small ones.
+        out: folder of the results.
+        reference: images to compare with, where nothing is enlarged.
+        low_res: small images of the same names; None: the originals made small by the protocol.
+        boosters: bundles or runs that enlarge the small images, one after the other.
+        resize: filter that enlarges them instead.
+        captions: file of captions, for text metrics and for source "prompts".
+        base: diffusers pipeline that makes the latents, for source "prompts".
+        first_stage: path of the boosters' autoencoder, where it has moved.
+        weights: file of the feature network's weights, where it is not in its usual place.
+        cache: folder of the reference sets' statistics (default: `~/.cache/fmboost_jax/statistics`).
+        process_index: number of this process, from 0.
+        process_count: processes that share the work.
 
     Returns:
         The results, as in results.json; None while other processes are at work.
@@ -118,15 +171,26 @@ def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
     Raises:
         InputError: see the modules of `fmboost_jax.evaluation`.
     """
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large by far is skipped
-    out = pathlib.Path(arguments.out)
-    images = Collection(FolderPhotos(arguments.images) if arguments.images else TFDSPhotos(arguments.tfds), protocol)
-    subject, reference, captions, made_by = _subject(arguments, protocol, images)
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images that are far too large are skipped
+    out, images = pathlib.Path(out), Collection(photos, protocol)
+    texts = _read_captions(protocol, captions, images)
+    compared_with = images
+    if protocol.source == "prompts":
+        subject, made_by = _prompts(protocol, texts, base, boosters, first_stage)
+    elif boosters or resize:
+        subject, made_by = _enlarged(protocol, images, low_res, boosters, resize, first_stage)
+    elif low_res is not None:
+        raise InputError("small images need something that enlarges them: --booster or --resize")
+    else:
+        subject, compared_with = _folder(protocol, images, reference)
+        made_by = []
 
     # ------------------------------------------------------------------------------------------------- settings
-    measures = Measures(protocol, make_mesh({"data": -1, "fsdp": 1, "spatial": 1}), arguments.weights)
+    measures = Measures(protocol, make_mesh({"data": -1, "fsdp": 1, "spatial": 1}), weights)
     checksum = images.checksum()
-    reference_checksum = checksum if reference is images else reference.checksum() if reference else ""
+    reference_checksum = ""
+    if compared_with is not None:
+        reference_checksum = checksum if compared_with is images else compared_with.checksum()
     settings = {
         "protocol": {
             **{name: value for name, value in dataclasses.asdict(protocol).items() if name != "num_threads"},
@@ -136,7 +200,7 @@ def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
         "images": checksum,
         "reference": reference_checksum,
         "made_by": made_by,
-        "captions": checksums.of_facts(**captions) if captions else "",
+        "captions": checksums.of_facts(**texts) if texts else "",
         "feature_weights": measures.feature_weights,
     }
     if (out / report.RESULTS).exists():
@@ -149,19 +213,19 @@ def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
     if protocol.batch_size % jax.device_count():
         idle = f"batch_size {protocol.batch_size} leaves some of {jax.device_count()} devices idle"
         print(f"{idle}; a multiple of their number is faster: --config.batch_size", file=sys.stderr)
-    cache = pathlib.Path(arguments.cache or os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
+    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     session = Session(
         protocol,
         measures,
         Parts(out, settings),
-        cache if arguments.cache else cache / "fmboost_jax" / "statistics",
-        process_index=arguments.process_index,
-        process_count=arguments.process_count,
+        pathlib.Path(cache) if cache else caches / "fmboost_jax" / "statistics",
+        process_index=process_index,
+        process_count=process_count,
     )
-    compared = reference if protocol.feature_sets else None
+    compared = compared_with if protocol.feature_sets else None
     if compared:
         session.prepare_reference(compared, reference_checksum)
-    session.evaluate(subject, captions)
+    session.evaluate(subject, texts)
 
     # -------------------------------------------------------------------------------------------------- results
     left = session.unfinished(subject, compared, reference_checksum)
@@ -183,44 +247,69 @@ def evaluate(arguments: argparse.Namespace, protocol: Protocol) -> dict | None:
     return results
 
 
-def _subject(
-    arguments: argparse.Namespace, protocol: Protocol, images: Collection
-) -> tuple[Subject, Collection | None, dict[str, str], list[str]]:
-    """What is evaluated, what it is compared with, captions by name, and what makes the images."""
-    captions = {}
-    if protocol.needs_captions:
-        if not arguments.captions:
-            raise InputError("clip and source 'prompts' need --captions FILE: JSON of {name: caption}, or COCO's")
-        captions = read_captions(arguments.captions, images.names)
-    if protocol.source == "prompts" and not (arguments.booster and arguments.base):
-        raise InputError("source 'prompts' needs --base, a diffusers pipeline, and --booster")
-    if arguments.booster:
-        options = {"first_stage": arguments.first_stage, "devices": jax.devices()}
-        boosters = [Booster.load(path, **options) for path in arguments.booster]
-        made_by = [checksums.of_parameters(booster.parameters) for booster in boosters]
-        if protocol.source == "prompts":
-            from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
+def _read_captions(protocol: Protocol, path: str | None, images: Collection) -> dict[str, str]:
+    if not protocol.needs_captions:
+        return {}
+    if not path:
+        raise InputError("clip and source 'prompts' need --captions FILE: JSON of {name: caption}, or COCO's")
+    return read_captions(path, images.names)
 
-            pipe = load_pipeline(arguments.base)
-            check_pipeline(pipe, boosters[0])
-            pipe.set_progress_bar_config(disable=True)
-            return Prompts(captions, protocol, boosters, pipe), images, captions, [arguments.base, *made_by]
+
+def _load_boosters(paths: Sequence[str], first_stage: str | None) -> tuple[list[Booster], list[str]]:
+    """The boosters, and the checksums of their weights."""
+    boosters = [Booster.load(path, first_stage=first_stage, devices=jax.devices()) for path in paths]
+    return boosters, [checksums.of_parameters(booster.parameters) for booster in boosters]
+
+
+def _prompts(
+    protocol: Protocol, captions: dict[str, str], base: str | None, paths: Sequence[str], first_stage: str | None
+) -> tuple[Subject, list[str]]:
+    """What a base model makes of captions, boosted; and what it is made by."""
+    if not (paths and base):
+        raise InputError("source 'prompts' needs --base, a diffusers pipeline, and --booster")
+    from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
+
+    boosters, made_by = _load_boosters(paths, first_stage)
+    pipe = load_pipeline(base)
+    check_pipeline(pipe, boosters[0])
+    pipe.set_progress_bar_config(disable=True)
+    return Prompts(captions, protocol, boosters, pipe), [base, *made_by]
+
+
+def _enlarged(
+    protocol: Protocol,
+    images: Collection,
+    low_res: Photos | None,
+    paths: Sequence[str],
+    resize: str | None,
+    first_stage: str | None,
+) -> tuple[Subject, list[str]]:
+    """Small images, given or made by the protocol, enlarged by boosters or by a filter; and what they are made by."""
+    if resize:
+        enlarge, made_by = filter_enlarges(resize, protocol), [resize]
+    else:
+        boosters, made_by = _load_boosters(paths, first_stage)
         enlarge = boosters_enlarge(boosters, protocol)
-        return SmallPhotographs(images, protocol, enlarge), images, captions, made_by
-    if arguments.resize:
-        enlarge = filter_enlarges(arguments.resize, protocol)
-        return SmallPhotographs(images, protocol, enlarge), images, captions, [arguments.resize]
-    if not arguments.reference:
+    if low_res is None:
+        return SmallPhotographs(images, protocol, enlarge), made_by
+    small = Collection(low_res, dataclasses.replace(protocol, high_res=protocol.low_res, patches=()))
+    check_pairs(small, images, protocol)
+    return SmallPhotographs(images, protocol, enlarge, small), [*made_by, small.checksum()]
+
+
+def _folder(protocol: Protocol, images: Collection, photos: Photos | None) -> tuple[Subject, Collection | None]:
+    """Images as they are, and the reference."""
+    if photos is None:
         if protocol.paired or protocol.feature_sets:
             raise InputError(
                 f"{', '.join(protocol.metrics)}: there is nothing to compare the images with; give --reference FOLDER, "
                 "or --booster DIR to boost them from small ones"
             )
-        return Folder(images), None, captions, []
-    reference = Collection(FolderPhotos(arguments.reference), protocol)
+        return Folder(images), None
+    reference = Collection(photos, protocol)
     if protocol.paired:
         check_pairs(images, reference, protocol)
-    return Folder(images, reference if protocol.paired else None), reference, captions, []
+    return Folder(images, reference if protocol.paired else None), reference
 
 
 def _print(out: pathlib.Path, results: dict) -> None:

@@ -76,23 +76,26 @@ class Folder:
 
 
 class SmallPhotographs:
-    """Photographs made small by the protocol, and enlarged again.
+    """Small photographs, enlarged, beside their originals.
 
     Args:
         originals: the photographs, cut to the protocol's high_res.
         protocol: says how they become small.
         enlarge: (small images, seeds) → images of high_res.
+        small: small images of the same names; None: the originals, made small by the protocol.
     """
 
-    def __init__(self, originals: Collection, protocol: Protocol, enlarge: Callable):
+    def __init__(self, originals: Collection, protocol: Protocol, enlarge: Callable, small: Collection | None = None):
         self.names = originals.names
-        self._originals, self._protocol, self._enlarge = originals, protocol, enlarge
+        self._originals, self._protocol, self._enlarge, self._small = originals, protocol, enlarge, small
         self._number = {name: number for number, name in enumerate(self.names)}
 
     def load(self, name: str) -> tuple[Picture, Picture]:
         """A small image and its original."""
         protocol = self._protocol
         original = self._originals.load(name)
+        if self._small is not None:
+            return self._small.load(name), original
         small = degrade(
             original,
             name,

@@ -349,3 +349,20 @@ def test_the_command(originals, noisy, tmp_path):
     done = command("evaluate", *words)
     assert "psnr" in done.stdout
     assert "results in" in done.stdout
+
+
+def test_small_images_as_given(originals, tmp_path):
+    low = tmp_path / "low"
+    low.mkdir()
+    for path in sorted(originals.iterdir()):
+        Image.open(path).resize((16, 16), Image.Resampling.BOX).save(low / path.name)
+    words = ("--images", originals, "--low-res", low, "--resize", "nearest", "--metrics", "psnr", *SMALL)
+    results = evaluate(tmp_path / "out", *words)
+    expected = []
+    for path in sorted(originals.iterdir()):
+        image = np.asarray(Image.open(low / path.name).resize((32, 32), Image.Resampling.NEAREST))
+        expected.append(peak_signal_noise_ratio(np.asarray(Image.open(path)), image))
+    assert values(results)["psnr"] == pytest.approx(np.mean(expected), rel=1e-5)
+    (low / "rocket0.png").unlink()
+    with pytest.raises(InputError, match="psnr need pairs of the same name"):
+        evaluate(tmp_path / "other", *words)
