@@ -6,14 +6,25 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from fmboost_jax.flow import objectives, paths, solvers
+from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
+from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.models import networks
 from fmboost_jax.registry import import_extensions
 from tests.commands import ROOT
 
-TABLES = (solvers.FIXED_GRID, solvers.GRIDS, paths.PATHS, objectives.OBJECTIVES, networks.NETWORKS, METRICS)
+TABLES = (
+    solvers.FIXED_GRID,
+    solvers.GRIDS,
+    paths.PATHS,
+    objectives.OBJECTIVES,
+    networks.NETWORKS,
+    METRICS,
+    AUTOENCODERS,
+)
 
 
 @pytest.fixture
@@ -21,7 +32,7 @@ def extensions(tmp_path):
     """Imports all code blocks of CONTRIBUTING.md, each from its own file; the tables are restored afterwards."""
     before = [dict(table) for table in TABLES]
     blocks = re.findall(r"```python\n(# (\w+\.py).*?)```", (ROOT / "CONTRIBUTING.md").read_text(), re.DOTALL)
-    assert len(blocks) >= 6
+    assert len(blocks) >= 7
     for code, name in blocks:
         (tmp_path / name).write_text(code)
     import_extensions(str(tmp_path / name) for _, name in blocks)
@@ -52,3 +63,14 @@ def test_what_contributing_adds_works_together():
         solver.integrate(lambda x, t: jnp.full_like(x, 2 * t[0]), jnp.zeros((1, 2))), 1, atol=1e-6
     )
     assert METRICS["mae"].function(x0, x0).tolist() == [0, 0]
+    stage = load_first_stage("halves")
+    image = jax.random.uniform(jax.random.key(3), (1, 4, 4, 3))
+    np.testing.assert_allclose(stage.decode(stage.encode(image)), image, atol=1e-6)
+
+
+def test_readme_enlarges_a_photograph(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.radial_gradient("L").convert("RGB").resize((32, 24)).save("photo.jpg")
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
+    exec(code, {})
+    assert Image.open("large.png").size == (64, 48)
