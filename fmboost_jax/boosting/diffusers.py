@@ -27,7 +27,7 @@ def load_pipeline(base: str):
     """
     try:
         import torch
-        from diffusers import DiffusionPipeline
+        from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]: it is imported lazily
     except ImportError as error:
         raise InputError(_MISSING) from error
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
