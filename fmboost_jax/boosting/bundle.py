@@ -86,6 +86,9 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
     fields = read_json(folder / CONFIG)
     if fields.pop("format", None) != FORMAT:
         raise InputError(f'{folder / CONFIG}: expected "format": "{FORMAT}", as fmboost_jax.export writes it')
+    network = fields.get("network", "unet")
+    if not isinstance(network, str):
+        raise InputError(f"{folder / CONFIG}: network must be str, found {network!r}; export it again")
     config = from_mapping(BundleConfig, fields, str(folder / CONFIG), "export it again")
     try:
         tensors = load_file(folder / WEIGHTS)

@@ -5,6 +5,7 @@ import dataclasses
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -272,7 +273,7 @@ def test_encode_and_decode_are_inverses_on_scaled_latents(booster, latent_booste
     images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
     np.testing.assert_array_equal(booster.decode(booster.encode(images)), images)
     latents = latent_booster.encode(images)
-    raw = latent_booster.first_stage.encode_raw(to_float(images))
+    raw = latent_booster.first_stage.encode_raw(to_float(jnp.asarray(images)))
     np.testing.assert_allclose(latents, raw * 0.18215, rtol=1e-4, atol=1e-6)
     with pytest.raises(InputError, match="multiples of 2"):
         latent_booster.encode(images[:, :3])
