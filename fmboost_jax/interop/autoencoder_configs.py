@@ -32,8 +32,7 @@ def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> Autoe
 
 def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
     # What diffusers assumes where the file is silent.
-    settings: dict[str, Any] = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 32, **config}
-    get = settings.get
+    get = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 32, **config}.get
     _only(
         "autoencoder config",
         _class_name=(get("_class_name", "AutoencoderKL"), ("AutoencoderKL",)),
@@ -45,10 +44,10 @@ def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
     )
     return AutoencoderKLConfig(
         image_channels=get("in_channels", 3),
-        latent_channels=settings["latent_channels"],
+        latent_channels=get("latent_channels"),
         channels=tuple(config["block_out_channels"]),
-        blocks=settings["layers_per_block"],
-        norm_groups=settings["norm_num_groups"],
+        blocks=get("layers_per_block"),
+        norm_groups=get("norm_num_groups"),
         quant_convs=get("use_quant_conv", True),
         mid_attention=get("mid_block_add_attention", True),
         scaling_factor=get("scaling_factor", AutoencoderKLConfig.scaling_factor),
