@@ -149,7 +149,9 @@ def _reference_networks(path: str, weights: str, network: UNetConfig | None) -> 
 
 def _with_network(config: TrainingConfig, unet: UNetConfig) -> TrainingConfig:
     """The config with the checkpoint's architecture; how to compute it (dtype, remat) stays as the config has it."""
-    architecture = dataclasses.replace(unet, dtype=config.architecture.dtype, remat=config.architecture.remat)
+    present = config.architecture
+    remat = present.remat if isinstance(present, UNetConfig) else unet.remat
+    architecture = dataclasses.replace(unet, dtype=present.dtype, remat=remat)
     return dataclasses.replace(config, network="unet", architecture=architecture)
 
 
@@ -157,6 +159,10 @@ def to_reference(arguments: argparse.Namespace) -> str:
     """See TO_REFERENCE."""
     parameters, config, step = load_weights(arguments.checkpoint, step=arguments.step, ema=not arguments.online)
     network = read_saved(TrainingConfig, config, f"config of {arguments.checkpoint}").architecture
+    if not isinstance(network, UNetConfig):
+        raise InputError(
+            f"run {arguments.checkpoint}: the reference has the UNet alone, found {type(network).__name__}"
+        )
     if network.attention_layout != "interleaved":
         raise InputError(
             f'run {arguments.checkpoint}: its unet.attention_layout is "{network.attention_layout}"; the reference '

@@ -11,6 +11,7 @@ less memory for large images. With --orbax the averaged weights are there as an 
 
 import argparse
 import re
+from typing import cast
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.bundle import is_bundle, read_bundle, write_bundle
@@ -20,7 +21,7 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
-from fmboost_jax.models.networks import abstract_network
+from fmboost_jax.models.networks import VelocityNetwork, abstract_network
 from fmboost_jax.models.parameters import count, merge, split
 
 
@@ -55,11 +56,11 @@ def main(argv: list[str] | None = None) -> None:
     with atomic_folder(arguments.out) as folder:
         write_bundle(folder, parameters, config, "float16" if arguments.half else "float32")
         read_bundle(folder)
-        unet = merge(split(abstract_network(config.unet))[0], parameters)
+        network = merge(split(abstract_network(config.architecture))[0], parameters)
         if arguments.orbax:
-            save_model(str(folder / "orbax"), unet)
+            save_model(str(folder / "orbax"), network)
         if arguments.stablehlo:
-            booster = Booster(unet, stage, config.source, config.factor)
+            booster = Booster(cast(VelocityNetwork, network), stage, config.source, config.factor)
             write_programs(folder / "stablehlo", booster, sizes, steps=arguments.steps, method=arguments.method)
     print(f"{arguments.out}: step {config.step:,}, {count(parameters):,} parameters, ×{config.factor}")
 

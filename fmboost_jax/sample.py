@@ -205,7 +205,7 @@ def _refuse_given(values: dict[str, Any], needed: str) -> None:
         raise InputError(f"--{'diffusion-norm' if flag == 'norm' else flag} needs {needed}")
 
 
-def _devices(count: int, spatial: int) -> list[jax.Device]:
+def _devices(count: int, spatial: int) -> list[Any]:
     there = jax.devices()
     if not 1 <= count <= len(there):
         raise InputError(

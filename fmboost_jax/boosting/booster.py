@@ -12,11 +12,12 @@ import os
 import pathlib
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, overload
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
@@ -68,13 +69,13 @@ class Booster:
         *,
         path: str = "linear",
         name: str = "",
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         spatial: int = 1,
     ):
         devices = jax.devices()[:1] if devices is None else list(devices)
         self.mesh = make_mesh({"data": -1, "fsdp": 1, "spatial": spatial}, devices)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        self.graph, parameters = split(network)
+        self.graph, parameters = split(cast(nnx.Module, network))
         self.parameters: Parameters = jax.device_put(parameters, everywhere)
         self.first_stage = first_stage.to(everywhere)
         self.network_config, self.coupling, self.factor = network.config, coupling, factor
@@ -88,7 +89,7 @@ class Booster:
         step: int | None = None,
         dtype: str | None = None,
         first_stage: str | None = None,
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         spatial: int = 1,
     ) -> "Booster":
         """Load a booster from a bundle or a training run: its averaged weights, and what its config says.
@@ -118,10 +119,12 @@ class Booster:
             from fmboost_jax.boosting.run import read_run
 
             parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
-        network_config = dataclasses.replace(config.unet, dtype=dtype) if dtype else config.unet
+        network_config: Any = config.architecture
+        if dtype:
+            network_config = dataclasses.replace(network_config, dtype=dtype)
         graph = split(abstract_network(network_config))[0]
         return cls(
-            merge(graph, parameters),
+            cast(VelocityNetwork, merge(graph, parameters)),
             stage,
             config.source,
             config.factor,
@@ -156,12 +159,6 @@ class Booster:
                 digest.update(np.ascontiguousarray(np.asarray(parameters[name])).tobytes())
         return digest.hexdigest()[:16]
 
-    @overload
-    def boost(
-        self, latents: Any, *, return_trajectory: Literal[False] = False, **options: Any
-    ) -> Float[Array, "b H W c"]: ...
-    @overload
-    def boost(self, latents: Any, *, return_trajectory: bool, **options: Any) -> Float[Array, "..."]: ...
     def boost(
         self,
         latents: Float[Array | np.ndarray, "b h w c"],

@@ -12,24 +12,28 @@ import dataclasses
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
 import safetensors
 from safetensors.numpy import load_file, save
 
-from fmboost_jax.configuration import from_mapping
+from fmboost_jax.configuration import chosen_by, from_mapping, to_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
 from fmboost_jax.models.first_stage import LatentSpec
-from fmboost_jax.models.networks import abstract_network
+from fmboost_jax.models.networks import NETWORKS, NetworkConfig, abstract_network
 from fmboost_jax.models.parameters import Parameters, count, split
-from fmboost_jax.models.unet import UNetConfig
 
 CONFIG = "config.json"
 WEIGHTS = "unet.safetensors"
 FORMAT = "fmboost_jax bundle 1"
+
+
+def _networks() -> Mapping[str, type]:
+    return {name: kind.config for name, kind in NETWORKS.items()}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,16 +41,17 @@ class BundleConfig:
     """What `config.json` says.
 
     Attributes:
-        unet: the network.
+        architecture: the network; in `config.json` the section is called `unet`, or as `network` says.
         source: how its flow starts.
         path: "linear" or "gvp", the path it was trained along.
         factor: by how much it enlarges.
         low_res, high_res: sizes in pixels of the images it was trained on.
         latents: of which autoencoder.
         step: training steps behind the weights.
+        network: key of the network in `NETWORKS`.
     """
 
-    unet: UNetConfig
+    architecture: NetworkConfig = dataclasses.field(metadata=chosen_by("network", _networks))
     source: Coupling
     path: str
     factor: int
@@ -54,6 +59,7 @@ class BundleConfig:
     high_res: int
     latents: LatentSpec
     step: int
+    network: str = "unet"
 
 
 def is_bundle(folder: str | os.PathLike) -> bool:
@@ -65,7 +71,7 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     """Fill a folder (see `atomic_folder`) with weights, stored as `dtype`, config and model card."""
     tensors = {name: np.ascontiguousarray(array, dtype) for name, array in parameters.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
-    description = {"format": FORMAT, **dataclasses.asdict(config)}
+    description = {"format": FORMAT, **to_mapping(config)}
     write_atomically(folder / CONFIG, json.dumps(description, indent=2).encode())
     write_atomically(folder / "README.md", _model_card(config, count(parameters)).encode())
 
@@ -80,13 +86,16 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
     fields = read_json(folder / CONFIG)
     if fields.pop("format", None) != FORMAT:
         raise InputError(f'{folder / CONFIG}: expected "format": "{FORMAT}", as fmboost_jax.export writes it')
+    network = fields.get("network", "unet")
+    if not isinstance(network, str):
+        raise InputError(f"{folder / CONFIG}: network must be str, found {network!r}; export it again")
     config = from_mapping(BundleConfig, fields, str(folder / CONFIG), "export it again")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (safetensors.SafetensorError, OSError) as error:
         raise InputError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); fetch it again") from error
     try:
-        expected = {name: shape.shape for name, shape in split(abstract_network(config.unet))[1].items()}
+        expected = {name: shape.shape for name, shape in split(abstract_network(config.architecture))[1].items()}
     except (TypeError, ValueError, ArithmeticError) as error:
         raise InputError(f"{folder / CONFIG}: no network has these settings ({error}); export it again") from error
     found = {name: tensor.shape for name, tensor in tensors.items()}

@@ -4,6 +4,7 @@ Needs the extra `[diffusers]`. PyTorch stays on its device and JAX on its own; t
 copy where both see the same device.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -27,7 +28,7 @@ def load_pipeline(base: str):
     """
     try:
         import torch
-        from diffusers import DiffusionPipeline
+        from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]: it is imported lazily
     except ImportError as error:
         raise InputError(_MISSING) from error
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
@@ -144,7 +145,17 @@ def boost_pipeline(
 def check_pipeline(pipe: Any, booster: Booster) -> None:
     """Refuse a pipeline whose latents the booster was not trained for.
 
+    A tiny autoencoder (TAESD) encodes to the scaled latents of the KL autoencoder that it imitates, so a KL booster
+    takes a pipeline that has it in place of that one: its own scale is 1.
+
     Raises:
         InputError: another number of channels, downsampling, scale or shift.
     """
-    booster.first_stage.spec.check(pipeline_latents(pipe), f"base model {type(pipe).__name__}")
+    trained, found = booster.first_stage.spec, pipeline_latents(pipe)
+    if (
+        trained.kind == "kl"
+        and found.kind == "AutoencoderTiny"
+        and (found.scaling_factor, found.shift_factor) == (1, 0)
+    ):
+        found = dataclasses.replace(found, scaling_factor=trained.scaling_factor, shift_factor=trained.shift_factor)
+    trained.check(found, f"base model {type(pipe).__name__}")

@@ -18,6 +18,7 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.inputs import SEEDS, check_seeds
 from fmboost_jax.boosting.outputs import Input, check_outputs, find_inputs, output_folder
 from fmboost_jax.errors import InputError, one_line, printable
+from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.photos import Photo, UnusablePhoto, load_photo, with_alpha
@@ -105,7 +106,7 @@ def boost_folder(
     photographs, problems = find_inputs(paths, out, extras)
     if not photographs:
         reasons = f": {'; '.join(problems[:3])}" if problems else ""
-        raise InputError(f"no photographs in {', '.join(map(printable, map(os.fspath, paths)))}{reasons}")
+        raise InputError(f"no photographs in {', '.join(printable(os.fspath(path)) for path in paths)}{reasons}")
     outputs = [f"{photograph.target}{extra}.png" for photograph in photographs for extra in ("", *extras)]
     check_outputs(outputs, [photograph.path for photograph in photographs], settings)
 
@@ -288,7 +289,7 @@ def run_settings(boosters: Sequence[Booster], *, seed: int, **options: Any) -> d
     for name in ("stochastic", "guidance"):
         if options.get(name) is not None:
             value = options[name]
-            settings[name] = dataclasses.asdict(value) if dataclasses.is_dataclass(value) else value
+            settings[name] = dataclasses.asdict(value) if isinstance(value, StochasticSolver) else value
     return _as_json(settings)
 
 

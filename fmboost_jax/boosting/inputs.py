@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Key, UInt8
 from PIL import Image
@@ -176,4 +177,4 @@ def _seed(seed: object) -> int:
 def noise_keys(seeds: Sequence[int]) -> Key[Array, "b"]:
     """One random key a seed, all 64 bits of it; below 2^32 that of `jax.random.key(seed)`."""
     words = [(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds]
-    return jax.random.wrap_key_data(np.array(words, np.uint32), impl="threefry2x32")
+    return jax.random.wrap_key_data(jnp.array(np.array(words, np.uint32)), impl="threefry2x32")

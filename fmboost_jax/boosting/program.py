@@ -1,6 +1,7 @@
 """The boost as one jitted program: noise from keys, coupling, integration."""
 
 import functools
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ from fmboost_jax.flow.boost import boost_latents
 from fmboost_jax.flow.coupling import Coupling, sample_noise
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, merge
 
 
@@ -46,7 +48,7 @@ def flow_from_keys(
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
         step_noise = jax.vmap(lambda step: sample_noise(fold(other_keys, step), shape))(jnp.arange(solver.steps))
     result = boost_latents(
-        merge(graph, parameters).velocity,
+        cast(VelocityNetwork, merge(graph, parameters)).velocity,
         low,
         sample_noise(noise_keys, shape),
         coupling=coupling,

@@ -18,7 +18,7 @@ def read_run(
     stage = load_first_stage(autoencoder.kind, first_stage or autoencoder.path, autoencoder.dtype)
     data = config.data
     bundle = BundleConfig(
-        unet=config.architecture,
+        architecture=config.architecture,
         source=config.coupling,
         path=config.path,
         factor=data.high_res // data.low_res,
@@ -26,5 +26,6 @@ def read_run(
         high_res=data.high_res,
         latents=stage.spec,
         step=step,
+        network=config.network,
     )
     return parameters, bundle, stage

@@ -9,6 +9,7 @@ program for one size has the strips, and so the bounded memory: worth it above 1
 import importlib.util
 import pathlib
 from collections.abc import Sequence
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.value_range import to_uint8
+from fmboost_jax.models.first_stage import Autoencoder
 from fmboost_jax.models.parameters import merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -74,7 +76,7 @@ def boost_and_decode(
     graph, autoencoder = split(stage.model)
 
     def program(unet, autoencoder, latents, seeds):
-        model = merge(graph, autoencoder)
+        model = cast(Autoencoder, merge(graph, autoencoder))
         size = tuple(side * booster.factor for side in latents.shape[1:3])
 
         def decode(latent):

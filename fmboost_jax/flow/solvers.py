@@ -497,7 +497,7 @@ def _slope(velocity_fn: Velocity, reverse: bool) -> Slope:
     return lambda x, clock: velocity_at(velocity_fn, x, clock)
 
 
-def _slopes(slope, x, t, h, tableau, slopes, start=0):
+def _slopes(slope, x, t, h, tableau, slopes, start: int | Array = 0):
     """The slopes k_i of a step; those before `start` are taken as they stand."""
     a, c = jnp.asarray(tableau.matrix), jnp.asarray(tableau.c)
 

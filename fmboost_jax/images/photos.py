@@ -122,7 +122,8 @@ def photo_size(file: ImageFile) -> tuple[int, int] | None:
     """Width and height of an upright photograph, from its file's header; None where it cannot be read."""
     try:
         with Image.open(cast(IO[bytes], file)) as image:
-            return image.size[::-1] if image.getexif().get(_ORIENTATION) in _SIDEWAYS else image.size
+            width, height = image.size
+            return (height, width) if image.getexif().get(_ORIENTATION) in _SIDEWAYS else (width, height)
     # A decoder may raise anything over broken bytes.
     except Exception:
         return None

@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import io
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -44,7 +45,7 @@ def to_srgb(image: Image.Image, info: dict) -> Image.Image:
 
 def _apply_profile(image: Image.Image, content: bytes) -> Image.Image:
     profile = ImageCms.ImageCmsProfile(io.BytesIO(content))
-    if SPACES.get(image.mode) != profile.profile.xcolor_space:
+    if SPACES.get(image.mode) != cast(Any, profile.profile).xcolor_space:
         return image.convert("RGB")
     if image.mode in ("RGB", "L"):
         probe = _probe().convert(image.mode)

@@ -1,6 +1,6 @@
 """Resizing: of images and latents as PyTorch does it, by exact area averaging, and of 8-bit images by Pillow."""
 
-from typing import SupportsInt
+from typing import Any, TypeAlias
 
 import jax.numpy as jnp
 import numpy as np
@@ -31,14 +31,14 @@ def _coverage(before: int, after: int) -> Float[np.ndarray, "after before"]:
 
 def resize_pixels(image: UInt8[np.ndarray, "h w *c"], size: tuple[int, int]) -> UInt8[np.ndarray, "H W *c"]:
     """Resize an 8-bit image (or one channel of it) to (height, width), bicubically and antialiased, by Pillow."""
-    return np.asarray(Image.fromarray(image).resize(size[::-1], Image.Resampling.BICUBIC))
+    return np.asarray(Image.fromarray(image).resize((size[1], size[0]), Image.Resampling.BICUBIC))
 
 
 MODES = ("nearest", "bilinear", "bicubic", "identity", "noise")
 
 
 # A number; or a symbol, in a program for any size (`jax.export.symbolic_shape`).
-Side = SupportsInt
+Side: TypeAlias = Any
 
 
 def upsample(
@@ -90,7 +90,8 @@ def upsample(
 def _nearest(before: Side, after: Side) -> Int[Array | np.ndarray, "after"]:
     """Source index of each target position. In float32, as PyTorch computes it: its rounding shows at some sizes."""
     if is_symbolic_dim(before) or is_symbolic_dim(after):
-        return jnp.arange(after) * before // after
+        index: Any = jnp.arange(after) * before // after
+        return index
     index = np.floor(np.arange(after, dtype=np.float32) * np.float32(before / after)).astype(np.int32)
     return np.minimum(index, before - 1)
 
@@ -116,10 +117,10 @@ def _resize_matrix(before: Side, after: Side, mode: str) -> Float[Array | np.nda
     A constant in float64 precision; or, where the sizes are symbols, computed in the program.
     """
     kernel, taps = _KERNELS[mode]
-    xp = jnp if is_symbolic_dim(before) or is_symbolic_dim(after) else np
+    xp: Any = jnp if is_symbolic_dim(before) or is_symbolic_dim(after) else np
     position = (xp.arange(after) + 0.5) * before / after - 0.5
     left = xp.floor(position).astype(int)
-    matrix = 0
+    matrix: Any = 0
     for tap in taps:
         reads = (left + tap).clip(0, before - 1)[:, None] == xp.arange(before)
         matrix += reads * kernel(position - (left + tap))[:, None]

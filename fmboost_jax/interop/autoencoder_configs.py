@@ -32,7 +32,8 @@ def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> Autoe
 
 def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
     # What diffusers assumes where the file is silent.
-    get = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 32, **config}.get
+    settings: dict[str, Any] = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 32, **config}
+    get = settings.get
     _only(
         "autoencoder config",
         _class_name=(get("_class_name", "AutoencoderKL"), ("AutoencoderKL",)),
@@ -44,10 +45,10 @@ def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
     )
     return AutoencoderKLConfig(
         image_channels=get("in_channels", 3),
-        latent_channels=get("latent_channels"),
+        latent_channels=settings["latent_channels"],
         channels=tuple(config["block_out_channels"]),
-        blocks=get("layers_per_block"),
-        norm_groups=get("norm_num_groups"),
+        blocks=settings["layers_per_block"],
+        norm_groups=settings["norm_num_groups"],
         quant_convs=get("use_quant_conv", True),
         mid_attention=get("mid_block_add_attention", True),
         scaling_factor=get("scaling_factor", AutoencoderKLConfig.scaling_factor),

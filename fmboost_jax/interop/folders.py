@@ -9,7 +9,6 @@ import os
 from typing import Any
 
 import jax
-from flax import nnx
 
 from fmboost_jax.errors import InputError, one_line
 from fmboost_jax.files import atomic_folder, write_atomically
@@ -21,7 +20,7 @@ _CONFIG = "config.json"
 _PARAMETERS = "parameters"
 
 
-def save_model(folder: str, model: nnx.Module) -> None:
+def save_model(folder: str, model: Any) -> None:
     """Write a model's folder; it appears whole or not at all.
 
     Args:
@@ -53,7 +52,7 @@ def is_folder_of_ours(folder: str) -> bool:
     return os.path.isdir(os.path.join(folder, _PARAMETERS)) and os.path.isfile(os.path.join(folder, _CONFIG))
 
 
-def load_model(folder: str, **changes: Any) -> nnx.Module:
+def load_model(folder: str, **changes: Any) -> Any:
     """The model of a folder that `save_model` wrote.
 
     Args:

@@ -7,14 +7,14 @@ or written there (export). Whatever a state dict holds beyond that is surplus.
 import functools
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.models import parameters
+from fmboost_jax.models.parameters import Model
 
 
 class Layout(NamedTuple):
@@ -94,7 +94,7 @@ def _pattern(ours: str) -> re.Pattern:
     return re.compile(re.sub(r"\\{(\w)\\}", r"(?P<\1>[0-9]+)", re.escape(ours)))
 
 
-def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[str, Any]) -> nnx.Module:
+def build(model: type[Model], config: Any, table: Table, tensors: Mapping[str, Any]) -> Model:
     """A model with the weights of a state dict.
 
     Args:
@@ -133,10 +133,10 @@ def build(model: type[nnx.Module], config: Any, table: Table, tensors: Mapping[s
             f"weights with {table.name} names do not fit this {model.__name__}; {'; '.join(problems)}; "
             "compare the config with the one that the weights were made with"
         )
-    return parameters.merge(graph, loaded)
+    return cast(Model, parameters.merge(graph, loaded))
 
 
-def export(model: nnx.Module, table: Table) -> dict[str, np.ndarray]:
+def export(model: Any, table: Table) -> dict[str, np.ndarray]:
     """The model's parameters as a state dict of float32 arrays; what `build` reads, bit for bit."""
     result = {}
     for path, value in parameters.split(model)[1].items():

@@ -124,10 +124,10 @@ class _Row:
         return content
 
     def _storage(self, identity: tuple) -> np.ndarray:
-        *identity, view = identity
+        *facts, view = identity
         if view is not None:
             raise ValueError("a storage that is a view of another")
-        storage_type, key, count = _storage_facts(tuple(identity))
+        storage_type, key, count = _storage_facts(tuple(facts))
         if key not in self._storages:
             self._left -= count * storage_type.dtype.itemsize
             if count < 0 or self._left < 0:

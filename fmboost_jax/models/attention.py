@@ -50,8 +50,10 @@ class SpatialAttention(nnx.Module):
         b, n, _ = qkv.shape
         if self.interleaved:
             qkv = qkv.swapaxes(1, 2).reshape(b, self.num_heads, n, 3 * self.dim_head).swapaxes(1, 2)
-            return tuple(jnp.split(qkv, 3, axis=-1))
-        return tuple(jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, self.dim_head), 2, 0))
+            q, k, v = jnp.split(qkv, 3, axis=-1)
+        else:
+            q, k, v = jnp.moveaxis(qkv.reshape(b, n, 3, self.num_heads, self.dim_head), 2, 0)
+        return q, k, v
 
     def _join(self, out: Float[Array, "b n heads dim"]) -> Float[Array, "b n inner"]:
         b, n, heads, dim = out.shape

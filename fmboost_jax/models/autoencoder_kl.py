@@ -187,13 +187,14 @@ class UpLevel(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         for block in self.blocks:
             x = block(x)
-        return self._enlarge(x) if self.upsample else x
+        return _enlarge(self.upsample, x) if self.upsample else x
 
-    def _enlarge(self, x: Array) -> Array:
-        def enlarge(strip: Strip) -> Array:
-            return self.upsample(strip.window(x), convolve=convolution.convolve_enlarged)
 
-        return in_strips(enlarge, x, scale=2)
+def _enlarge(conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+    def enlarge(strip: Strip) -> Array:
+        return conv(strip.window(x), convolve=convolution.convolve_enlarged)
+
+    return in_strips(enlarge, x, scale=2)
 
 
 class Encoder(nnx.Module):

@@ -14,6 +14,7 @@ meets each value two or four times. With those weights added up first, 4 product
 """
 
 import functools
+import operator
 from collections.abc import Callable, Sequence
 
 import jax
@@ -184,7 +185,8 @@ def winograd(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -
 
 
 def _combination(coefficients: np.ndarray, terms: Sequence[Array]) -> Array:
-    return sum(np.float32(factor) * term for factor, term in zip(coefficients, terms, strict=True) if factor)
+    weighted = (np.float32(factor) * term for factor, term in zip(coefficients, terms, strict=True) if factor)
+    return functools.reduce(operator.add, weighted)
 
 
 def product(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Output:

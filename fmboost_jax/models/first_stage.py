@@ -7,7 +7,7 @@ works on *scaled* latents, (raw − shift_factor) · scaling_factor, whose stand
 
 import dataclasses
 import functools
-from typing import Protocol, TypeAlias, runtime_checkable
+from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
 from flax import nnx
@@ -175,11 +175,11 @@ class FirstStage:
 
     Attributes:
         spec: kind, path, channels, downsampling and scale of the latents.
-        model: the network, an `Autoencoder`.
+        model: the network, an `Autoencoder` and an `nnx.Module`.
     """
 
     spec: LatentSpec
-    model: nnx.Module
+    model: Any
 
     @property
     def kind(self) -> str:

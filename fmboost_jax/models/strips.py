@@ -9,7 +9,7 @@ a program for any size (`fmboost_jax.boosting.stablehlo`) every map is one strip
 
 import dataclasses
 from collections.abc import Callable
-from typing import SupportsInt
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,8 +31,8 @@ class Strip:
     """
 
     start: int | Array
-    rows: SupportsInt
-    height: SupportsInt
+    rows: Any
+    height: Any
 
     def of(self, x: Float[Array, "b h w c"]) -> Float[Array, "b r w c"]:
         """The strip's own rows of `x`."""

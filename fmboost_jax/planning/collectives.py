@@ -12,7 +12,7 @@ import re
 import numpy as np
 
 from fmboost_jax.planning.costs import Operation
-from fmboost_jax.planning.hlo import Instruction, Program, arrays, size_in_bytes
+from fmboost_jax.planning.hlo import Instruction, Program, arrays, match_of, size_in_bytes
 from fmboost_jax.planning.topologies import Slice
 
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "collective-permute", "all-to-all", "collective-broadcast")
@@ -112,7 +112,7 @@ def summary(found: list[Collective]) -> list[dict]:
 
 def _phase(instruction: Instruction, inner: Instruction) -> tuple[str, str]:
     """What starts and ends of one collective have in common, and which of the two this is: start, done, or whole."""
-    suffix = _KIND.match(inner.opcode)[2]
+    suffix = match_of(_KIND, inner.opcode)[2]
     if suffix == "-start":
         return instruction.name, "start"
     if suffix == "-done":
@@ -120,12 +120,12 @@ def _phase(instruction: Instruction, inner: Instruction) -> tuple[str, str]:
     # The compiler's own asynchronous fusions: start, parts within other fusions, done; all of one channel.
     for phase in ("start", "done"):
         if instruction.name.startswith(f"async-collective-{phase}"):
-            return _CHANNEL.search(inner.attributes)[1], phase
+            return match_of(_CHANNEL, inner.attributes)[1], phase
     return instruction.name, "whole"
 
 
 def _measure(instruction: Instruction, inner: Instruction, runs: int, asynchronous: bool, tpus: Slice) -> Collective:
-    kind, suffix = _KIND.match(inner.opcode).groups()
+    kind, suffix = match_of(_KIND, inner.opcode).groups()
     found = arrays(inner.shape)
     payload = size_in_bytes(found)
     if suffix == "-start" and kind != "all-reduce":

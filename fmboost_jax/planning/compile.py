@@ -62,7 +62,7 @@ def compile_for(lowered: jax.stages.Lowered, topology: str, mesh: Mesh, folder: 
     else:
         stats = program.memory_analysis()
         memory = {name: getattr(stats, f"{name}_size_in_bytes") for name in _MEMORY}
-        compiled = Compiled(program.as_text(), memory, 0, time.perf_counter() - started)
+        compiled = Compiled(program.as_text() or "", memory, 0, time.perf_counter() - started)
     if path:
         _keep(compiled, path)
     return compiled

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from fmboost_jax.planning.hlo import Instruction, Program, arrays
+from fmboost_jax.planning.hlo import Instruction, Program, arrays, match_of
 
 _WINDOW = re.compile(r"window=\{([^}]*)\}")
 _LABELS = re.compile(r"dim_labels=(\w+)_(\w+)->(\w+)")
@@ -118,9 +118,9 @@ def flops_of(instruction: Instruction, inside: dict[str, Instruction]) -> int:
         arrays(shape)[0][1] for shape in (instruction.shape, *(inside[name].shape for name in instruction.operands[:2]))
     )
     if instruction.opcode == "dot":
-        contracted = _CONTRACTED.search(instruction.attributes)[1]
+        contracted = match_of(_CONTRACTED, instruction.attributes)[1]
         return 2 * math.prod(result) * math.prod(left[int(d)] for d in contracted.split(",") if d)
-    of_input, of_kernel, of_result = _LABELS.search(instruction.attributes).groups()
+    of_input, of_kernel, of_result = match_of(_LABELS, instruction.attributes).groups()
     window = _WINDOW.search(instruction.attributes)
     options = dict(field.split("=") for field in window[1].split()) if window else {}
 

@@ -71,7 +71,7 @@ class Program:
         """
         if told := _TRIPS.search(loop.attributes):
             return int(told[1])
-        condition = self.by_name(_CONDITION.search(loop.attributes)[1])
+        condition = self.by_name(match_of(_CONDITION, loop.attributes)[1])
         test = next(instruction for instruction in condition.values() if instruction.is_root)
         if test.opcode != "compare" or "direction=LT" not in test.attributes:
             return None
@@ -80,7 +80,7 @@ class Program:
         for name in test.operands:
             found = condition[name]
             if found.opcode == "get-tuple-element" and carried is not None:
-                index = int(re.search(r"index=(\d+)", found.attributes)[1])
+                index = int(match_of(r"index=(\d+)", found.attributes)[1])
                 ends.append(self._constant(caller, carried.operands[index]))
             else:
                 ends.append(int(found.literal) if found.opcode == "constant" else None)
@@ -110,8 +110,20 @@ def size_in_bytes(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
     return sum(math.prod(sides) * _bits(kind) // 8 for kind, sides in found)
 
 
+def match_of(pattern: re.Pattern | str, text: str) -> re.Match:
+    """Return the first match of a pattern that every program's text has.
+
+    Raises:
+        ValueError: no match; XLA writes its programs in another form.
+    """
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the program's text has no {pattern} in {text[:200]!r}; another version of XLA?")
+    return found
+
+
 def _bits(kind: str) -> int:
-    return _BITS[kind] if kind in _BITS else int(re.search(r"\d+", kind)[0])
+    return _BITS[kind] if kind in _BITS else int(match_of(r"\d+", kind)[0])
 
 
 def parse(text: str) -> Program:

@@ -117,7 +117,7 @@ def make_plan(
         mesh: over the slice's devices.
         solver: of mode "sample".
         compiled: the compiler's result.
-        top: how many of the dearest operations to name.
+        top: how many of the most expensive operations to name.
     """
     prediction = None
     if compiled.text:
@@ -224,7 +224,7 @@ def describe(plan: Plan) -> str:
         table(rows),
         "Cycles:\n" + table(shares),
         "Collectives a " + work + ":\n" + _collectives(prediction.collectives),
-        f"The {len(prediction.operations)} dearest operations:\n"
+        f"The {len(prediction.operations)} most expensive operations:\n"
         + "\n".join(_lines(operation, prediction.cycles) for operation in prediction.operations),
     ]
     return "\n\n".join(sections)
@@ -234,10 +234,10 @@ def _memory(memory: Memory) -> str:
     of = f"{size(memory.available)}: {'fits' if memory.fits else 'DOES NOT FIT'}"
     if memory.arguments is None:
         return f"{size(memory.total)} wanted, {memory.share:.0%} of {of}"
-    rest = f"{size(memory.outputs)} outputs, {size(memory.code)} program"
+    rest = f"{size(memory.outputs or 0)} outputs, {size(memory.code or 0)} program"
     return (
         f"{size(memory.total)}, {memory.share:.0%} of {of} ({size(memory.arguments)} arguments, "
-        f"{size(memory.temporaries)} temporaries, {rest})"
+        f"{size(memory.temporaries or 0)} temporaries, {rest})"
     )
 
 

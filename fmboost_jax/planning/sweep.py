@@ -53,9 +53,9 @@ def sweep(try_one: Try, found_meshes: list[Sizes], batches: Iterable[int] = BATC
 
 def recommend(plans: list[Plan]) -> Plan | None:
     """The fastest that fits, in images a second; of those that are as fast the one of least memory."""
-    fitting = [plan for plan in plans if plan.memory.fits]
+    fitting = [(plan, plan.prediction.images_per_second) for plan in plans if plan.memory.fits and plan.prediction]
     if not fitting:
         return None
-    fastest = max(plan.prediction.images_per_second for plan in fitting)
-    as_fast = [plan for plan in fitting if plan.prediction.images_per_second >= (1 - TIE) * fastest]
+    fastest = max(speed for _, speed in fitting)
+    as_fast = [plan for plan, speed in fitting if speed >= (1 - TIE) * fastest]
     return min(as_fast, key=lambda plan: plan.memory.total)

@@ -19,15 +19,14 @@ from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict
-from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, to_patches
 from fmboost_jax.models.first_stage import Autoencoder
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTrainingConfig
+from fmboost_jax.training.evaluation import SCORES
 from fmboost_jax.training.optimizer import clip_by_global_norm, guarded
 from fmboost_jax.training.state import TrainState
 
-SCORES = ("psnr", "ssim", "sharpness")  # of `METRICS`
 LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
 
@@ -194,9 +193,9 @@ def picture_loss(difference: Float[Array, "b h w 3"], loss: AutoencoderLossConfi
 
 
 def evaluate(autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]):
-    """PSNR, SSIM and sharpness (gradient energy over the original's) of the round trip, and a picture of some."""
+    """PSNR, SSIM and sharpness (gradient energy over the original's) of the round trip, and a grid of some images."""
     decoded, latents = round_trip(autoencoder, images)
-    scores = {name: float(np.mean(METRICS[name].function(decoded, images))) for name in SCORES}
+    scores = {name: float(np.mean(score(decoded, images))) for name, score in SCORES.items()}
     scores |= {
         "latent_mean": float(np.mean(latents)),
         "latent_deviation": float(np.std(latents)),

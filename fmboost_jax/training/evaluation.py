@@ -20,7 +20,8 @@ from fmboost_jax.parallel.sharding import batch_sharding
 from fmboost_jax.training.config import TrainingConfig
 
 GRID_ROWS = 4
-SCORES = ("psnr", "ssim", "sharpness")  # of `METRICS`
+# Entries of `METRICS` that need no network: (images, originals) → (b,).
+SCORES = {name: function for name in ("psnr", "ssim", "sharpness") if (function := METRICS[name].function) is not None}
 
 
 def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
@@ -54,9 +55,9 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
         scores = {}
         # As pixels of a file would be: decoders leave the range, and a PSNR of such values differs by up to 1 dB.
         low, boosted, high = (jnp.clip(image, -1, 1) for image in (low, boosted, high))
-        for prefix, image in (("", boosted), ("low_res/", upsample(low, high.shape[1:3], "bilinear"))):
-            for name in SCORES:
-                scores[prefix + name] = METRICS[name].function(image, high)
+        for prefix, image in (("", boosted), ("low_res/", upsample(low, (high.shape[1], high.shape[2]), "bilinear"))):
+            for name, function in SCORES.items():
+                scores[prefix + name] = function(image, high)
         return scores
 
     def evaluate(parameters, pairs: dict[str, np.ndarray]):

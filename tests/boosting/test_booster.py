@@ -5,17 +5,21 @@ import dataclasses
 import warnings
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.images.value_range import to_float
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
@@ -249,3 +253,88 @@ def test_heights_and_devices_that_do_not_fit_are_refused(booster, options, heigh
 
     with pytest.raises(InputError, match=message):
         shared()
+
+
+def test_images_of_any_kind_come_back_as_the_same_kind(booster):
+    one = np.random.default_rng(0).integers(0, 256, (4, 6, 3), np.uint8)
+    batch = booster.upscale(one[None], steps=1)
+    np.testing.assert_array_equal(booster(one, steps=1), batch[0])
+    image = booster(Image.fromarray(one), steps=1)
+    np.testing.assert_array_equal(np.asarray(image), batch[0])
+    first, small, last = booster([Image.fromarray(one), one[:2], one], steps=1, seed=[0, 5, 0])
+    np.testing.assert_array_equal(np.asarray(first), batch[0])
+    np.testing.assert_array_equal(last, batch[0])
+    np.testing.assert_array_equal(small, booster(one[:2], steps=1, seed=5))
+    with pytest.raises(InputError, match="must be uint8"):
+        booster(one / 255)
+
+
+def test_encode_and_decode_are_inverses_on_scaled_latents(booster, latent_booster):
+    images = np.random.default_rng(0).integers(0, 256, (2, 4, 6, 3), np.uint8)
+    np.testing.assert_array_equal(booster.decode(booster.encode(images)), images)
+    latents = latent_booster.encode(images)
+    raw = latent_booster.first_stage.encode_raw(to_float(jnp.asarray(images)))
+    np.testing.assert_allclose(latents, raw * 0.18215, rtol=1e-4, atol=1e-6)
+    with pytest.raises(InputError, match="multiples of 2"):
+        latent_booster.encode(images[:, :3])
+    with pytest.raises(InputError, match="one size"):
+        booster.encode([images[0], images[0, :2]])
+
+
+def test_what_is_not_finite_names_its_stage(booster, latent_booster):
+    with pytest.raises(InputError, match="the latents to decode hold NaN"):
+        booster.decode(np.full((1, 4, 4, 3), np.nan, np.float32))
+    bad = {name: array * np.nan for name, array in booster.parameters.items()}
+    broken = Booster(merge(booster.graph, bad), *parts(booster))
+    with pytest.raises(InputError, match=r"the flow returned NaN.* weights are not finite, such as "):
+        broken.boost(normal(1, 4, 4, 3), steps=1)
+    with pytest.raises(InputError, match="the decoder returned NaN or infinite values; its weights are finite"):
+        latent_booster.decode(np.full((1, 4, 4, 4), 1e38, np.float32))
+
+
+def test_a_solver_replaces_steps_and_method(booster):
+    latents = normal(1, 4, 4, 3)
+    expected = booster.boost(latents, steps=2, method="midpoint")
+    np.testing.assert_array_equal(booster.boost(latents, solver=Solver("midpoint", 2)), expected)
+    states = booster.boost(latents, solver=Solver("midpoint", 2), return_trajectory=True)
+    assert states.shape == (3, 1, 8, 8, 3)
+    np.testing.assert_allclose(states[-1], expected, atol=1e-5)
+    adaptive = booster.boost(latents, solver=Solver("dopri5", 1, rtol=1e-3, atol=1e-3))
+    assert np.isfinite(np.asarray(adaptive)).all()
+    with pytest.raises(InputError, match="give either solver"):
+        booster.boost(latents, solver=Solver(), steps=2)
+
+
+def test_guidance_moves_from_the_null_context(booster):
+    latents = normal(1, 4, 4, 3)
+    plain = booster.boost(latents, steps=1)
+    np.testing.assert_allclose(booster.boost(latents, steps=1, guidance=1.0), plain, atol=1e-4)
+    zero, one, two = (np.asarray(booster.boost(latents, steps=1, guidance=scale)) for scale in (0.0, 1.0, 2.0))
+    np.testing.assert_allclose(two - one, one - zero, atol=1e-4)
+    assert np.abs(two - one).max() > 1e-4
+
+
+def test_stochastic_sampling_is_for_flows_that_start_from_noise(booster):
+    stage, coupling, factor = parts(booster)
+    noisy = Booster(
+        merge(booster.graph, booster.parameters), stage, dataclasses.replace(coupling, start="noise"), factor
+    )
+    sde = StochasticSolver(steps=2)
+    latents = normal(2, 4, 4, 3)
+    first = noisy.boost(latents, stochastic=sde, seed=3)
+    np.testing.assert_array_equal(noisy.boost(latents, stochastic=sde, seed=3), first)
+    np.testing.assert_allclose(noisy.boost(latents[1:], stochastic=sde, seed=4), first[1:], atol=1e-4)
+    deterministic = noisy.boost(latents, stochastic=dataclasses.replace(sde, norm=0.0), seed=3)
+    assert np.abs(deterministic - first).max() > 1e-2
+    with pytest.raises(InputError, match="starts from noise"):
+        booster.boost(latents, stochastic=sde)
+
+
+def test_repr_and_fingerprint(booster, latent_booster):
+    assert repr(booster).startswith("Booster(unnamed: ×2, ")
+    assert "kl autoencoder of 4 channels, 2× smaller" in repr(latent_booster)
+    again = Booster(merge(booster.graph, booster.parameters), *parts(booster), name="renamed")
+    assert again.fingerprint == booster.fingerprint != latent_booster.fingerprint
+    name = next(iter(booster.parameters))
+    changed = {**booster.parameters, name: booster.parameters[name] + 1e-3}
+    assert Booster(merge(booster.graph, changed), *parts(booster)).fingerprint != booster.fingerprint

@@ -1,6 +1,7 @@
 """What a bundle's config.json may say; written without a training run."""
 
 import copy
+import dataclasses
 import json
 
 import numpy as np
@@ -12,6 +13,7 @@ from fmboost_jax.boosting.bundle import BundleConfig, read_bundle, write_bundle
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.networks import NETWORKS, NetworkKind
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.random_models import random_model
@@ -59,3 +61,19 @@ def test_a_field_of_another_type_is_named(folder, data, tmp_path_factory):
     with pytest.raises(InputError, match=name) as raised:
         read_bundle(place)
     assert "\n" not in str(raised.value)
+
+
+@dataclasses.dataclass(frozen=True)
+class OtherConfig(UNetConfig):
+    """Settings of a network that another file adds."""
+
+
+def test_a_bundle_holds_any_network_of_the_table(tmp_path, monkeypatch):
+    monkeypatch.setitem(NETWORKS, "other", NetworkKind(OtherConfig, UNet))
+    other = OtherConfig(**dataclasses.asdict(UNET))
+    config = dataclasses.replace(CONFIG, architecture=other, network="other")
+    write_bundle(tmp_path, split(random_model(UNet, UNET))[1], config)
+    written = json.loads((tmp_path / "config.json").read_text())
+    assert written["network"] == "other"
+    assert "unet" not in written
+    assert read_bundle(tmp_path)[1] == config
