@@ -322,7 +322,7 @@ class DPMSolverMultistep(DiffusionSchedule):
             slope *= jumps[row] / jumps[row - 1]
             newest[row] += slope
             older[row] = -slope
-        added = noise[1:] * np.sqrt(-decay) if random else np.zeros(steps)
+        added = noise[1:] * np.sqrt(np.maximum(-decay, 0)) if random else np.zeros(steps)
         return make_tables(
             times,
             estimate=_estimate(self.prediction_type, signal[:-1] ** 2),

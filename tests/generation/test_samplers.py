@@ -87,7 +87,7 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@hypothesis.settings(max_examples=30, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(max_examples=20, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
 @hypothesis.given(data=st.data())
 def test_loops_agree_with_diffusers(name, data):
     options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
@@ -98,6 +98,8 @@ def test_loops_agree_with_diffusers(name, data):
     if {"use_karras_sigmas", "use_exponential_sigmas", "shift_terminal"} & {name for name in options if options[name]}:
         # One level alone has no spacing; diffusers divides by nothing there.
         steps = max(steps, 2)
+    # Karras' levels end at the schedule's smallest: a last step there has no length.
+    hypothesis.assume(not (options.get("use_karras_sigmas") and options.get("final_sigmas_type") == "sigma_min"))
     scheduler = getattr(diffusers, name)(**options)
     with pytest.MonkeyPatch.context() as patch:
         expected = _theirs(scheduler, patch, num_inference_steps=steps)

@@ -1,0 +1,82 @@
+"""PyTorch modules as pure JAX functions of (weights, inputs), through torchax.
+
+The module's `forward` runs once, while JAX traces it; the compiled program holds no PyTorch. Needs the extra
+`[generate]`.
+"""
+
+import dataclasses
+import warnings
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fmboost_jax.errors import InputError
+
+Weights = dict[str, jax.Array]
+
+_MISSING = "base models in JAX need torchax 0.0.14 or newer beside PyTorch: pip install 'fmboost_jax[generate]'"
+
+
+@dataclasses.dataclass(frozen=True)
+class TorchFunction:
+    """The forward pass of a PyTorch module without its weights; pure, meant for the inside of a jitted function.
+
+    Attributes:
+        module: on PyTorch's meta device; it holds shapes alone.
+        environment: torchax's.
+    """
+
+    module: Any
+    environment: Any
+
+    def __call__(self, weights: Weights, *arguments: Any, **options: Any) -> Any:
+        """Apply the module.
+
+        Args:
+            weights: parameters and buffers by name, as `extract` returns them.
+            arguments, options: of the module's `forward`; arrays in place of tensors, `return_dict=False` where the
+                module would return an object.
+        """
+        import torch
+
+        to_torch, to_jax = self.environment.j2t_iso, self.environment.t2j_iso
+        with self.environment, torch.no_grad(), warnings.catch_warnings():
+            # JAX truncates the 64-bit integers that PyTorch code asks for.
+            warnings.filterwarnings("ignore", "Explicitly requested dtype")
+            tensors, *inputs = to_torch(weights), to_torch(arguments), to_torch(options)
+            return to_jax(torch.func.functional_call(self.module, tensors, *inputs))
+
+
+def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights]:
+    """Split a PyTorch module into a function and its weights.
+
+    Args:
+        module: in evaluation mode from here on, and without its weights: they move to JAX, so that no second copy is
+            held.
+        dtype: "float32" or "bfloat16": the weights' type, in which PyTorch's own rules then compute.
+
+    Returns:
+        The function, and parameters and buffers by their names in the module.
+
+    Raises:
+        InputError: torchax is missing or too old.
+    """
+    environment = _environment()
+    module = module.eval().requires_grad_(False)
+    weights = {}
+    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
+        weights[name] = jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else np.int32)
+    return TorchFunction(module.to("meta"), environment), weights
+
+
+def _environment() -> Any:
+    try:
+        import torchax
+
+        return torchax.default_env()
+    # An old torchax fails in its own ways beside a newer PyTorch.
+    except (ImportError, AttributeError) as error:
+        raise InputError(_MISSING) from error

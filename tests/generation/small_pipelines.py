@@ -1,0 +1,77 @@
+"""Pipelines of diffusers with small networks of random weights, as its own tests build them."""
+
+from typing import Any
+
+import diffusers
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+from tests.boosting.test_pipelines import tokenizer
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+SCHEDULERS = {
+    "sd": diffusers.PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
+    "lcm": diffusers.LCMScheduler(**SCHEDULE),
+    "sdxl": diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
+    "lcm_sdxl": diffusers.LCMScheduler(**SCHEDULE),
+    "turbo": diffusers.EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing"),
+}
+
+
+def small_pipeline(kind: str) -> Any:
+    """A pipeline of a key of `SCHEDULERS`."""
+    torch.manual_seed(0)
+    xl, words = kind not in ("sd", "lcm"), tokenizer()
+    vae = diffusers.AutoencoderKL(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=4,
+        sample_size=16,
+    )
+    text = CLIPTextConfig(
+        vocab_size=len(words),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        projection_dim=16,
+        bos_token_id=512,
+        eos_token_id=513,
+        pad_token_id=513,
+    )
+    unet = diffusers.UNet2DConditionModel(
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        sample_size=8,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        cross_attention_dim=32 if xl else 16,
+        time_cond_proj_dim=32 if "lcm" in kind else None,
+        **(
+            {
+                "addition_embed_type": "text_time",
+                "addition_time_embed_dim": 8,
+                "projection_class_embeddings_input_dim": 8 * 6 + 16,
+            }
+            if xl
+            else {}
+        ),
+    )
+    common: dict[str, Any] = {
+        "vae": vae,
+        "tokenizer": words,
+        "text_encoder": CLIPTextModel(text),
+        "unet": unet,
+        "scheduler": SCHEDULERS[kind],
+    }
+    if xl:
+        second = CLIPTextModelWithProjection(text)
+        pipe = diffusers.StableDiffusionXLPipeline(
+            **common, tokenizer_2=words, text_encoder_2=second, add_watermarker=False
+        )
+    else:
+        made = diffusers.StableDiffusionPipeline if kind == "sd" else diffusers.LatentConsistencyModelPipeline
+        pipe = made(**common, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe

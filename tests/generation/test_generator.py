@@ -1,0 +1,132 @@
+"""Prompt to image in JAX against diffusers' own pipelines, from the same noise."""
+
+import jax
+import numpy as np
+import pytest
+import torch
+
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.generation.generator import Generator
+from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.models.unet import UNet
+from fmboost_jax.runtime.timing import CompileClock
+from tests.boosting.test_pipelines import UNET
+from tests.conftest import relative_error
+from tests.generation.small_pipelines import small_pipeline
+from tests.random_models import random_model
+
+pytest.importorskip("torchax")
+
+# Networks of random weights make latents of any size.
+pytestmark = pytest.mark.filterwarnings("ignore:the latents' standard deviation")
+
+PROMPTS = ["a cat", "a lighthouse at night"]
+
+
+@pytest.fixture(scope="module")
+def booster(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("vae")
+    small_pipeline("sd").vae.save_pretrained(folder)
+    coupling = Coupling(noise_step=100, upsampling="lsu")
+    return Booster(random_model(UNet, UNET), load_first_stage("kl", str(folder)), coupling, 2)
+
+
+def _noises(seeds: list[int], steps: int) -> np.ndarray:
+    """What the generator draws: (1 + steps, b, 8, 8, 4)."""
+
+    def draw(seed, step):
+        key = jax.random.fold_in(jax.random.key(seed), step)
+        return jax.random.normal(key, (8, 8, 4))
+
+    return np.stack([np.stack([draw(seed, step) for seed in seeds]) for step in range(1 + steps)])
+
+
+def _diffusers_latents(pipe, noises: np.ndarray, monkeypatch, **options) -> np.ndarray:
+    nchw = torch.tensor(noises.transpose(0, 1, 4, 2, 3))
+    drawn = iter(nchw[1:])
+    monkeypatch.setattr(f"{type(pipe.scheduler).__module__}.randn_tensor", lambda *a, **k: next(drawn), raising=False)
+    result = pipe(PROMPTS, latents=nchw[0], output_type="latent", **options).images
+    return result.numpy().transpose(0, 2, 3, 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "steps", "ours", "theirs"),
+    [
+        ("sd", 5, {"negative_prompts": "blurred", "guidance_rescale": 0.7}, {"guidance_rescale": 0.7}),
+        ("lcm", 3, {}, {}),
+        ("sdxl", 3, {}, {}),
+        ("lcm_sdxl", 2, {}, {}),
+        ("turbo", 2, {"guidance": 0.0}, {"guidance_scale": 0.0}),
+    ],
+)
+def test_agrees_with_diffusers(kind, steps, ours, theirs, booster, monkeypatch):
+    pipe = small_pipeline(kind)
+    if "negative_prompts" in ours:
+        theirs = {**theirs, "negative_prompt": [ours["negative_prompts"]] * 2}
+    noises = _noises([3, 4], steps)
+    expected = _diffusers_latents(pipe, noises, monkeypatch, num_inference_steps=steps, **theirs)
+    generator = Generator(pipe, [booster])
+    found = generator.latents(PROMPTS, steps=steps, seed=3, **ours)
+    assert relative_error(found, expected) < 1e-4
+    images = generator(PROMPTS, steps=steps, seed=3, boost_steps=1, **ours)
+    reference = booster.decode(booster.boost(expected, steps=1, seed=3))
+    error = np.mean((images.astype(float) - reference) ** 2)
+    assert 10 * np.log10(255**2 / max(error, 1e-9)) > 50
+
+
+@pytest.fixture(scope="module")
+def generator(booster):
+    return Generator(small_pipeline("lcm"), [booster])
+
+
+def test_second_call_compiles_nothing(generator):
+    first = generator(PROMPTS, steps=3, seed=3, boost_steps=1)
+    with CompileClock() as clock:
+        second = generator(["a boat", "a dog in a hat"], steps=3, seed=9, guidance=3.0, boost_steps=1)
+    assert clock.compiling == 0
+    assert first.shape == second.shape == (2, 32, 32, 3)
+    alone = generator.latents(PROMPTS[1], steps=3, seed=4)
+    assert relative_error(alone[0], generator.latents(PROMPTS, steps=3, seed=3)[1]) < 1e-5
+
+
+def test_devices_share_a_batch(booster, generator):
+    shared = Generator(small_pipeline("lcm"), [booster], devices=jax.devices()[:2], fsdp=2)
+    found = shared.latents(PROMPTS, steps=3, seed=3)
+    assert relative_error(found, generator.latents(PROMPTS, steps=3, seed=3)) < 1e-5
+
+
+def test_long_prompts_are_cut_aloud(generator):
+    with pytest.warns(UserWarning, match=r"a prompt of 82 tokens was cut to 77; cut off: .*zzzz"):
+        generator.pipeline.tokens(["x" * 76 + "zzzz"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prompts": []}, "no prompt"),
+        ({"negative_prompts": ["a"]}, "2 prompts need as many negative prompts, found 1"),
+        ({"height": 17}, "height 17: this base model needs a multiple of 2"),
+        ({"steps": 51}, "the sampler takes 1 to 50 steps, found 51"),
+        ({"noise": np.zeros((2, 4, 4, 4))}, r"noise must be \(2, 8, 8, 4\)"),
+    ],
+)
+def test_bad_arguments(options, message, generator):
+    with pytest.raises(InputError, match=message):
+        generator.latents(**{"prompts": PROMPTS, "steps": 3, **options})
+
+
+def test_refused_before_weights_move(booster):
+    pipe = small_pipeline("sd")
+    with pytest.raises(InputError, match="one booster or more"):
+        Generator(pipe, [])
+    with pytest.raises(InputError, match="dtype must be"):
+        Generator(pipe, [booster], dtype="float16")
+    pipe.scheduler = torch.nn.Identity()
+    pipe.scheduler.config = {}
+    with pytest.raises(InputError, match="scheduler 'Identity' is unknown"):
+        Generator(pipe, [booster])
+    assert pipe.unet.device.type == "cpu"
+    with pytest.raises(InputError, match="pipeline 'Linear' is unknown; expected one of LatentConsistency"):
+        Generator(torch.nn.Linear(1, 1), [booster])
