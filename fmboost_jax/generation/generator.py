@@ -1,6 +1,6 @@
 """From prompts to images with a base model in JAX.
 
-generator = Generator.load("SimianLuo/LCM_Dreamshaper_v7", boosters=["flux-x2"])
+generator = Generator.load("SimianLuo/LCM_Dreamshaper_v7", boosters=["demo-x2"])
 images = generator(["a lighthouse at night"], steps=4, seed=1)   # uint8 (b, H, W, 3)
 """
 
