@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
     config.autoencoder.decoder_blocks = (4,)
     config.autoencoder.dtype = "float32"
 
-    config.loss.scales = 4  # sizes 1, 1/2, 1/4, 1/8 at which pictures are compared
+    config.loss.scales = 4  # sizes 1, 1/2, 1/4, 1/8 at which images are compared
     config.loss.gradient = 0.25  # weight of their gradients beside L1
     config.loss.deviation = 0.5  # of the latents; what is far out is still within the decoder's bound of 3
     config.loss.moments = 0.002  # weight of what draws their mean to 0, their deviations there, and channels apart

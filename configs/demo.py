@@ -33,7 +33,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.data.dir = None  # what precompute wrote
     config.data.low_res = low_res  # images' sizes in pixels, square
-    # What is boosted later is larger than a crop, and networks trained on 128² do worse there (docs/weights.md).
+    # Networks trained on crops of 128² do worse on whole photographs (docs/weights.md).
     config.data.high_res = 256
     config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
     config.data.crops = 16  # random crops a photograph; 0 for one from the centre
@@ -45,8 +45,8 @@ def get_config(variant: str = "") -> ConfigDict:
     # Where the flow starts: "low_res" (the upsampled latent with the noise of diffusion step `noise_step` of 1000) or
     # "noise".
     config.source.start = "low_res"
-    # The paper has 400 (docs/method.md says what it is). Networks as small and briefly trained as these leave of it a
-    # grain; 0, none, was best for them (docs/weights.md).
+    # The paper's value is 400 (docs/method.md explains it). Small networks that are trained briefly leave a grain of
+    # noise; for them 0, no noise, was best (docs/weights.md).
     config.source.noise_step = 0
     config.source.mode = "bilinear"  # how "lsu" latents are upsampled: nearest, bilinear, bicubic, noise
 
@@ -61,7 +61,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unet.model_channels = 64
     config.unet.channel_mult = (1, 2)
     config.unet.num_res_blocks = 1
-    config.unet.attention_resolutions = ()  # none but the middle's: more of it gained nothing here
+    config.unet.attention_resolutions = ()  # the middle block attends in any case; more attention gained nothing here
     config.unet.num_heads = 1
     config.unet.dim_head = 64
     config.unet.dropout = 0.0
@@ -81,13 +81,13 @@ def get_config(variant: str = "") -> ConfigDict:
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8
     config.optim.clip_norm = 1.0  # 0 for none
-    config.optim.accumulate = 1  # parts that a batch is computed in, one after the other
+    config.optim.accumulate = 1  # sequential parts of a batch, for less memory
 
     config.ema.decay = 0.999
     config.ema.copy_until = 100  # updates until which the average is a copy
-    config.ema.takes_in = "after"  # parameters of each update; "before": as they were before it, as in the reference
+    config.ema.takes_in = "after"  # the parameters after each update; "before": those before it, as in the reference
 
-    config.train.steps = 3000  # and as many more for x4, from the weights of ×2
+    config.train.steps = 3000  # x4 takes as many more, from the weights of ×2
     config.train.batch_size = 4  # over all devices
     config.train.log_every = 50
     config.train.nan_patience = 3  # steps within which a loss that is not finite ends the run
@@ -108,10 +108,10 @@ def get_config(variant: str = "") -> ConfigDict:
     config.mesh.fsdp = 1
     config.mesh.spatial = 1
 
-    # Seconds without a sign of life of one process after which all others end, to be started again (docs/pods.md).
+    # Seconds without a heartbeat of one process after which all others end and can be restarted (docs/pods.md).
     config.processes.timeout = 60
 
-    # A trace of what devices and host do from one step to another, such as 10,20; () for none.
+    # First and last step of a profile, such as 10,20; () for none.
     config.profile.steps = ()
 
     # Where compiled programs are kept: "auto" (~/.cache/fmboost_jax, or the run's folder with many processes), a

@@ -1,7 +1,7 @@
 """Tables of things that a config or a command names: look-up, construction from a short text, extensions.
 
 A table is a dictionary from names to what they stand for. A text names an entry and, in parentheses, its settings:
-`"gvp"`, `"linear(sigma_min=0.001)"`. A file named with `--import` adds entries of its own.
+`"gvp"`, `"linear(sigma_min=0.001)"`. A file named with `--import` adds further entries.
 """
 
 import ast

@@ -2,8 +2,8 @@
 
     python -m fmboost_jax.train --config configs/cfm1024.py --config.data.dir=DATA --workdir RUN
 
-Started again with the same words it goes on from its last checkpoint, and ends with the very bits it would have ended
-with; SIGTERM saves and stops, with exit code 143. On many hosts each runs this same command (docs/pods.md).
+The same command, started again, continues from the last checkpoint and ends with the same bits as an uninterrupted run.
+SIGTERM saves and stops, with exit code 143. On several hosts, each runs this command (docs/pods.md).
 """
 
 import argparse
@@ -37,8 +37,8 @@ from fmboost_jax.training.evaluation import make_evaluate
 from fmboost_jax.training.program import abstract_batch, abstract_state, lower_train_step
 from fmboost_jax.training.step import init_state
 
-# Sections of a config that may change while a run goes on: where it is computed, not what.
-SURROUNDINGS = ("mesh.", "processes.", "profile.", "compilation_cache:")
+# Sections of a config that may change when a run continues: they say where it is computed, not what.
+RUNTIME_SECTIONS = ("mesh.", "processes.", "profile.", "compilation_cache:")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -46,8 +46,8 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "fmboost_jax.train", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
-    parser.add_argument("--allow-config-change", action="store_true", help="go on although the config has changed")
+    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, sample grids")
+    parser.add_argument("--allow-config-change", action="store_true", help="continue although the config has changed")
     distributed.add_arguments(parser)
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     keep_freed_memory()
@@ -131,7 +131,7 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
 
 
 def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
-    """Batches on the devices, each with the host's `record` and `position` of its examples beside it."""
+    """Batches on the devices, each with the `record` and `position` of its examples on the host."""
     size, rows = config.train.batch_size, math.prod(shardings["low"].mesh.shape[axis] for axis in ("data", "fsdp"))
     if size % (rows * config.optim.accumulate):
         raise InputError(
@@ -162,7 +162,7 @@ def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
 
 
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
-    """Refuse to go on with another network, or with another config unless that is allowed."""
+    """Refuse to continue with another network, or with another config unless that is allowed."""
     saved = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
     before, after = ({name: config[name] for name in ("network", config["network"])} for config in (saved, present))
     network = changes(before, after)
@@ -171,7 +171,7 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
             f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
             "set the config back or choose another --workdir"
         )
-    others = [line for line in changes(saved, present) if not line.startswith(SURROUNDINGS)]
+    others = [line for line in changes(saved, present) if not line.startswith(RUNTIME_SECTIONS)]
     if others and not allow_change:
         raise InputError(
             f"the config has changed since checkpoint {where}: {', '.join(others)}; set it back, choose another "

@@ -1,10 +1,10 @@
-"""Train a tiny autoencoder on photographs: the first stage of a flow that is to need no other weights.
+"""Train a tiny autoencoder on photographs, as the first stage of a flow that needs no other weights.
 
     python -m fmboost_jax.train_autoencoder --config configs/autoencoder_demo.py --config.data.dir=PHOTOS --workdir RUN
 
-Started again with the same words it goes on from its last checkpoint, and ends with the very bits it would have ended
-with; SIGTERM saves and stops. At the end `RUN/autoencoder/` holds the averaged weights in float16, under diffusers'
-names, with the latents' measured scale and shift.
+The same command, started again, continues from the last checkpoint and ends with the same bits as an uninterrupted run;
+SIGTERM saves and stops. At the end `RUN/autoencoder/` holds the averaged weights in float16, under diffusers' names,
+with the measured scale and shift of the latents.
 """
 
 import argparse
@@ -42,7 +42,7 @@ def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         "fmboost_jax.train_autoencoder", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, pictures")
+    parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, sample grids")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, AutoencoderTrainingConfig)
     keep_freed_memory()
     train_autoencoder(config, arguments.workdir)

@@ -1,4 +1,4 @@
-"""Two folders of images, or one to boost: every size as it is found. The other protocols start from this file.
+"""Two folders of images, or one to boost: images keep their sizes. The other protocols start from this file.
 
     python -m fmboost_jax.evaluate --images BOOSTED --reference ORIGINALS --out RESULTS
     python -m fmboost_jax.evaluate --images PHOTOS --booster BUNDLE --out RESULTS \
@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
 
     # --- which images ---
     config.count = 0  # images, drawn by seed and name where there are more; 0 for all
-    config.high_res = 0  # side of the square cut from the middle of each image and resized; 0 to leave all as it is
+    config.high_res = 0  # side of the square cut from the middle of each image and resized; 0 keeps all sizes
     config.high_res_filter = "lanczos"
     config.enlarge = False  # whether images smaller than high_res are enlarged; they are skipped where not
 

@@ -512,7 +512,7 @@ def _changed_fields(config: Any) -> dict[str, Any]:
 
 
 def _detached(latents: Any) -> Any:
-    """A PyTorch tensor without its gradient, in a type that NumPy has; anything else as it is."""
+    """A PyTorch tensor without its gradient, in a type that NumPy has; other values unchanged."""
     if hasattr(latents, "detach") and hasattr(latents, "cpu"):
         return latents.detach().cpu().float().numpy()
     if np.iscomplexobj(latents):

@@ -360,7 +360,7 @@ class FlowMatchEuler:
         shift: σ → shift · σ / (1 + (shift − 1) · σ); larger spends more steps on noise.
         use_dynamic_shifting: shift by `mu` instead.
         time_shift_type: σ → e / (e + 1/σ − 1) with e = exp(mu) ("exponential") or mu ("linear").
-        mu: strength of the dynamic shift; each pipeline computes it by a formula of its own.
+        mu: strength of the dynamic shift; each pipeline has its formula.
         shift_terminal: stretch the levels so that the last one is this.
         use_karras_sigmas, use_exponential_sigmas: other spacings of the levels.
         stochastic_sampling: replace the noise after every step.

@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a program that was compiled once is read from disk when a run starts again."""
+"""The persistent compilation cache: a run that starts again reads its compiled programs from disk."""
 
 import os
 
@@ -6,7 +6,7 @@ import jax
 
 
 class CompilationCache:
-    """Keeps compiled programs in a folder; whoever can write there can make this process run anything.
+    """Compiled programs in a folder. Whoever can write to the folder can make this process run any program.
 
     Where JAX_COMPILATION_CACHE_DIR names a folder, that one is used.
 

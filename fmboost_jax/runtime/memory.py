@@ -1,4 +1,4 @@
-"""What the C library does with memory that a training step gives back, where CPUs compute."""
+"""The C library's allocator on CPUs: memory that a training step frees is kept for the next step."""
 
 import ctypes
 import glob
@@ -20,10 +20,10 @@ def keep_freed_memory() -> bool:
     own, which cannot hold such a piece.
 
     Returns:
-        Whether it does; False beside an accelerator and where the C library is another.
+        Whether the allocator was changed: False beside an accelerator and with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or (os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(glob.glob, _ACCELERATORS))):
         return False
-    # Nothing mapped apart, nothing given back, one heap for all threads: only that one may grow beyond 64 MB.
+    # No separate mappings, no trimming, one arena for all threads: only the main arena may grow beyond 64 MB.
     return all([mallopt(_MMAP_MAX, 0), mallopt(_TRIM_THRESHOLD, -1), mallopt(_ARENA_MAX, 1)])

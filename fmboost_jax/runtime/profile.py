@@ -1,4 +1,4 @@
-"""A profile on demand: what devices and host did in some steps, for TensorBoard's profile page or Perfetto."""
+"""Profiles on demand: a trace of devices and host over some steps, for TensorBoard or Perfetto."""
 
 import os
 
@@ -17,7 +17,7 @@ class Profile:
         steps: first and last step, counted from 1 as the log does; empty for no profile.
 
     Raises:
-        InputError: steps that are no pair in order.
+        InputError: steps that are not a pair in rising order.
     """
 
     def __init__(self, workdir: str, steps: tuple[int, ...]):
@@ -28,19 +28,19 @@ class Profile:
         self._running = False
 
     def before(self, step: int) -> None:
-        """To be called before a step begins."""
+        """Call before a step begins."""
         if step == self._first:
             jax.profiler.start_trace(self._folder)
             self._running = True
 
     def after(self, step: int, metrics) -> None:
-        """To be called when a step was started, with anything it computes; the last one is waited for."""
+        """Call after a step was started, with an array that it computes; the last traced step is waited for."""
         if step == self._last:
             jax.block_until_ready(metrics)
             self.close()
 
     def close(self) -> None:
-        """Write what was traced."""
+        """Write the trace."""
         if self._running:
             jax.profiler.stop_trace()
             self._running = False

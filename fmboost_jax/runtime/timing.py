@@ -37,7 +37,7 @@ class CompileClock:
 
     def _listen(self, event: str, duration_secs: float, **_: str | int) -> None:
         if event in _EVENTS:
-            # Told at their end; one within another, such as a jitted function traced within a second, counts once.
+            # Events are reported at their end. A nested one (a jitted function traced within another) counts once.
             end = time.monotonic()
             self._intervals = [inner for inner in self._intervals if inner[0] < end - duration_secs]
             self._intervals.append((end - duration_secs, end))

@@ -166,7 +166,7 @@ def reconstruction_loss(
 def enlargement_loss(
     autoencoder: Autoencoder, image: Float[Array, "b h w 3"], factor: int, loss: AutoencoderLossConfig
 ) -> Float[Array, ""]:
-    """How far a small picture's enlarged latent is from decoding to the enlarged small picture, both bilinear.
+    """Distance between the decoded enlarged latent of a small image and the enlarged small image, both bilinear.
 
     A decoder that never saw an enlarged latent makes blocks and false patterns of it. The idea is Kouzelis et al. 2025
     (EQ-VAE, arXiv 2502.09509, equation 4), here for enlarging instead of shrinking and turning.

@@ -81,7 +81,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
-        """State in the shapes and shardings of `abstract_state`, and the iterator set to where it stood."""
+        """Restore the state in the shapes and shardings of `abstract_state`, and set the iterator to its position."""
         items: dict[str, ocp.args.CheckpointArgs] = {"state": ocp.args.StandardRestore(abstract_state.to_dict())}
         saved = os.path.join(self.directory, str(step), "data")
         if len(os.listdir(saved)) == jax.process_count():
@@ -91,7 +91,7 @@ class Checkpoints:
         return TrainState(**self._manager.restore(step, args=ocp.args.Composite(**items))["state"])
 
     def close(self) -> None:
-        """Wait for the last save and let the threads go."""
+        """Wait for the last save and stop the threads."""
         self._guard(self._manager.close)
 
     def _guard(self, action) -> None:
@@ -99,7 +99,7 @@ class Checkpoints:
             action()
         except InputError:
             raise
-        except Exception as error:  # Orbax and TensorStore raise their own kinds for a disk that refuses.
+        except Exception as error:  # Orbax and TensorStore raise their own exceptions for a disk that fails.
             raise InputError(
                 f"saving a checkpoint to {self.directory} failed; {self._last()}; is the disk full? ({one_line(error)})"
             ) from error
@@ -110,13 +110,13 @@ class Checkpoints:
 
 
 def _leave_failures_to_us() -> None:
-    """Keep Orbax and TensorStore from printing: what fails is raised here, in one line, without their tracebacks."""
+    """Keep Orbax and TensorStore from printing: failures are raised here, in one line, without their tracebacks."""
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     before = sys.unraisablehook
 
     def hook(failure):
-        # Writes that were still under way report to an event loop that the failure has closed.
+        # Writes in flight report to an event loop that the failure has closed.
         if str(failure.exc_value) != "Event loop is closed":
             before(failure)
 

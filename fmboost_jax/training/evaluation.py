@@ -25,11 +25,11 @@ SCORES = {name: function for name in ("psnr", "ssim", "sharpness") if (function 
 
 
 def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
-    """The function (averaged parameters, pairs) → (scores, picture).
+    """Return the function (averaged parameters, pairs) → (scores, image grid).
 
     Pairs are host arrays `low`, `high` of raw latents. Scores are means over them: `psnr`, `ssim` and
     `sharpness` (gradient energy over the original's) of the boosted images against the decoded high-res latents, and
-    the same of the low-res ones under `low_res/`. The picture has rows low-res | boosted | original. The noise depends
+    the same of the low-res ones under `low_res/`. The grid has rows low-res | boosted | original. The noise depends
     on `config.seed` alone, so evaluations compare.
     """
     graph = split(abstract_network(config.architecture))[0]

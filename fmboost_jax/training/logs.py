@@ -1,4 +1,4 @@
-"""What a run tells: a table at the start, a progress bar, `metrics.jsonl`, TensorBoard scalars and pictures."""
+"""Records of a run: `metrics.jsonl`, TensorBoard scalars and image grids."""
 
 import json
 import os

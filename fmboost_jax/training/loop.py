@@ -74,7 +74,7 @@ def run(
 ) -> tuple[TrainState, bool]:
     """Train from step `start` to `config.steps`, or until `terminated`.
 
-    Evaluation and saving come before the next batch is taken: a checkpoint holds the iterator as it is at its step.
+    Evaluation and saving come before the next batch is taken: a checkpoint holds the iterator's position at its step.
 
     Args:
         state: at `start`; donated.
@@ -116,14 +116,14 @@ def run(
                 throughput.restart()
             if step > start and (stop or step % checkpoint_every == 0):
                 throughput.add(0.0, monitor.flush())
-                # Steps that were not finite changed no parameter: what is saved at a stop is good all the same.
+                # Steps that were not finite changed no parameter, so a checkpoint at a stop is valid.
                 if monitor.healthy or stop:
                     checkpoints.save(step, state, iterator, saved_config)
                 throughput.restart()
             if stop:
                 return state, last
             profile.before(step + 1)
-            # What crosses between host and devices here is asked for: batches by the iterator, metrics by the monitor.
+            # Every transfer is explicit: the iterator puts batches on the devices, the monitor gets metrics.
             with jax.transfer_guard("disallow"), jax.profiler.StepTraceAnnotation("train", step_num=step + 1):
                 waiting = time.perf_counter()
                 batch, names = next(iterator)

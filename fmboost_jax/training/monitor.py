@@ -1,4 +1,4 @@
-"""What is watched while a run trains: its speed, the wait for data, and losses that are not finite."""
+"""Monitors of a training run: speed, wait for data, and losses that are not finite."""
 
 import collections
 import json
@@ -11,7 +11,7 @@ import numpy as np
 
 from fmboost_jax.errors import InputError
 
-# Steps that may be under way before their loss is read: reading it at once would stall the device.
+# Steps in flight before their loss is read: reading it at once would stall the device.
 LAG = 2
 
 
@@ -35,12 +35,12 @@ class NonFiniteMonitor:
         self._bad: list[dict] = []
 
     def add(self, step: int, metrics: dict[str, jax.Array], names: dict[str, np.ndarray]) -> list[dict[str, float]]:
-        """Note a step that was started; returns the metrics of those that are past the lag.
+        """Record a step that was started; return the metrics of steps that are past the lag.
 
         Args:
             step: number of the step.
             metrics: what `train_step` returned, still on the device.
-            names: what tells the batch's examples: arrays `record` and `position`.
+            names: arrays `record` and `position`, which identify the examples of the batch.
 
         Raises:
             InputError: the loss was not finite for too long.
@@ -94,11 +94,11 @@ class Throughput:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what came before, so that an evaluation or a save does not count as training time."""
+        """Start a new measurement, so that an evaluation or a save does not count as training time."""
         self._started, self._wait, self._steps, self._metrics = time.perf_counter(), 0.0, 0, []
 
     def add(self, wait: float, metrics: list[dict[str, float]]) -> None:
-        """One step: the seconds that it waited for its batch, and what has come in of metrics."""
+        """Add one step: the seconds that it waited for its batch, and the metrics that have arrived."""
         self._wait += wait
         self._steps += 1
         self._metrics += metrics

@@ -91,14 +91,14 @@ def make_optimizer(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:
     """Adam (Kingma and Ba 2014, arXiv 1412.6980); gradients clipped to the norm `optim.clip_norm`, 0 for none.
 
     State and numbers are `optax.adam`'s. `update` takes `finite` too, a boolean scalar: where it is false the state
-    stays as it was, and the updates mean nothing.
+    does not change, and the updates must not be used.
     """
     adam = guarded_adam(learning_rate(optim), optim.b1, optim.b2, optim.eps)
     return optax.chain(clip_by_global_norm(optim.clip_norm), adam) if optim.clip_norm else adam
 
 
 def clip_by_global_norm(limit: float) -> optax.GradientTransformation:
-    """`optax.clip_by_global_norm` up to rounding, as one factor: a division an entry would be a pass of its own."""
+    """`optax.clip_by_global_norm` up to rounding, by one factor: a division of each entry would cost another pass."""
 
     def clip(gradient, _):
         norm = global_norm(gradient)
@@ -116,7 +116,7 @@ def global_norm(gradient) -> Float[Array, ""]:
 
 
 def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> optax.GradientTransformationExtraArgs:
-    """`optax.adam` that skips what is not finite; its updates come from the moments that are kept."""
+    """`optax.adam` that skips updates that are not finite and computes the others from the stored moments."""
     moments, descent = optax.scale_by_adam(b1, b2, eps), optax.scale_by_learning_rate(rate)
 
     def init(params: Any):
@@ -145,5 +145,5 @@ def guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransforma
 
 
 def skip_nonfinite(finite: Bool[Array, ""] | bool, new: Any, old: Any) -> Any:
-    """The tree `new`, or `old` where `finite` is false."""
+    """Return the tree `new`, or `old` where `finite` is false."""
     return jax.tree.map(lambda after, before: jnp.where(finite, after, before), new, old)

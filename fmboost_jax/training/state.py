@@ -17,7 +17,7 @@ from fmboost_jax.training.optimizer import global_norm, skip_nonfinite
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TrainState:
-    """What a run carries from one update to the next. Leaves are arrays, or their shapes or shardings.
+    """State of a run between updates. Leaves are arrays, or their shapes or shardings.
 
     Attributes:
         step: number of updates so far, int32.

@@ -22,13 +22,13 @@ def init_state(config: TrainingConfig) -> TrainState:
 
 
 def make_train_step(config: TrainingConfig, latents: LatentSpec):
-    """The function (state, batch) → (state, metrics) of a config, to be jitted with the state donated.
+    """Return the function (state, batch) → (state, metrics) of a config, for `jax.jit` with the state donated.
 
     The batch holds `low`, `high` (b, h, w, c), raw latents, and `position` (b,), each example's place in the
     endless stream of examples. All randomness is `fold_in(fold_in(seed, step), position)`, so neither the number of
     processes nor an interruption changes it. Metrics are float32 scalars: `loss`, `gradient_norm`, `learning_rate`.
 
-    A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
+    A step whose loss or gradient is not finite changes neither parameters nor average nor optimiser state.
     """
     graph, path = split(abstract_network(config.architecture))[0], make_path(config.path)
     objective = make_objective(config.objective)
@@ -39,7 +39,7 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
         return latents.scale(latent.astype(jnp.float32))
 
     def loss_fn(parameters, teacher, low, high, keys):
-        # One key of its own for each of: noise, time, dropout, upsampling.
+        # Separate keys for noise, time, dropout and upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
         x1 = scale(high)
         x0, context = coupling.couple(
@@ -78,7 +78,7 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
 
 
 def accumulated_gradient(loss_fn, parameters, batch, parts: int):
-    """Loss and gradient of the mean over a batch, computed in `parts` one after the other for less memory."""
+    """Return loss and gradient of the mean over a batch, computed in sequential `parts` for less memory."""
     gradient_fn = jax.value_and_grad(loss_fn)
     if parts == 1:
         return gradient_fn(parameters, *batch)
