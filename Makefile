@@ -1,6 +1,7 @@
 # make demo   virtual environment, then photographs boosted with the weights that come with the package, then the whole
 #             way from scratch on a few: precompute, train, sample; pictures in demo/
-# make test   virtual environment, lint, format, contract of layers, types, and the whole test suite
+# make test   virtual environment, lint, format, contract of layers, types, documentation, and the whole test suite
+# make docs   the documentation site in site/
 # make clean  remove what both made
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ DEMO := demo
 TYPED := $(addprefix fmboost_jax/, assets runtime __init__.py configuration.py errors.py registry.py tables.py evaluate.py \
 	plan.py precompute.py train.py train_autoencoder.py)
 
-.PHONY: demo test clean
+.PHONY: demo docs test clean
 .DELETE_ON_ERROR:
 
 .venv/%.stamp: pyproject.toml setup.py constraints.txt
@@ -19,11 +20,18 @@ TYPED := $(addprefix fmboost_jax/, assets runtime __init__.py configuration.py e
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
+# Strict: a broken link or a page outside the navigation is an error. The variable silences an announcement.
+DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
+docs: .venv/docs.stamp
+	$(DOCS)
+
 test: .venv/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright $(TYPED)
+	$(DOCS)
 	$(BIN)/python -m pytest --numprocesses 2 --durations 10
 
 demo: .venv/demo.stamp
@@ -40,4 +48,4 @@ demo: .venv/demo.stamp
 	@echo; echo "Pictures: $(DEMO)/packaged and $(DEMO)/boosted, *_comparison.png (low-res | bilinear | boosted | original); $(DEMO)/loss.png"
 
 clean:
-	rm -rf .venv $(DEMO)
+	rm -rf .venv $(DEMO) site
