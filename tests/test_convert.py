@@ -101,11 +101,15 @@ def test_bare_state_dict(tmp_path, reference):
     assert same(load_file(tmp_path / "b.safetensors"), ema.state_dict())
 
 
-def test_network_that_the_reference_would_misread_is_refused(tmp_path, reference):
-    path, _, _ = reference
+def test_networks_of_the_other_attention_layout_are_refused_both_ways(tmp_path, reference):
+    path, _, ema = reference
     (tmp_path / "network.json").write_text(json.dumps({**NETWORK, "attention_layout": "heads"}))
-    words = ["from-reference", path, str(tmp_path / "run"), *CONFIG, "--network", str(tmp_path / "network.json")]
-    convert.main(words)
+    words = [str(tmp_path / "run"), *CONFIG, "--network", str(tmp_path / "network.json")]
+    with pytest.raises(InputError, match='computes attention_layout "interleaved", the config has "heads"'):
+        convert.main(["from-reference", path, *words])
+    # A bare state dict does not say who trained it: one of this package may have "heads".
+    save_file({name: tensor.numpy() for name, tensor in ema.state_dict().items()}, tmp_path / "a.safetensors")
+    convert.main(["from-reference", str(tmp_path / "a.safetensors"), *words])
     with pytest.raises(InputError, match=r'attention_layout is "heads".*interleaved'):
         convert.main(["to-reference", str(tmp_path / "run"), str(tmp_path / "b.safetensors")])
 
