@@ -17,12 +17,14 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.bundle import is_bundle, read_bundle, write_bundle
 from fmboost_jax.boosting.run import read_run
 from fmboost_jax.boosting.stablehlo import write_programs
+from fmboost_jax.configuration import add_import_option
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
 from fmboost_jax.models.networks import VelocityNetwork, abstract_network
 from fmboost_jax.models.parameters import count, merge, split
+from fmboost_jax.registry import import_extensions
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -32,23 +34,27 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--checkpoint", required=True, metavar="DIR", help="a run's workdir, or a bundle")
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="folder to be made")
-    parser.add_argument("--step", type=int, help="which checkpoint (the latest)")
+    parser.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
     parser.add_argument("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id, where it has moved")
     parser.add_argument("--half", action="store_true", help="store the weights as float16: half the size")
-    parser.add_argument("--orbax", action="store_true", help="the weights as an Orbax checkpoint, too")
-    parser.add_argument("--stablehlo", action="store_true", help="boost and decode as a program, too")
+    parser.add_argument("--orbax", action="store_true", help="also write the weights as an Orbax checkpoint")
+    parser.add_argument("--stablehlo", action="store_true", help="also write boost and decode as programs")
     parser.add_argument(
         "--sizes",
         nargs="+",
         metavar="HxW",
         default=[],
-        help="of low-res latents that get a program of their own, beside the one for any size",
+        help="sizes of low-res latents that each get a program, beside the one for any size",
     )
-    parser.add_argument("--steps", type=int, default=4, help="integration steps of the programs (default 4)")
+    parser.add_argument(
+        "--steps", type=int, help="integration steps of the programs (default: 4, or 1 for a network with two times)"
+    )
     parser.add_argument(
         "--method", default="euler", help="their ODE method: " + ", ".join(METHODS) + " (default: euler)"
     )
+    add_import_option(parser)
     arguments = parser.parse_args(argv)
+    import_extensions(arguments.extensions)
     if is_bundle(arguments.checkpoint):
         raise InputError(f"--checkpoint {arguments.checkpoint} is a bundle already; give the training run")
     parameters, config, stage = read_run(arguments.checkpoint, step=arguments.step, first_stage=arguments.first_stage)
@@ -60,8 +66,16 @@ def main(argv: list[str] | None = None) -> None:
         if arguments.orbax:
             save_model(str(folder / "orbax"), network)
         if arguments.stablehlo:
-            booster = Booster(cast(VelocityNetwork, network), stage, config.source, config.factor)
-            write_programs(folder / "stablehlo", booster, sizes, steps=arguments.steps, method=arguments.method)
+            booster = Booster(
+                cast(VelocityNetwork, network),
+                stage,
+                config.source,
+                config.factor,
+                objective=config.objective,
+                steps=config.steps,
+            )
+            steps = config.steps if arguments.steps is None else arguments.steps
+            write_programs(folder / "stablehlo", booster, sizes, steps=steps, method=arguments.method)
     print(f"{arguments.out}: step {config.step:,}, {count(parameters):,} parameters, ×{config.factor}")
 
 

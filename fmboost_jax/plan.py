@@ -20,6 +20,7 @@ import jax
 
 from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.errors import InputError, run
+from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.parallel.mesh import AXES, make_mesh
 from fmboost_jax.planning.compile import compile_for, kept_folder
@@ -40,7 +41,9 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument(
         "--batch-per-chip", type=int, help="images a chip; config.train.batch_size is shared out unless told"
     )
-    parser.add_argument("--steps", type=int, default=4, help="of the integration grid, for --mode sample (4)")
+    parser.add_argument(
+        "--steps", type=int, help="integration steps, for --mode sample (default: 4, or 1 for a network with two times)"
+    )
     parser.add_argument("--method", default="euler", help="fixed-step ODE method, for --mode sample (default: euler)")
     parser.add_argument("--sweep", action="store_true", help="try batch sizes and meshes, recommend one")
     parser.add_argument(
@@ -72,7 +75,7 @@ def _plan(arguments, config: TrainingConfig, tpus: Slice, sizes: dict[str, int],
     if batch_per_chip:
         train = dataclasses.replace(config.train, batch_size=batch_per_chip * len(tpus.devices))
         config = dataclasses.replace(config, train=train)
-    solver = Solver(arguments.method, arguments.steps)
+    solver = Solver(arguments.method, arguments.steps or recommended_steps(make_objective(config.objective)))
     print(f"compiling {arguments.mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
     lowered = lower(config, arguments.mode, mesh, solver)
     compiled = compile_for(lowered, tpus.name, mesh, kept_folder(config.compilation_cache))

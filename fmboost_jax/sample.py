@@ -45,12 +45,12 @@ def main(argv: list[str] | None = None) -> None:
     if arguments.prompt and not arguments.base:
         raise InputError("--prompt needs a base model: --base FOLDER_OR_ID of a diffusers pipeline")
     local_path(arguments.out, "--out")
-    options = _options(arguments)
     devices = _devices(arguments.devices, arguments.spatial)
     boosters = [
         Booster.load(path, first_stage=arguments.first_stage, devices=devices, spatial=arguments.spatial)
         for path in arguments.checkpoint
     ]
+    options = _options(arguments, boosters[0].steps)
     factor = int(np.prod([booster.factor for booster in boosters]))
     if arguments.factor not in (None, factor):
         names = " → ".join(booster.name for booster in boosters)
@@ -138,7 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add = parser.add_argument_group("integration").add_argument
-    add("--steps", type=int, help="integration steps; more cost more (default: 4; stochastic: 50)")
+    add("--steps", type=int, help="integration steps; more cost more (default: the booster's, 4 or 1; stochastic: 50)")
     add("--method", help=f"ODE method: {', '.join(METHODS)}, or one that --import adds (default: euler)")
     add("--grid", help=f"time grid: {', '.join(GRIDS)}, with settings as in 'shifted(shift=3.0)' (default: uniform)")
     add("--rtol", type=float, help="relative tolerance of an adaptive method (default: 1e-5)")
@@ -176,8 +176,8 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _options(arguments: argparse.Namespace) -> dict[str, Any]:
-    """Keyword arguments of `Booster.boost` and `Booster.upscale`."""
+def _options(arguments: argparse.Namespace, steps: int) -> dict[str, Any]:
+    """Keyword arguments of `Booster.boost` and `Booster.upscale`; `steps` where a solver needs a default."""
     options: dict[str, Any] = {"noise_step": arguments.noise_step, "guidance": arguments.flow_guidance}
     ode = {name: getattr(arguments, name) for name in ("method", "steps", "grid", "rtol", "atol", "max_steps")}
     sde = {
@@ -188,7 +188,10 @@ def _options(arguments: argparse.Namespace) -> dict[str, Any]:
     }
     if arguments.stochastic is None:
         _refuse_given(sde, "--stochastic")
-        return {**options, "solver": Solver(**_given(ode))}
+        if _given({name: value for name, value in ode.items() if name not in ("steps", "method")}):
+            return {**options, "solver": Solver(**{"steps": steps, **_given(ode)})}
+        # Each stage of a cascade has its own default.
+        return {**options, "steps": arguments.steps, "method": arguments.method}
     sde.update(method=arguments.stochastic, steps=ode.pop("steps"))
     _refuse_given(ode, "an ODE, without --stochastic")
     solver = StochasticSolver(**{**_given(sde), **({"last_step": None} if sde["last_step"] == "None" else {})})

@@ -25,7 +25,9 @@ from fmboost_jax.boosting.bundle import is_bundle, read_bundle
 from fmboost_jax.boosting.inputs import Images, Seed, check_images, check_seeds, noise_keys
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import check_solver
 from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample
+from fmboost_jax.flow.objectives import FlowMatching, make_objective, recommended_steps
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.resize import upsample
@@ -52,12 +54,15 @@ class Booster:
         coupling: how its flow starts.
         factor: by how much it was trained to enlarge.
         path: the path it was trained on, for stochastic sampling.
+        objective: what the network was trained for, see `fmboost_jax.flow.objectives`. Default: "flow".
+        steps: integration steps where a call gives none. Default: 4, or 1 for a network with two times.
         name: where it came from, for `repr`.
         devices: those to work on, each with a copy of the weights; default: the first one.
         spatial: number of devices that share the height of one image; the other devices share the batch.
 
     Raises:
-        InputError: `spatial` does not divide the number of devices.
+        InputError: `spatial` does not divide the number of devices; an objective with another number of times than
+            the network's.
     """
 
     def __init__(
@@ -68,6 +73,8 @@ class Booster:
         factor: int,
         *,
         path: str = "linear",
+        objective: str = "flow",
+        steps: int | None = None,
         name: str = "",
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         spatial: int = 1,
@@ -80,6 +87,14 @@ class Booster:
         self.first_stage = first_stage.to(everywhere)
         self.network_config, self.coupling, self.factor = network.config, coupling, factor
         self.path, self.name = path, name
+        # A network with one time is sampled in one way, whatever it was trained for.
+        self.objective = FlowMatching() if network.config.time_inputs == 1 else make_objective(objective)
+        if self.objective.time_inputs != network.config.time_inputs:
+            raise InputError(
+                f"objective {objective} needs a network with {self.objective.time_inputs} time input(s), found "
+                f"{network.config.time_inputs}"
+            )
+        self.steps = recommended_steps(self.objective) if steps is None else steps
 
     @classmethod
     def load(
@@ -129,6 +144,8 @@ class Booster:
             config.source,
             config.factor,
             path=config.path,
+            objective=config.objective,
+            steps=config.steps,
             name=pathlib.PurePath(directory).name,
             devices=devices,
             spatial=spatial,
@@ -152,7 +169,8 @@ class Booster:
         digest = hashlib.sha256()
         stage = self.first_stage.spec
         facts = _changed_fields(self.network_config), _changed_fields(self.coupling), self.factor
-        digest.update(repr((*facts, stage.scaling_factor, stage.shift_factor)).encode())
+        trained = () if self.objective == FlowMatching() else (self.objective,)
+        digest.update(repr((*facts, *trained, stage.scaling_factor, stage.shift_factor)).encode())
         for parameters in (self.parameters, split(self.first_stage.model)[1]):
             for name in sorted(parameters):
                 digest.update(name.encode())
@@ -178,7 +196,8 @@ class Booster:
 
         Args:
             latents: scaled, as a diffusion model returns them (`output_type="latent"`), NHWC.
-            steps: intervals of the time grid, 1 or more; default: 4. 4 Euler steps are 4 network evaluations.
+            steps: intervals of the time grid, 1 or more; default: what the booster recommends (4, or 1 for a network
+                that takes whole steps). 4 Euler steps are 4 network evaluations.
             method: a fixed-grid or adaptive method of `fmboost_jax.flow.solvers`, such as midpoint or dopri5; default:
                 euler.
             solver: method, steps, time grid and tolerances in one, in place of `steps` and `method`.
@@ -201,7 +220,7 @@ class Booster:
         Raises:
             InputError: channels other than the autoencoder's, a size that the network cannot halve, values that are
                 not finite, an unknown method or upsampling, a result that is not finite, or one image that does not fit
-                into the memory.
+                into the memory, steps that a network with two times cannot take.
         """
         latents = self._check_latents(latents)
         integrate = self._integrator(noise_step, upsampling, steps, method, solver, stochastic, guidance)
@@ -396,25 +415,25 @@ class Booster:
         given = {"noise_step": noise_step, "upsampling": upsampling}
         return dataclasses.replace(self.coupling, **{name: value for name, value in given.items() if value is not None})
 
-    @staticmethod
-    def solver_with(solver: Solver | None = None, steps: int | None = None, method: str | None = None) -> Solver:
+    def solver_with(self, solver: Solver | None = None, steps: int | None = None, method: str | None = None) -> Solver:
         """The solver of `boost`'s arguments.
 
         Raises:
-            InputError: a solver together with steps or a method, or values that a solver refuses.
+            InputError: a solver together with steps or a method, or values that a solver or the network refuses.
         """
         if solver is not None and (steps is not None or method is not None):
             raise InputError("give either solver=Solver(method, steps, …), or steps and method")
-        given = {"steps": steps, "method": method}
-        return dataclasses.replace(
-            solver or Solver(), **{name: value for name, value in given.items() if value is not None}
-        )
+        chosen = solver or Solver(method or "euler", self.steps if steps is None else steps)
+        check_solver(self.objective, chosen)
+        return chosen
 
     def _integrator(
         self, noise_step, upsampling, steps, method, solver, stochastic, guidance, *, encoded: bool = False
     ) -> Callable[..., Array]:
         """A function (low-res latents, keys, size) → high-res latents; `encoded`: PSU was done before encoding."""
         coupling, ode = self.coupling_with(noise_step, upsampling), self.solver_with(solver, steps, method)
+        if stochastic is not None:
+            check_solver(self.objective, stochastic)
         if guidance is not None and not self.network_config.context_channels:
             raise InputError("guidance needs a network with context; this one has none")
         if stochastic is not None:
@@ -438,6 +457,7 @@ class Booster:
                 size=size,
                 coupling=coupling,
                 solver=stochastic or ode,
+                objective=self.objective,
                 guidance=guidance,
                 return_trajectory=return_trajectory,
             )

@@ -23,6 +23,7 @@ from fmboost_jax.configuration import chosen_by, from_mapping, to_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
+from fmboost_jax.flow.objectives import OBJECTIVES, make_objective
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import NETWORKS, NetworkConfig, abstract_network
 from fmboost_jax.models.parameters import Parameters, count, split
@@ -49,6 +50,12 @@ class BundleConfig:
         latents: of which autoencoder.
         step: training steps behind the weights.
         network: key of the network in `NETWORKS`.
+        objective: what the network was trained for: an entry of `fmboost_jax.flow.objectives.OBJECTIVES`, with its
+            settings. Default: "flow".
+        steps: recommended integration steps. Default: 4.
+
+    Raises:
+        InputError: an objective with another number of times than the network's, or steps that it cannot take.
     """
 
     architecture: NetworkConfig = dataclasses.field(metadata=chosen_by("network", _networks))
@@ -60,6 +67,24 @@ class BundleConfig:
     latents: LatentSpec
     step: int
     network: str = "unet"
+    objective: str = "flow"
+    steps: int = 4
+
+    def __post_init__(self):
+        if self.steps < 1:
+            raise InputError(f"steps must be 1 or more, found {self.steps}")
+        # The objective of a network with one time has no part in sampling; it may be one that is not in the table.
+        if self.architecture.time_inputs == 2 or self.objective in OBJECTIVES:
+            objective = make_objective(self.objective)
+            if objective.time_inputs != self.architecture.time_inputs:
+                raise InputError(
+                    f"objective {self.objective} needs a network with {objective.time_inputs} time input(s), found "
+                    f"{self.architecture.time_inputs}"
+                )
+            objective.check_steps(self.steps)
+
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(BundleConfig)}
 
 
 def is_bundle(folder: str | os.PathLike) -> bool:
@@ -72,6 +97,10 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     tensors = {name: np.ascontiguousarray(array, dtype) for name, array in parameters.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **to_mapping(config)}
+    # Defaults that version 0.1 does not know are left out, so that it reads the bundles of its own kind.
+    for name in ("network", "objective", "steps"):
+        if description[name] == _DEFAULTS[name]:
+            del description[name]
     write_atomically(folder / CONFIG, json.dumps(description, indent=2).encode())
     write_atomically(folder / "README.md", _model_card(config, count(parameters)).encode())
 
@@ -112,7 +141,8 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
 def _model_card(config: BundleConfig, parameters: int) -> str:
     latents, source = config.latents, config.source
     noise = f"noise step {source.noise_step} of {DIFFUSION_STEPS}"
-    flow = f"{config.path} path from {source.start}, {noise}, {source.upsampling}"
+    trained = "" if config.objective == "flow" else f"; trained by {config.objective}"
+    flow = f"{config.path} path from {source.start}, {noise}, {source.upsampling}{trained}"
     sizes = f"{config.low_res}² → {config.high_res}²"
     return f"""---
 library_name: fmboost_jax
@@ -129,12 +159,13 @@ Enlarges latents of a diffusion model, or photographs, by flow matching (arXiv 2
 | autoencoder | {latents.kind} {latents.path}: {latents.channels} channels, {latents.downsampling}× smaller |
 | latents' scale | scaled = (latent − {latents.shift_factor}) · {latents.scaling_factor} |
 | flow | {flow} |
+| recommended steps | {config.steps} |
 
 ```python
 from fmboost_jax import Booster
 
 booster = Booster.load("FOLDER_OR_HUB_ID")
 images = booster.upscale(photographs)                    # uint8 (b, h, w, 3)
-images = booster.decode(booster.boost(latents, steps=4)) # scaled latents (b, h, w, {latents.channels})
+images = booster.decode(booster.boost(latents, steps={config.steps})) # scaled latents (b, h, w, {latents.channels})
 ```
 """

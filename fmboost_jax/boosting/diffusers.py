@@ -82,7 +82,7 @@ def prompt_latents(
     Args:
         pipe: a diffusers pipeline.
         prompt: one, or several for a batch.
-        steps: `num_inference_steps`; the pipeline's own default unless told.
+        steps: `num_inference_steps`; default: the pipeline's.
         seed: image i draws its noise from a CPU generator of seed + i, so it is the same in any batch, on any device.
         options: for the pipeline's call, such as `guidance_scale`, `negative_prompt`, `height` and `width`.
 
@@ -113,8 +113,8 @@ def boost_pipeline(
     booster: Booster,
     *,
     base_steps: int | None = None,
-    steps: int = 4,
-    method: str = "euler",
+    steps: int | None = None,
+    method: str | None = None,
     seed: int = 0,
     noise_step: int | None = None,
     batch_size: int | None = None,
@@ -127,7 +127,7 @@ def boost_pipeline(
         pipe: any diffusers pipeline of images whose autoencoder is the booster's.
         prompt: one, or several for a batch.
         booster: trained for the pipeline's latents.
-        base_steps: the base model's steps; the pipeline's own default unless told.
+        base_steps: the base model's steps; default: the pipeline's.
         steps, method, noise_step, batch_size: see `Booster.boost`.
         seed: of the base model and of the boost; image i takes seed + i.
         cascade: further boosters, see `Booster.cascade`.
@@ -138,8 +138,8 @@ def boost_pipeline(
     """
     check_pipeline(pipe, booster)
     latents = prompt_latents(pipe, prompt, steps=base_steps, seed=seed, **options)
-    told = {"steps": steps, "method": method, "seed": seed, "noise_step": noise_step, "batch_size": batch_size}
-    return booster.decode(booster.cascade(latents, cascade, **told), batch_size=batch_size)
+    given = {"steps": steps, "method": method, "seed": seed, "noise_step": noise_step, "batch_size": batch_size}
+    return booster.decode(booster.cascade(latents, cascade, **given), batch_size=batch_size)
 
 
 def check_pipeline(pipe: Any, booster: Booster) -> None:

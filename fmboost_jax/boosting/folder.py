@@ -277,15 +277,18 @@ def run_settings(boosters: Sequence[Booster], *, seed: int, **options: Any) -> d
         options: of `Booster.boost`.
     """
     coupling = boosters[0].coupling_with(options.get("noise_step"), options.get("upsampling"))
-    solver = boosters[0].solver_with(options.get("solver"), options.get("steps"), options.get("method"))
+    given = options.get("solver"), options.get("steps"), options.get("method")
+    solver, *later = (dataclasses.asdict(booster.solver_with(*given)) for booster in boosters)
     settings = {
         "checkpoint": " → ".join(booster.name for booster in boosters),
         "weights": " → ".join(booster.fingerprint for booster in boosters),
         "factor": int(np.prod([booster.factor for booster in boosters])),
         "seed": check_seeds(seed, 1)[0],
-        **dataclasses.asdict(solver),
+        **solver,
         **dataclasses.asdict(coupling),
     }
+    if any(stage != solver for stage in later):
+        settings["steps"] = " → ".join(str(stage["steps"]) for stage in (solver, *later))
     for name in ("stochastic", "guidance"):
         if options.get(name) is not None:
             value = options[name]

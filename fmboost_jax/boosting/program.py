@@ -9,14 +9,19 @@ from jaxtyping import Array, Float, Key
 
 from fmboost_jax.flow.boost import boost_latents
 from fmboost_jax.flow.coupling import Coupling, sample_noise
+from fmboost_jax.flow.objectives import FlowMatching, Objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, merge
 
+_FLOW = FlowMatching()
+
 
 @functools.partial(
-    jax.jit, static_argnums=0, static_argnames=("size", "coupling", "solver", "guidance", "return_trajectory")
+    jax.jit,
+    static_argnums=0,
+    static_argnames=("size", "coupling", "solver", "objective", "guidance", "return_trajectory"),
 )
 def flow_from_keys(
     graph,
@@ -27,6 +32,7 @@ def flow_from_keys(
     size: tuple,
     coupling: Coupling,
     solver: Solver | StochasticSolver,
+    objective: Objective = _FLOW,
     guidance: float | None = None,
     return_trajectory: bool = False,
 ) -> Float[Array, "b H W c"] | Float[Array, "b n H W c"]:
@@ -37,7 +43,7 @@ def flow_from_keys(
         low: scaled low-res latents; with PSU they already have the size `size`.
         keys: one an image.
         size: height and width of the high-res latents.
-        coupling, solver, guidance: see `boost_latents`.
+        coupling, solver, objective, guidance: see `boost_latents`.
         return_trajectory: return the states at all points of the time grid, on the second axis.
     """
     shape = (*size, low.shape[-1])
@@ -53,6 +59,7 @@ def flow_from_keys(
         sample_noise(noise_keys, shape),
         coupling=coupling,
         solver=solver,
+        objective=objective,
         upsampling_noise=sample_noise(other_keys, shape) if coupling.draws_upsampling_noise else None,
         step_noise=step_noise,
         guidance=guidance,

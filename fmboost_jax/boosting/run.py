@@ -1,6 +1,7 @@
 """What boosting needs of a training run."""
 
 from fmboost_jax.boosting.bundle import BundleConfig
+from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters
@@ -27,5 +28,7 @@ def read_run(
         latents=stage.spec,
         step=step,
         network=config.network,
+        objective=config.objective,
+        steps=recommended_steps(make_objective(config.objective)),
     )
     return parameters, bundle, stage

@@ -23,7 +23,6 @@ from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
-from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.models.first_stage import Autoencoder
 from fmboost_jax.models.parameters import merge, split
@@ -72,7 +71,7 @@ def boost_and_decode(
     """
     if size is not None:
         booster.check_size(*size)
-    stage, coupling, solver = booster.first_stage, booster.coupling, Solver(method, steps)
+    stage, coupling, solver = booster.first_stage, booster.coupling, booster.solver_with(steps=steps, method=method)
     graph, autoencoder = split(stage.model)
 
     def program(unet, autoencoder, latents, seeds):
@@ -86,7 +85,9 @@ def boost_and_decode(
         if coupling.upsampling == "psu":
             low = pixel_space_upsample(latents, size, lambda image: stage.spec.scale(model.encode(image)[0]), decode)
         keys = jax.vmap(jax.random.key)(seeds)
-        boosted = flow_from_keys(booster.graph, unet, low, keys, size=size, coupling=coupling, solver=solver)
+        boosted = flow_from_keys(
+            booster.graph, unet, low, keys, size=size, coupling=coupling, solver=solver, objective=booster.objective
+        )
         image = decode(boosted)
         return to_uint8(image)
 

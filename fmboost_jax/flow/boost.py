@@ -10,18 +10,39 @@ from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.flow.objectives import FlowMatching, Objective
 from fmboost_jax.flow.sde import StochasticSolver
-from fmboost_jax.flow.solvers import Solver, guided
+from fmboost_jax.flow.solvers import Solver, guided, integrate_mean_velocity
 from fmboost_jax.parallel.sharding import shared
+
+_FLOW = FlowMatching()
+
+
+def check_solver(objective: Objective, solver: Solver | StochasticSolver) -> None:
+    """Refuse a solver that a network with two times was not trained for; other networks take every solver.
+
+    Raises:
+        InputError: the network predicts the mean velocity over a whole step, and the method is not Euler's, or the
+            objective has no steps of that number.
+    """
+    if objective.time_inputs != 2:
+        return
+    name = type(objective).__name__
+    if isinstance(solver, StochasticSolver):
+        raise InputError(f"a network trained by {name} takes whole steps of the ODE; it cannot sample the SDE")
+    if solver.method != "euler":
+        raise InputError(f"a network trained by {name} takes whole steps; method must be euler, found {solver.method}")
+    objective.check_steps(solver.steps)
 
 
 def boost_latents(
-    velocity_fn: Callable[[Array, Array, Array], Array],
+    velocity_fn: Callable[..., Array],
     low_res: Float[Array, "b h w c"],
     noise: Float[Array, "b H W c"],
     *,
     coupling: Coupling,
     solver: Solver | StochasticSolver,
+    objective: Objective = _FLOW,
     upsampling_noise: Float[Array, "b H W c"] | None = None,
     step_noise: Float[Array, "steps b H W c"] | None = None,
     guidance: float | None = None,
@@ -30,11 +51,13 @@ def boost_latents(
     """Integrate the flow from t = 0 to 1. Call it inside `jax.jit`.
 
     Args:
-        velocity_fn: (x, t, context) → dx/dt.
+        velocity_fn: (x, t, context) → dx/dt; (x, t, context, second_time=…) → mean velocity over a whole step, where
+            the objective has two times.
         low_res: scaled low-res latents; with PSU they already have the noise's size.
         noise: standard normal, of the high-res latents' shape.
         coupling: how x0 and context follow from the low-res latents.
         solver: how to integrate: the ODE, or the SDE of a flow that starts from noise.
+        objective: what the network was trained for. Default: flow matching.
         upsampling_noise: standard normal, where `coupling.draws_upsampling_noise`.
         step_noise: standard normal, one slice a step of a `StochasticSolver`.
         guidance: scale of classifier-free guidance with a context of zeros as the null context; default: none.
@@ -44,10 +67,14 @@ def boost_latents(
         Scaled high-res latents, float32.
 
     Raises:
-        InputError: the SDE of a flow that starts from low-res latents, or without noise for its steps.
+        InputError: the SDE of a flow that starts from low-res latents, or without noise for its steps; see
+            `check_solver`.
     """
+    check_solver(objective, solver)
     x0, context = coupling.couple(low_res, noise.shape[1:3], noise, upsampling_noise)
     x0, context = shared(x0), shared(context)
+    if objective.time_inputs == 2:
+        return _whole_steps(velocity_fn, x0, context, solver, objective, guidance, return_trajectory)
     if guidance is None:
 
         def velocity(x, t):
@@ -61,3 +88,20 @@ def boost_latents(
     if step_noise is None or return_trajectory:
         raise InputError("stochastic sampling needs noise for its steps and returns no trajectory")
     return solver.integrate(velocity, x0, step_noise)
+
+
+def _whole_steps(velocity_fn, x0, context, solver, objective, guidance, return_trajectory) -> Array:
+    """Integrate a network that predicts the mean velocity from t to the arrival of a step."""
+
+    def conditioned(x, t, conditioning):
+        context, arrival = conditioning
+        return velocity_fn(x, t, context, second_time=objective.second_time(t, arrival))
+
+    def mean_velocity(x, t, arrival):
+        if guidance is None:
+            return conditioned(x, t, (context, arrival))
+        return guided(conditioned, (context, arrival), (jnp.zeros_like(context), arrival), guidance)(x, t)
+
+    return integrate_mean_velocity(
+        mean_velocity, x0, steps=solver.steps, grid=solver.grid, return_trajectory=return_trajectory
+    )

@@ -110,6 +110,11 @@ class FlowMatching:
 OBJECTIVES: dict[str, Callable[..., Objective]] = {"flow": FlowMatching, "shortcut": Shortcut, "meanflow": MeanFlow}
 
 
+def recommended_steps(objective: Objective) -> int:
+    """Return 1 for an objective whose network takes whole steps (it reads a second time), 4 for the others."""
+    return 1 if objective.time_inputs == 2 else 4
+
+
 def make_objective(text: str) -> Objective:
     """Return the objective that a config names: an entry of `OBJECTIVES`, with its settings.
 

@@ -8,6 +8,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.interop.autoencoders import AUTOENCODERS, abstract_first_stage, load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
@@ -79,6 +80,7 @@ def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, solver: So
         size=recipe.high_shape[:2],
         coupling=config.coupling,
         solver=solver,
+        objective=make_objective(config.objective),
     )
 
 

@@ -7,7 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmboost_jax.flow.boost import boost_latents
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.boost import boost_latents, check_solver
+from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
@@ -31,9 +33,16 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     `sharpness` (gradient energy over the original's) of the boosted images against the decoded high-res latents, and
     the same of the low-res ones under `low_res/`. The grid has rows low-res | boosted | original. The noise depends
     on `config.seed` alone, so evaluations compare.
+
+    Raises:
+        InputError: `config.evaluate`'s method or steps are not those of a network with two times.
     """
     graph = split(abstract_network(config.architecture))[0]
-    solver = Solver(config.evaluate.method, config.evaluate.steps)
+    solver, objective = Solver(config.evaluate.method, config.evaluate.steps), make_objective(config.objective)
+    try:
+        check_solver(objective, solver)
+    except InputError as error:
+        raise InputError(f"{error}; set evaluate.method and evaluate.steps, or evaluate.every=0") from error
     replicated = NamedSharding(mesh, PartitionSpec())
 
     @functools.partial(jax.jit, out_shardings=replicated)
@@ -46,6 +55,7 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
             jax.random.normal(noise_key, high.shape),
             coupling=config.coupling,
             solver=solver,
+            objective=objective,
             upsampling_noise=jax.random.normal(mode_key, high.shape),
         )
         return low, boosted, high
