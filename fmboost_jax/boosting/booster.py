@@ -22,6 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.boosting.bundle import is_bundle, read_bundle
+from fmboost_jax.boosting.hub import Shareable
 from fmboost_jax.boosting.inputs import Images, Seed, check_images, check_seeds, noise_keys
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
@@ -45,7 +46,7 @@ from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 USUAL_DEVIATIONS = (0.3, 2.5)
 
 
-class Booster:
+class Booster(Shareable):
     """A trained flow with its first stage. Images are returned as NumPy or PIL, latents as JAX arrays.
 
     Args:
@@ -138,7 +139,7 @@ class Booster:
         if dtype:
             network_config = dataclasses.replace(network_config, dtype=dtype)
         graph = split(abstract_network(network_config))[0]
-        return cls(
+        booster = cls(
             cast(VelocityNetwork, merge(graph, parameters)),
             stage,
             config.source,
@@ -150,6 +151,8 @@ class Booster:
             devices=devices,
             spatial=spatial,
         )
+        booster.config = config
+        return booster
 
     from_pretrained = load
 

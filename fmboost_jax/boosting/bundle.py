@@ -146,6 +146,7 @@ def _model_card(config: BundleConfig, parameters: int) -> str:
     sizes = f"{config.low_res}² → {config.high_res}²"
     return f"""---
 library_name: fmboost_jax
+pipeline_tag: image-to-image
 tags: [flow-matching, super-resolution, image-upscaling, jax]
 ---
 # ×{config.factor} booster, {sizes}
@@ -164,7 +165,7 @@ Enlarges latents of a diffusion model, or photographs, by flow matching (arXiv 2
 ```python
 from fmboost_jax import Booster
 
-booster = Booster.load("FOLDER_OR_HUB_ID")
+booster = Booster.from_pretrained("FOLDER_OR_HUB_ID")
 images = booster.upscale(photographs)                    # uint8 (b, h, w, 3)
 images = booster.decode(booster.boost(latents, steps={config.steps})) # scaled latents (b, h, w, {latents.channels})
 ```
