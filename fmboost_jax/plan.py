@@ -1,20 +1,21 @@
-"""What a run would need on TPUs and how fast it would be, told without any: XLA's TPU compiler compiles the very
-program that would run, and its own estimates are added up.
+"""Predict memory and speed of a run on TPUs without any: XLA's TPU compiler compiles the program, and its estimates are
+added up.
 
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5e:4x4 --batch-per-chip 8
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5p:4x4x4 --sweep
     python -m fmboost_jax.plan --config configs/cfm2048.py --topology v6e:2x2 --mode decode --batch-per-chip 1
 
-A train step of full width compiles in about 7 minutes on two cores, once: results are kept in ~/.cache/fmboost_jax.
+A train step of full width compiles in about 7 minutes on two cores, once: results stay in ~/.cache/fmboost_jax.
 A topology is a kind of chip and the slice's sides in chips, for example v5e:2x2 (4 chips), v5e:16x16 (256),
-v5p:2x2x1 (4), v5p:4x4x4 (64), v6e:8x16 (128). Needs libtpu: pip install "fmboost_jax[tpu]". What the numbers are made
-of: docs/planning.md.
+v5p:2x2x1 (4), v5p:4x4x4 (64), v6e:8x16 (128). Needs libtpu: pip install "fmboost_jax[tpu]". docs/planning.md
+explains the numbers.
 """
 
 import argparse
 import dataclasses
 import json
 import sys
+from collections.abc import Callable
 
 import jax
 
@@ -37,9 +38,9 @@ def main(argv: list[str] | None = None) -> None:
         "fmboost_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", required=True, metavar="KIND:SIDES", help="slice of TPUs, such as v5p:4x4x4")
-    parser.add_argument("--mode", choices=MODES, default="train", help="which program (train)")
+    parser.add_argument("--mode", choices=MODES, default="train", help="program to plan (default: train)")
     parser.add_argument(
-        "--batch-per-chip", type=int, help="images a chip; config.train.batch_size is shared out unless told"
+        "--batch-per-chip", type=int, help="images a chip (default: config.train.batch_size divided by chips)"
     )
     parser.add_argument(
         "--steps", type=int, help="integration steps, for --mode sample (default: 4, or 1 for a network with two times)"
@@ -47,57 +48,103 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--method", default="euler", help="fixed-step ODE method, for --mode sample (default: euler)")
     parser.add_argument("--sweep", action="store_true", help="try batch sizes and meshes, recommend one")
     parser.add_argument(
-        "--batches", type=_batches, default=BATCHES, metavar="N,N,…", help="batches a chip to sweep (1,2,4,8,16,32,64)"
+        "--batches",
+        type=_batches,
+        default=BATCHES,
+        metavar="N,N,…",
+        help="images a chip to sweep (default: 1,2,4,8,16,32,64)",
     )
-    parser.add_argument("--top", type=int, default=10, help="how many of the dearest operations to name (10)")
+    parser.add_argument(
+        "--top", type=int, default=10, help="number of the most expensive operations to name (default: 10)"
+    )
     parser.add_argument("--hlo", metavar="FILE", help="also write the compiled program's text")
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
-    for name in ("batch_per_chip", "steps"):
-        value = getattr(arguments, name)
-        if value is not None and value < 1:
-            raise InputError(f"--{name} is {value}, expected 1 or more")
-    # What is traced here runs nowhere; this machine's own devices are left alone, and jax cannot read what it would
-    # keep of a program for a machine that is not there.
+    # The programs are traced here and run nowhere: the devices of this machine stay unused, and jax's cache cannot read
+    # programs for devices that are absent.
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
-    tpus = tpu_slice(arguments.topology)
+
+    def plan_one(sizes: dict[str, int] | None, batch_per_chip: int | None) -> Plan:
+        return plan(
+            config,
+            arguments.topology,
+            mode=arguments.mode,
+            mesh=sizes,
+            batch_per_chip=batch_per_chip,
+            solver=Solver(arguments.method, arguments.steps or recommended_steps(make_objective(config.objective))),
+            top=arguments.top,
+            hlo=arguments.hlo,
+            name=arguments.config,
+        )
+
     if arguments.sweep:
-        _sweep(arguments, config, tpus)
+        _sweep(plan_one, config, tpu_slice(arguments.topology), arguments.batches, arguments.json)
         return
-    plan = _plan(arguments, config, tpus, dataclasses.asdict(config.mesh), arguments.batch_per_chip)
-    print(json.dumps(dataclasses.asdict(plan), indent=2) if arguments.json else describe(plan))
+    found = plan_one(None, arguments.batch_per_chip)
+    print(json.dumps(dataclasses.asdict(found), indent=2) if arguments.json else describe(found))
 
 
-def _plan(arguments, config: TrainingConfig, tpus: Slice, sizes: dict[str, int], batch_per_chip: int | None) -> Plan:
-    """The plan of one mesh and one batch."""
-    mesh = make_mesh(sizes, tpus.devices)
+def plan(
+    config: TrainingConfig,
+    topology: str,
+    *,
+    mode: str = "train",
+    mesh: dict[str, int] | None = None,
+    batch_per_chip: int | None = None,
+    solver: Solver | None = None,
+    top: int = 10,
+    hlo: str | None = None,
+    name: str = "",
+) -> Plan:
+    """Compile a program for a slice of TPUs and add up XLA's estimates.
+
+    Args:
+        config: of the run.
+        topology: slice of TPUs, such as "v5p:4x4x4".
+        mode: entry of `fmboost_jax.planning.programs.MODES`. Default: "train".
+        mesh: devices along each axis. Default: the config's.
+        batch_per_chip: images a chip. Default: the config's batch, divided among the chips.
+        solver: of mode "sample". Default: Euler, with the recommended steps of the config's objective.
+        top: number of the most expensive operations to name. Default: 10.
+        hlo: file for the text of the compiled program. Default: none.
+        name: of the config, for the report.
+
+    Raises:
+        InputError: an unknown topology or mode, a batch that the mesh cannot share, or numbers below 1.
+    """
+    if batch_per_chip is not None and batch_per_chip < 1:
+        raise InputError(f"the batch per chip is {batch_per_chip}, expected 1 or more")
+    tpus = tpu_slice(topology)
+    solver = solver or Solver(steps=recommended_steps(make_objective(config.objective)))
+    devices = make_mesh(mesh or dataclasses.asdict(config.mesh), tpus.devices)
     if batch_per_chip:
         train = dataclasses.replace(config.train, batch_size=batch_per_chip * len(tpus.devices))
         config = dataclasses.replace(config, train=train)
-    solver = Solver(arguments.method, arguments.steps or recommended_steps(make_objective(config.objective)))
-    print(f"compiling {arguments.mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
-    lowered = lower(config, arguments.mode, mesh, solver)
-    compiled = compile_for(lowered, tpus.name, mesh, kept_folder(config.compilation_cache))
-    if arguments.hlo and compiled.text:
-        with open(arguments.hlo, "w", encoding="utf-8") as file:
+    print(f"compiling {mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
+    lowered = lower(config, mode, devices, solver)
+    compiled = compile_for(lowered, tpus.name, devices, kept_folder(config.compilation_cache))
+    if hlo and compiled.text:
+        with open(hlo, "w", encoding="utf-8") as file:
             file.write(compiled.text)
-    return make_plan(arguments.config, config, arguments.mode, tpus, mesh, solver, compiled, arguments.top)
+    return make_plan(name, config, mode, tpus, devices, solver, compiled, top)
 
 
-def _sweep(arguments, config: TrainingConfig, tpus: Slice) -> None:
+def _sweep(
+    plan_one: Callable[[dict[str, int], int], Plan],
+    config: TrainingConfig,
+    tpus: Slice,
+    batches: tuple[int, ...],
+    as_json: bool,
+) -> None:
     first = dict(make_mesh(dataclasses.asdict(config.mesh), tpus.devices).shape)
     plans = []
-    for plan in sweep(
-        lambda sizes, batch: _plan(arguments, config, tpus, sizes, batch),
-        meshes(len(tpus.devices), first),
-        arguments.batches,
-    ):
-        plans.append(plan)
-        if not arguments.json:
-            print(_row(plan), flush=True)
+    for found in sweep(plan_one, meshes(len(tpus.devices), first), batches):
+        plans.append(found)
+        if not as_json:
+            print(_row(found), flush=True)
     best = recommend(plans)
-    if arguments.json:
+    if as_json:
         rows = [dataclasses.asdict(plan) for plan in plans]
         print(json.dumps({"plans": rows, "recommended": plans.index(best) if best else None}, indent=2))
     elif best is None:

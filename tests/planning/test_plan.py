@@ -74,7 +74,7 @@ def test_what_people_read_is_kept_from_before(on_four_chips, cache):
         f"MFU         {plan['prediction']['mfu']:.1%}",
         "1,000,000 steps in",
         "all-reduce over 4 chips",
-        "The 3 dearest operations:",
+        "The 3 most expensive operations:",
     ):
         assert line in told
 
