@@ -65,6 +65,9 @@ def main(argv: list[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
 
+    recommended = recommended_steps(make_objective(config.objective))
+    steps = recommended if arguments.steps is None else arguments.steps
+
     def plan_one(sizes: dict[str, int] | None, batch_per_chip: int | None) -> Plan:
         return plan(
             config,
@@ -72,7 +75,7 @@ def main(argv: list[str] | None = None) -> None:
             mode=arguments.mode,
             mesh=sizes,
             batch_per_chip=batch_per_chip,
-            solver=Solver(arguments.method, arguments.steps or recommended_steps(make_objective(config.objective))),
+            solver=Solver(arguments.method, steps),
             top=arguments.top,
             hlo=arguments.hlo,
             name=arguments.config,
