@@ -173,7 +173,7 @@ def enlarging(channels: int, at_once: bool = True):
     """Nearest neighbours and a convolution, `at_once` as the network has them, else one after the other."""
 
     def make():
-        return conv(channels, channels, enlarge=at_once, dtype="bfloat16", rngs=nnx.Rngs(0))
+        return conv(channels, channels, upsample=at_once, dtype="bfloat16", rngs=nnx.Rngs(0))
 
     return channels, make, lambda layer, x: layer(x if at_once else upsample_nearest(x))
 

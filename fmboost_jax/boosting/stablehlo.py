@@ -1,9 +1,9 @@
 """Boost and decode as StableHLO programs that run with jax alone, on CPU, CUDA and TPU, without this package.
 
 Weights are arguments of a program, not constants in it: it stays small, and a large network meets no limit of the file
-format. Batch, height and width are symbols: one program serves every size. It works on whole feature maps, though,
-where this package cuts large ones into strips (`models/strips.py`), since nothing in it can hang on what a size is. A
-program for one size has the strips, and so the bounded memory: worth it above 1024².
+format. Batch, height and width are symbols: one program serves every size. Such a program works on whole feature maps,
+since it cannot depend on the value of a size. A program for one size has row chunks (`models/row_chunks.py`), and so
+bounded memory: worth it above 1024².
 """
 
 import importlib.util

@@ -1,8 +1,8 @@
 """The KL autoencoder of Stable Diffusion and its kin, as a first stage: image ↔ Gaussian over latents.
 
 Source: "High-Resolution Image Synthesis with Latent Diffusion Models", Rombach et al., CVPR 2022, arXiv 2112.10752,
-appendix G. Encoding and decoding are exact at any size in bounded memory: convolutions over large maps run in strips
-(`models/strips.py`), the middle's attention in blocks of queries.
+appendix G. Encoding and decoding are exact at any size in bounded memory: convolutions over large maps run in row
+chunks (`models/row_chunks.py`), the middle's attention in blocks of queries.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.models import convolution
 from fmboost_jax.models.attention import attend
 from fmboost_jax.models.parameters import kernel_flops
-from fmboost_jax.models.strips import Strip, in_strips
+from fmboost_jax.models.row_chunks import RowChunk, map_row_chunks
 
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -58,7 +58,7 @@ class AutoencoderKLConfig:
 
 
 class Conv(nnx.Module):
-    """A 3×3 convolution that pads the width by one and leaves the height to the strip that calls it."""
+    """A 3×3 convolution that pads the width by one and leaves the height's padding to `RowChunk.window`."""
 
     def __init__(self, inputs: int, outputs: int, config: AutoencoderKLConfig, rngs: nnx.Rngs):
         self.kernel = nnx.Param(nnx.initializers.lecun_normal()(rngs.params(), (3, 3, inputs, outputs)))
@@ -112,11 +112,11 @@ class ResBlock(nnx.Module):
         h = _norm_silu_conv(self.norm1, self.conv1, x)
         activation = _norm_silu(self.norm2, h)
 
-        def finish(strip: Strip) -> Array:
-            rows = strip.of(x)
-            return self.conv2(strip.window(h, activation)) + (self.shortcut(rows) if self.shortcut else rows)
+        def finish(chunk: RowChunk) -> Array:
+            rows = chunk.of(x)
+            return self.conv2(chunk.window(h, activation)) + (self.shortcut(rows) if self.shortcut else rows)
 
-        return in_strips(finish, x)
+        return map_row_chunks(finish, x)
 
 
 def _norm_silu(norm: GroupNorm, x: Array):
@@ -126,7 +126,7 @@ def _norm_silu(norm: GroupNorm, x: Array):
 
 def _norm_silu_conv(norm: GroupNorm, conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
     activation = _norm_silu(norm, x)
-    return in_strips(lambda strip: conv(strip.window(x, activation)), x)
+    return map_row_chunks(lambda chunk: conv(chunk.window(x, activation)), x)
 
 
 class Attention(nnx.Module):
@@ -187,14 +187,14 @@ class UpLevel(nnx.Module):
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         for block in self.blocks:
             x = block(x)
-        return _enlarge(self.upsample, x) if self.upsample else x
+        return _upsample_conv(self.upsample, x) if self.upsample else x
 
 
-def _enlarge(conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
-    def enlarge(strip: Strip) -> Array:
-        return conv(strip.window(x), convolve=convolution.convolve_enlarged)
+def _upsample_conv(conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+    def upsample(chunk: RowChunk) -> Array:
+        return conv(chunk.window(x), convolve=convolution.upsample_conv)
 
-    return in_strips(enlarge, x, scale=2)
+    return map_row_chunks(upsample, x, scale=2)
 
 
 class Encoder(nnx.Module):
@@ -213,7 +213,7 @@ class Encoder(nnx.Module):
         self.conv_out = Conv(channels[-1], 2 * config.latent_channels, config, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W m"]:
-        x = in_strips(lambda strip: self.conv_in(strip.window(x)), x)
+        x = map_row_chunks(lambda chunk: self.conv_in(chunk.window(x)), x)
         for level in self.levels:
             x = level(x)
         return _norm_silu_conv(self.norm_out, self.conv_out, self.middle(x))
@@ -235,7 +235,7 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(channels[-1], config.image_channels, config, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
-        x = in_strips(lambda strip: self.conv_in(strip.window(x)), x)
+        x = map_row_chunks(lambda chunk: self.conv_in(chunk.window(x)), x)
         x = self.middle(x)
         for level in self.levels:
             x = level(x)

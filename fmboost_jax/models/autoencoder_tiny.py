@@ -120,7 +120,7 @@ class UpLevel(nnx.Module):
     def __init__(self, last: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
         outputs = config.patch_channels if last else config.width
-        self.conv = conv(config.width, outputs, bias=last, enlarge=not last, dtype=config.dtype, rngs=rngs)
+        self.conv = conv(config.width, outputs, bias=last, upsample=not last, dtype=config.dtype, rngs=rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
         for block in self.blocks:

@@ -9,7 +9,7 @@ import numpy as np
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmboost_jax.models.convolution import convolve, convolve_enlarged
+from fmboost_jax.models.convolution import convolve, upsample_conv
 
 GROUPS = 32
 EPSILON = 1e-5
@@ -37,13 +37,13 @@ def conv(
     padding: int | None = None,
     zero: bool = False,
     bias: bool = True,
-    enlarge: bool = False,
+    upsample: bool = False,
     dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square two-dimensional convolution; `padding` on all four sides, (kernel − 1) / 2 unless told.
+    """A square two-dimensional convolution; `padding` on all four sides (default: (kernel − 1) / 2).
 
-    With `enlarge`, of the map at twice its height and width by nearest neighbours.
+    With `upsample`, the map is upsampled ×2 by nearest neighbours first.
     """
     padding = (kernel - 1) // 2 if padding is None else padding
     init = nnx.initializers.zeros if zero else uniform_fan_in(in_channels * kernel * kernel)
@@ -58,7 +58,7 @@ def conv(
         bias_init=init,
         dtype=dtype,
         param_dtype=jnp.float32,
-        conv_general_dilated=convolve_enlarged if enlarge else convolve,
+        conv_general_dilated=upsample_conv if upsample else convolve,
         rngs=rngs,
     )
 

@@ -181,7 +181,7 @@ class Upsample(nnx.Module):
 
     def __init__(self, channels: int, config: UNetConfig, *, rngs: nnx.Rngs):
         self.conv = (
-            conv(channels, channels, enlarge=True, dtype=config.dtype, rngs=rngs) if config.conv_resample else None
+            conv(channels, channels, upsample=True, dtype=config.dtype, rngs=rngs) if config.conv_resample else None
         )
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 c"]:

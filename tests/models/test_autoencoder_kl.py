@@ -1,4 +1,4 @@
-"""AutoencoderKL against the reference's numbers, a PyTorch twin, diffusers, and itself cut into strips."""
+"""AutoencoderKL against the reference's numbers, a PyTorch twin, diffusers, and itself in row chunks."""
 
 import dataclasses
 import json
@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_kl
-from fmboost_jax.models import attention, strips
+from fmboost_jax.models import attention, row_chunks
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from tests.conftest import relative_error
 from tests.torch_reference import autoencoder as twin
@@ -128,7 +128,7 @@ def test_diffusers(settings):
 
 
 @pytest.mark.parametrize(("positions", "height", "width", "block"), [(30, 9, 5, 7), (130, 6, 8, 48)])
-def test_strips_and_query_blocks_change_nothing(positions, height, width, block):
+def test_row_chunks_and_query_blocks_change_nothing(positions, height, width, block):
     model, _ = pair(SMALL)
     latent = jax.random.normal(jax.random.key(0), (2, height, width, 4))
     image = jax.random.uniform(jax.random.key(1), (2, 2 * height, 2 * width, 3), minval=-1.0)
@@ -140,7 +140,7 @@ def test_strips_and_query_blocks_change_nothing(positions, height, width, block)
 
     whole = jax.jit(both)(state, latent, image)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strips, "STRIP_POSITIONS", positions)
+        patch.setattr(row_chunks, "CHUNK_POSITIONS", positions)
         patch.setattr(attention, "QUERY_BLOCK", block)
         # A new function, or jit would answer with what it compiled before.
         cut = jax.jit(lambda *arguments: both(*arguments))(state, latent, image)
@@ -150,14 +150,14 @@ def test_strips_and_query_blocks_change_nothing(positions, height, width, block)
 
 @settings(max_examples=20, deadline=None)
 @given(height=st.integers(3, 17), rows=st.integers(1, 20), start=st.integers(0, 16))
-def test_window_of_a_strip_is_a_slice_of_the_padded_map(height, rows, start):
+def test_window_of_a_chunk_is_a_slice_of_the_padded_map(height, rows, start):
     rows = rows if rows + 2 < height else height
     start = min(start, height - rows)
     x = np.arange(1, height * 2 + 1, dtype=np.float32).reshape(1, height, 2, 1)
-    strip = strips.Strip(start, rows, height)
+    chunk = row_chunks.RowChunk(start, rows, height)
     padded = np.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
-    np.testing.assert_array_equal(strip.of(jnp.asarray(x)), x[:, start : start + rows])
-    np.testing.assert_array_equal(strip.window(jnp.asarray(x)), padded[:, start : start + rows + 2])
+    np.testing.assert_array_equal(chunk.of(jnp.asarray(x)), x[:, start : start + rows])
+    np.testing.assert_array_equal(chunk.window(jnp.asarray(x)), padded[:, start : start + rows + 2])
 
 
 def test_small_limit_really_cuts():
@@ -165,8 +165,8 @@ def test_small_limit_really_cuts():
     x = jnp.arange(7 * 5.0).reshape(1, 7, 5, 1)
     rows = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(strips, "STRIP_POSITIONS", 10)
-        out = strips.in_strips(lambda strip: rows.append(strip.rows) or strip.of(x), x)
+        patch.setattr(row_chunks, "CHUNK_POSITIONS", 10)
+        out = row_chunks.map_row_chunks(lambda chunk: rows.append(chunk.rows) or chunk.of(x), x)
     assert set(rows) == {2}
     np.testing.assert_array_equal(out, x)
 

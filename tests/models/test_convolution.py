@@ -1,4 +1,4 @@
-"""The layers' quicker forms against the plain ones, and which platform gets which."""
+"""The forms of convolutions and norms against the plain ones, and the form of each platform."""
 
 import jax
 import jax.numpy as jnp
@@ -14,11 +14,11 @@ from fmboost_jax.models.convolution import (
     SMALL_MAP,
     WIDE,
     convolve,
-    convolve_enlarged,
     direct,
+    upsample_conv,
     upsample_nearest,
-    winograd,
 )
+from fmboost_jax.models.convolution_cpu import winograd
 
 NHWC = jax.lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 OPERATIONS = ("convolution", "dot_general")
@@ -101,8 +101,8 @@ def test_which_form_runs_where(platform, size, kernel, channels, dtype, operatio
     on_accelerators=st.booleans(),
 )
 @settings(max_examples=16, deadline=None)
-def test_enlarged_convolution_is_that_of_the_enlarged_map(size, padding, on_accelerators):
-    """Values and gradients; (0, 0) leaves out the outermost values' own."""
+def test_upsample_conv_is_that_of_the_upsampled_map(size, padding, on_accelerators):
+    """Values and gradients; with padding (0, 0) the outermost values are neighbours only."""
     size = (size[0] + 3 * (padding[0][0] == 0), size[1])
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.standard_normal((2, *size, 3), np.float32))
@@ -112,15 +112,15 @@ def test_enlarged_convolution_is_that_of_the_enlarged_map(size, padding, on_acce
         cut = [slice(1, -1) if before == 0 else slice(None) for before, _ in padding]
         return convolve(upsample_nearest(x)[:, cut[0], cut[1]], kernel, (1, 1), padding)
 
-    def enlarged(x, kernel):
+    def fused(x, kernel):
         if not on_accelerators:
-            return convolve_enlarged(x, kernel, (1, 1), padding)
+            return upsample_conv(x, kernel, (1, 1), padding)
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(jax.lax, "platform_dependent", lambda *arguments, default, **platforms: default(*arguments))
-            return convolve_enlarged(x, kernel, (1, 1), padding)
+            return upsample_conv(x, kernel, (1, 1), padding)
 
     for found, expected in zip(
-        _value_and_gradients(enlarged, x, kernel), _value_and_gradients(plain, x, kernel), strict=True
+        _value_and_gradients(fused, x, kernel), _value_and_gradients(plain, x, kernel), strict=True
     ):
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
@@ -136,7 +136,7 @@ def _value_and_gradients(way, x, kernel):
 
 def test_accelerators_never_make_the_large_map():
     x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.bfloat16)
-    traced = jax.jit(lambda x, k: convolve_enlarged(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)).trace(
+    traced = jax.jit(lambda x, k: upsample_conv(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)).trace(
         x, kernel
     )
     for platform in ("tpu", "cuda"):
@@ -145,12 +145,12 @@ def test_accelerators_never_make_the_large_map():
         assert "1x16x16x6xbf16" in text
 
 
-def test_enlarged_convolution_refuses_other_kernels():
+def test_upsample_conv_refuses_other_kernels():
     x = jnp.zeros((1, 4, 4, 2))
     with pytest.raises(ValueError, match="expected a 3×3 kernel of stride 1"):
-        convolve_enlarged(x, jnp.zeros((5, 5, 2, 2)), (1, 1), ((1, 1), (1, 1)))
+        upsample_conv(x, jnp.zeros((5, 5, 2, 2)), (1, 1), ((1, 1), (1, 1)))
     with pytest.raises(ValueError, match="expected a 3×3 kernel of stride 1"):
-        convolve_enlarged(x, jnp.zeros((3, 3, 2, 2)), (2, 2), ((1, 1), (1, 1)))
+        upsample_conv(x, jnp.zeros((3, 3, 2, 2)), (2, 2), ((1, 1), (1, 1)))
 
 
 @given(
