@@ -1,13 +1,11 @@
 """Files that are written whole or not at all, and JSON that is read with checks."""
 
 import contextlib
-import dataclasses
 import json
 import os
 import pathlib
 import shutil
 import tempfile
-import typing
 from collections.abc import Iterator
 from typing import BinaryIO
 
@@ -23,21 +21,6 @@ def read_json(path: pathlib.Path) -> dict:
     if not isinstance(fields, dict):
         raise InputError(f"{path} is damaged: expected a JSON object, found {type(fields).__name__}")
     return fields
-
-
-def from_json(cls: type, fields: object, path: pathlib.Path):
-    """An instance of a dataclass out of JSON's fields; one that is missing or of another type raises InputError."""
-    values = {}
-    for field in dataclasses.fields(cls):
-        value = fields.get(field.name) if isinstance(fields, dict) else None
-        if field.type is float and type(value) is int:
-            value = float(value)
-        if not isinstance(value, typing.get_origin(field.type) or field.type) or isinstance(value, bool):
-            raise InputError(
-                f"{path}: expected {field.name} as {field.type.__name__}, found {value!r}; precompute again"
-            )
-        values[field.name] = value
-    return cls(**values)
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:

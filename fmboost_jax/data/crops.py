@@ -110,7 +110,7 @@ def crop_batches(photographs: list[Image.Image], data: CropsConfig, *, seed: int
     """
     size, scale = data.crop, data.crop_scale
 
-    def crop(number: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
+    def crop(number: int, rng: np.random.Generator) -> dict[str, np.ndarray | np.uint32]:
         photograph = photographs[number]
         square = random_square(*photograph.size, size, scale, str(rng.integers(2**63)))
         pixels = np.asarray(photograph.resize((size, size), Image.Resampling.LANCZOS, square.box))

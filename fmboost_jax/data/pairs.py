@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, UInt8
 from tqdm import tqdm
 
 from fmboost_jax.data.crops import crops
-from fmboost_jax.data.dataset import DTYPES, DatasetInfo, Recipe
+from fmboost_jax.data.dataset import DTYPES, DatasetInfo, Recipe, Shard
 from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.data.records import ShardWriter, encode
 from fmboost_jax.data.shards import FinishedShard, Plan
@@ -102,10 +102,11 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
         yield len(batch)
     if used:
         entry = writer.finish()
-        plan.finish_shard(shard, FinishedShard(entry.name, entry.records, entry.bytes, entry.sha256, used, skipped))
     else:
         writer.discard()
-        plan.finish_shard(shard, FinishedShard(plan.shard_name(shard), 0, 0, "", used, skipped))
+        entry = Shard(plan.shard_name(shard), 0, 0, "")
+    finished = FinishedShard(entry.name, entry.records, entry.bytes, entry.sha256, tuple(used), tuple(skipped))
+    plan.finish_shard(shard, finished)
 
 
 def _load(source: Photos, recipe: Recipe, photo: int) -> tuple[int, np.ndarray | UnusablePhoto]:

@@ -21,7 +21,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 from jaxtyping import Float, UInt32
 
-from fmboost_jax.data.dataset import DTYPES, REDO, SHARD_NAME, DatasetInfo, Recipe, Shard
+from fmboost_jax.data.dataset import DTYPES, REDO, DatasetInfo, Recipe, Shard
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import partial_path, publish
 
@@ -145,21 +145,22 @@ class PairSource:
         if len(data) != record_bytes(self._info):
             raise self._damaged(number, index, f"has {len(data)} bytes, expected {record_bytes(self._info)}")
         header, low, high = decode(self._info, data)
-        shard = int(SHARD_NAME.fullmatch(self._info.shards[number].name)[1])
+        shard = int(pathlib.PurePosixPath(self._info.shards[number].name).stem)
         if header[:2].tolist() != [shard, place]:
             raise self._damaged(number, index, f"says that it is record {header[1]} of shard {header[0]:05d}")
         return {"record": np.uint32(index), "low": low, "high": high}
 
     def _reader(self, number: int) -> ArrayRecordReader:
         with self._lock:
-            if self._readers[number] is None:
+            reader = self._readers[number]
+            if reader is None:
                 path = str(self._info.folder / self._info.shards[number].name)
                 reader = ArrayRecordReader(path, options=_READER, file_reader_buffer_size=_READ_BUFFER)
                 found, expected = reader.num_records(), self._info.shards[number].records
                 if found != expected:
                     raise RuntimeError(f"its file's index gives {found} records, expected {expected}")
                 self._readers[number] = reader
-            return self._readers[number]
+            return reader
 
     def _damaged(self, number: int, index: int, what: str) -> InputError:
         shard = self._info.folder / self._info.shards[number].name

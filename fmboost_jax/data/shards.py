@@ -10,22 +10,23 @@ import hashlib
 import json
 import pathlib
 
+from fmboost_jax.configuration import from_mapping
 from fmboost_jax.data.dataset import FORMAT, DatasetInfo, Recipe, Shard
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import from_json, read_json, write_atomically
+from fmboost_jax.files import read_json, write_atomically
 
 
 @dataclasses.dataclass(frozen=True)
 class FinishedShard(Shard):
-    """What stands in a shard's JSON file: beside the shard itself, its photographs.
+    """Content of a shard's JSON file: the shard, and its photographs.
 
     Attributes:
         photos: names of the photographs in it, in the records' order.
         skipped: (name, reason) of those left out. Without photographs there is no shard file.
     """
 
-    photos: list
-    skipped: list
+    photos: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,7 +105,7 @@ class Plan:
     def finished_shard(self, shard: int) -> FinishedShard | None:
         """A shard that was finished before, or None."""
         path = self._json(shard)
-        return from_json(FinishedShard, read_json(path), path) if path.exists() else None
+        return from_mapping(FinishedShard, read_json(path), str(path), "precompute again") if path.exists() else None
 
     def is_intact(self, shard: int) -> bool:
         """Whether a shard is finished and its file still has its checksum."""
@@ -128,10 +129,11 @@ class Plan:
         """
         finished = []
         for shard in range(self.shards):
-            finished.append(self.finished_shard(shard))
-            if finished[-1] is None:
+            found = self.finished_shard(shard)
+            if found is None:
                 return None
-        skipped = [tuple(photo) for shard in finished for photo in shard.skipped]
+            finished.append(found)
+        skipped = [photo for shard in finished for photo in shard.skipped]
         used = [shard for shard in finished if shard.records]
         if not used:
             name, reason = skipped[0]

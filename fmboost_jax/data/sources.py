@@ -5,7 +5,7 @@ import io
 import os
 import pathlib
 import re
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from fmboost_jax.errors import InputError, one_line
 
@@ -83,7 +83,7 @@ class TFDSPhotos:
         except ImportError as error:
             raise InputError("--tfds needs tensorflow-datasets: pip install 'fmboost_jax[tfds]'") from error
         try:
-            builder = tfds.builder(match["name"], data_dir=match["folder"], file_format="array_record")
+            builder: Any = tfds.builder(match["name"], data_dir=match["folder"], file_format="array_record")
             images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]
             self._feature = "image" if "image" in images else "".join(images[:1])
             if not images:

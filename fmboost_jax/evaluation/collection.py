@@ -101,9 +101,9 @@ def check_pairs(images: Collection, reference: Collection, protocol: Protocol) -
         return
     unequal = []
     for name in images.names:
-        sizes = images.size(name), reference.size(name)
-        if None not in sizes and sizes[0] != sizes[1]:
-            unequal.append(f"{name} {sizes[0][0]}×{sizes[0][1]} against {sizes[1][0]}×{sizes[1][1]}")
+        size, expected = images.size(name), reference.size(name)
+        if size is not None and expected is not None and size != expected:
+            unequal.append(f"{name} {size[0]}×{size[1]} against {expected[0]}×{expected[1]}")
     if unequal:
         raise InputError(
             f"{len(unequal)} pairs of different sizes: {_some(unequal)}; set high_res to cut all to one size"
@@ -131,13 +131,12 @@ def read_captions(path: str, names: list[str]) -> dict[str, str]:
         except (KeyError, TypeError) as error:
             raise InputError(f"captions {path}: expected COCO's fields, {error} is missing") from error
         content = dict(pairs)
-    captions = {
-        _stem(name): value[0] if isinstance(value, list) and value else value for name, value in content.items()
-    }
-    missing = [name for name in names if not isinstance(captions.get(name), str)]
+    firsts = {_stem(name): value[0] if isinstance(value, list) and value else value for name, value in content.items()}
+    captions = {name: value.strip() for name, value in firsts.items() if isinstance(value, str)}
+    missing = [name for name in names if name not in captions]
     if missing:
         raise InputError(f"captions {path}: {len(missing)} of {len(names)} images have none: {_some(missing)}")
-    return {name: captions[name].strip() for name in names}
+    return {name: captions[name] for name in names}
 
 
 def _stem(name: str) -> str:

@@ -79,6 +79,11 @@ class Measures:
                     rows[index][name] = float(value)
         return rows
 
+    @property
+    def dimensions(self) -> int:
+        """Length of a feature vector; 0 where no distance between sets is asked for."""
+        return self.network.dimensions if self.network else 0
+
     def features(self, names: list[str], images: list[Picture]) -> dict[str, np.ndarray]:
         """Feature vectors for each distance between sets, by its name.
 
@@ -95,7 +100,7 @@ class Measures:
                     seed = self._protocol.seed
                     stacked = [patches(images[i], names[i], size=size, count=count, seed=seed) for i in group]
                 parts.append(self._features(np.concatenate(stacked)))
-            found[name] = np.concatenate(parts) if parts else np.zeros((0, self.network.dimensions), np.float32)
+            found[name] = np.concatenate(parts) if parts else np.zeros((0, self.dimensions), np.float32)
         return found
 
 

@@ -10,7 +10,7 @@ import json
 import pathlib
 import shutil
 import zipfile
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -65,7 +65,8 @@ class Parts:
         """Write a part, whole or not at all."""
         facts = json.dumps({"rows": part.rows, "skipped": part.skipped, "seconds": part.seconds})
         content = io.BytesIO()
-        np.savez(content, **{_FACTS: np.frombuffer(facts.encode(), np.uint8)}, **part.features)
+        arrays: dict[str, Any] = {_FACTS: np.frombuffer(facts.encode(), np.uint8)} | part.features
+        np.savez(content, **arrays)
         write_atomically(self._path(kind, number), content.getvalue())
 
     def read(self, kind: str, number: int) -> Part:

@@ -96,7 +96,7 @@ class Protocol:
     def feature_sets(self) -> dict[str, tuple[int, int] | None]:
         """The distances between sets by name, each with its patches, or None for whole images."""
         distance = KINDS[self.features].metric
-        sets = {distance: None} if "fid" in self.metrics else {}
+        sets: dict[str, tuple[int, int] | None] = {distance: None} if "fid" in self.metrics else {}
         if "patch-fid" in self.metrics:
             sets |= {f"patch-{size}-{distance}": (size, count) for size, count in self.patches}
         return sets

@@ -107,6 +107,7 @@ class Session:
         metrics = summary(rows)
         told = []
         if found:
+            assert reference is not None, "the commands ask for a reference where a metric compares two sets"
             expected, skipped_there = self._reference(reference, checksum)
             skipped += [entry for entry in skipped_there if entry not in skipped]
             for name, statistics in found.items():
@@ -162,7 +163,7 @@ class Session:
         return paths
 
     def _empty(self) -> dict[str, FeatureStatistics]:
-        return {name: FeatureStatistics(self._measures.network.dimensions) for name in self._protocol.feature_sets}
+        return {name: FeatureStatistics(self._measures.dimensions) for name in self._protocol.feature_sets}
 
     def _all(self, kind: str, names: list[str]) -> Iterator[Part]:
         return (self._parts.read(kind, number) for number in range(_batches(names, self._protocol.batch_size)))

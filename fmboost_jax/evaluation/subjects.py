@@ -71,8 +71,8 @@ class Folder:
 
     def batch(self, names: list[str], loaded: list[tuple[Picture, Picture | None]]) -> Batch:
         """As loaded."""
-        images = [image for image, _ in loaded]
-        return Batch(images, [original for _, original in loaded] if self._originals else None, 0.0)
+        originals = [original for _, original in loaded if original is not None]
+        return Batch([image for image, _ in loaded], originals if self._originals else None, 0.0)
 
 
 class SmallPhotographs:

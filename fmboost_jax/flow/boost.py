@@ -77,7 +77,7 @@ def boost_latents(
         return _whole_steps(velocity_fn, x0, context, solver, objective, guidance, return_trajectory)
     if guidance is None:
 
-        def velocity(x, t):
+        def velocity(x, t, /):
             return velocity_fn(x, t, context)
     else:
         velocity = guided(velocity_fn, context, jnp.zeros_like(context), guidance)

@@ -44,7 +44,7 @@ class Generator:
         boosters: Sequence[Booster],
         *,
         dtype: str = "float32",
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         fsdp: int = 1,
     ):
         if not boosters:
@@ -67,7 +67,7 @@ class Generator:
         boosters: Sequence[str | os.PathLike | Booster],
         *,
         dtype: str = "float32",
-        devices: Sequence[jax.Device] | None = None,
+        devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         fsdp: int = 1,
     ) -> "Generator":
         """Load a base model and its boosters.

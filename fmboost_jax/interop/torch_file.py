@@ -119,7 +119,7 @@ class _Row:
         for key in keys:
             storage = self._storages[key]
             count = int.from_bytes(self._file.read(8), "little")
-            if count != storage.size or self._file.readinto(storage.view(np.uint8)) != storage.nbytes:
+            if count != storage.size or self._file.readinto(storage.view(np.uint8).data) != storage.nbytes:
                 raise InputError(f"weights {self._path}: the file is damaged or cut short at storage {key}")
         return content
 

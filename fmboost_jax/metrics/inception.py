@@ -69,8 +69,8 @@ _POOL_AFTER = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
 def _chain(name: str, *layers: tuple[int, int, int] | tuple[int, int, int, int]) -> tuple[Layer, ...]:
     """Layers (outputs, height, width[, stride]) with numbers behind their name, but where there is only one."""
     if len(layers) == 1:
-        (outputs, *kernel, stride) = (*layers[0], 1)[:4]
-        return (Layer(name, outputs, tuple(kernel), stride),)
+        outputs, height, width, stride = (*layers[0], 1)[:4]
+        return (Layer(name, outputs, (height, width), stride),)
     numbered = enumerate(((*layer, 1)[:4] for layer in layers), 1)
     return tuple(Layer(f"{name}_{number}", outputs, (h, w), stride) for number, (outputs, h, w, stride) in numbered)
 

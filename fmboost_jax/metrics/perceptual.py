@@ -70,7 +70,7 @@ def _lpips_from_hub() -> str:
     import huggingface_hub
 
     try:
-        return huggingface_hub.snapshot_download(LPIPS_HUB, allow_patterns=LPIPS_FILES)
+        return huggingface_hub.snapshot_download(LPIPS_HUB, allow_patterns=list(LPIPS_FILES))
     # The hub's client fails in as many ways as the network does; all mean the same to the person who waits.
     except Exception as error:
         raise InputError(

@@ -5,6 +5,8 @@ memory, row-major and without a transpose, as (batch, heads, positions, 3·dim_h
 interleaved. Its checkpoints only work with exactly that, so it is kept here as `attention_layout="interleaved"`.
 """
 
+from typing import cast
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -70,7 +72,8 @@ def attend(
     if not is_symbolic_dim(n) and n <= QUERY_BLOCK:
         return jax.nn.dot_product_attention(q, k, v)
     count = -(-n // QUERY_BLOCK)
-    blocks = jnp.pad(q, ((0, 0), (0, count * QUERY_BLOCK - n), (0, 0), (0, 0)))
+    filling = cast(int, count * QUERY_BLOCK - n)  # may be symbolic, which jnp.pad takes and its stub does not
+    blocks = jnp.pad(q, ((0, 0), (0, filling), (0, 0), (0, 0)))
     blocks = blocks.reshape(b, count, QUERY_BLOCK, heads, dim).swapaxes(0, 1)
     out = jax.lax.map(lambda block: jax.nn.dot_product_attention(block, k, v), blocks)
     return out.swapaxes(0, 1).reshape(b, -1, heads, dim)[:, :n]

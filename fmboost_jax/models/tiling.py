@@ -8,6 +8,7 @@ a machine that holds the activations; it is exact there. `bench/decode.py seams`
 import itertools
 from collections.abc import Callable
 
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -37,16 +38,17 @@ def decode_tiled(
         raise InputError(f"overlap of tiles must be at least 0 and less than the tile's {tile}, found {overlap}")
     batch, height, width, _ = latent.shape
     rows, columns = _starts(height, tile, overlap), _starts(width, tile, overlap)
-    first = np.asarray(decode(latent[:, :tile, :tile]))
+    first = np.asarray(decode(jnp.asarray(latent[:, :tile, :tile])))
     factor = first.shape[1] // min(tile, height)
     result = np.zeros((batch, height * factor, width * factor, first.shape[-1]), np.float32)
     row_weights = _weights(rows, height, tile, overlap, factor)
     column_weights = _weights(columns, width, tile, overlap, factor)
     for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
-        part = np.asarray(decode(latent[:, top : top + tile, left : left + tile])) if i or j else first
+        part = jnp.asarray(latent[:, top : top + tile, left : left + tile])
+        image = np.asarray(decode(part)) if i or j else first
         weight = row_weights[i][:, None, None] * column_weights[j][None, :, None]
         y, x = top * factor, left * factor
-        result[:, y : y + part.shape[1], x : x + part.shape[2]] += part * weight
+        result[:, y : y + image.shape[1], x : x + image.shape[2]] += image * weight
     return result
 
 

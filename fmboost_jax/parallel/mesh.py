@@ -27,12 +27,15 @@ class MeshConfig:
     spatial: int = 1
 
 
-def make_mesh(sizes: dict[str, int], devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(
+    sizes: dict[str, int],
+    devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
+) -> Mesh:
     """A mesh over all devices.
 
     Args:
         sizes: one size for each of `data`, `fsdp`, `spatial`; at most one −1, which takes the devices that are left.
-        devices: those to use; all of every process unless told.
+        devices: those to use; default: all devices of all processes.
 
     Raises:
         InputError: sizes whose product is not the number of devices.

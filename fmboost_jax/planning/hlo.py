@@ -96,8 +96,9 @@ class Program:
         found = instructions.get(name)
         while found is not None and found.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
             found = instructions.get(found.operands[0])
-        digits = found is not None and found.opcode == "constant" and re.fullmatch(r"-?\d+", found.literal)
-        return int(found.literal) if digits else None
+        if found is None or found.opcode != "constant" or not re.fullmatch(r"-?\d+", found.literal):
+            return None
+        return int(found.literal)
 
 
 def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:

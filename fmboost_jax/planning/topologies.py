@@ -69,7 +69,7 @@ class Slice:
     name: str
     chip: Chip
     sides: tuple[int, ...]
-    devices: list[jax.Device]
+    devices: list[jax.Device]  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
 
 
 def tpu_slice(name: str) -> Slice:

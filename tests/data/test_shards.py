@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from fmboost_jax.data.dataset import DatasetInfo, Recipe
+from fmboost_jax.data.dataset import DatasetInfo, Recipe, Shard
 from fmboost_jax.data.records import ShardWriter, encode
 from fmboost_jax.data.shards import FinishedShard, Plan
 from fmboost_jax.errors import InputError
@@ -32,9 +32,9 @@ def finish(plan, shard, skipped=()):
         entry = writer.finish()
     else:
         writer.discard()
-        entry = FinishedShard(plan.shard_name(shard), 0, 0, "", [], [])
-    reasons = [(name, "broken") for name in names if name in skipped]
-    plan.finish_shard(shard, FinishedShard(entry.name, entry.records, entry.bytes, entry.sha256, used, reasons))
+        entry = Shard(plan.shard_name(shard), 0, 0, "")
+    reasons = tuple((name, "broken") for name in names if name in skipped)
+    plan.finish_shard(shard, FinishedShard(entry.name, entry.records, entry.bytes, entry.sha256, tuple(used), reasons))
 
 
 def test_every_photograph_is_in_one_shard(plan):
