@@ -1,0 +1,24 @@
+# %% [markdown]
+# # From a prompt to 1024²
+#
+# Any text-to-image pipeline of diffusers makes a small latent; a booster that was trained on its autoencoder's latents
+# makes it large. It needs `pip install ".[diffusers]"`, a base model, and such a booster: none is packaged.
+
+# %%
+from fmboost_jax import Booster
+from fmboost_jax.boosting import boost_pipeline, load_pipeline
+
+BASE = "BASE_FOLDER_OR_ID"
+BOOSTER = "BOOSTER_FOLDER_OR_ID"
+
+# %%
+pipe = load_pipeline(BASE)
+booster = Booster.from_pretrained(BOOSTER)
+booster
+
+# %% [markdown]
+# `base_steps` are the base model's, `steps` the booster's. 64 × 64 latents become 128 × 128, which decode to 1024².
+
+# %%
+images = boost_pipeline(pipe, "a red fox in snow", booster, base_steps=4, steps=4, height=512, width=512)
+images.shape

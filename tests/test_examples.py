@@ -1,0 +1,30 @@
+"""The notebooks: each is what its script says, and those that need no further weights run in small."""
+
+import runpy
+
+import matplotlib as mpl
+import pytest
+
+from tests.commands import ROOT
+
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("script", EXAMPLES, ids=lambda path: path.stem)
+def test_the_notebook_is_the_script(script):
+    jupytext = pytest.importorskip("jupytext", reason="notebooks are made of scripts by jupytext")
+    notebook, source = jupytext.read(script.with_suffix(".ipynb")), jupytext.read(script)
+    assert [(c.cell_type, c.source) for c in notebook.cells] == [(c.cell_type, c.source) for c in source.cells]
+
+
+@pytest.mark.parametrize("name", ["upscale_a_photograph", "the_flow_in_2d", "train_on_your_photographs"])
+def test_it_runs_in_small(name, monkeypatch):
+    monkeypatch.setenv("FMBOOST_SMALL", "1")
+    mpl.use("Agg")
+    found = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))
+    if name == "upscale_a_photograph":
+        assert found["large"].size == (96, 96)
+    if name == "the_flow_in_2d":
+        assert sum(found["losses"][-20:]) < 0.9 * sum(found["losses"][:20])
+    if name == "train_on_your_photographs":
+        assert found["booster"](found["photograph"]).size == (128, 128)
