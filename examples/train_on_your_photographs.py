@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Train on your own photographs
 #
-# The whole way in small: latent pairs, training, a bundle, a boosted photograph. With the demo's config it runs on a CPU
-# in minutes; for Stable Diffusion's latents take `cfm1024` and an accelerator.
+# The whole way in small: latent pairs, training, a bundle, a boosted photograph. With the demo's config it runs on a
+# CPU in minutes; for Stable Diffusion's latents take `cfm1024` and an accelerator.
 
 # %%
 import os
