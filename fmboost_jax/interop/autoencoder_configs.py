@@ -1,4 +1,4 @@
-"""Architectures of autoencoders as other projects write them down, or as their tensors show them."""
+"""Architectures of autoencoders, from other projects' configs or from the shapes of their tensors."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -10,15 +10,15 @@ from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
 
 
 def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> AutoencoderKLConfig:
-    """Our config for diffusers' `config.json` or CompVis' `ddconfig`.
+    """Return our config for diffusers' `config.json` or CompVis' `ddconfig`.
 
     Args:
         config: one of the two; CompVis' may also hold `scaling_factor` (or `scale_factor`) and `shift_factor`.
-        quant_convs: whether the weights have the 1×1 convolutions about the latent; `ddconfig` does not say.
+        quant_convs: whether the weights have the 1×1 convolutions around the latent, which `ddconfig` leaves open.
         dtype: see `AutoencoderKLConfig`.
 
     Raises:
-        InputError: neither of the two, or settings that this architecture does not have; all in one message.
+        InputError: neither of the two, or settings of another architecture; one message names all.
     """
     if "block_out_channels" in config:
         return _diffusers_kl(config, dtype)
@@ -31,7 +31,7 @@ def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> Autoe
 
 
 def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
-    # What diffusers assumes where the file is silent.
+    # diffusers' defaults.
     settings: dict[str, Any] = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 32, **config}
     get = settings.get
     _only(
@@ -85,7 +85,7 @@ def _compvis_kl(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> Aut
 
 
 def compvis_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """The `ddconfig` that a state dict of CompVis names was made with, as its shapes show it.
+    """Infer the `ddconfig` of a state dict of CompVis names from its shapes.
 
     Raises:
         InputError: the tensors are not those of a KL autoencoder under CompVis names.
@@ -110,10 +110,10 @@ def compvis_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: str) -> AutoencoderTinyConfig:
-    """Our config of the TAESD family: architecture from the tensors, latent scale from diffusers' `config.json`.
+    """Return our config of the TAESD family: architecture from the tensors, latent scale from diffusers' `config.json`.
 
     Raises:
-        InputError: tensors of another architecture, or settings beyond it.
+        InputError: tensors or settings of another architecture.
     """
     _only(
         "autoencoder config",
@@ -126,7 +126,7 @@ def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: st
     if len(encoder) < 2 or len(decoder) < 2:
         raise InputError("autoencoder weights: expected TAESD's layers of an encoder and a decoder, found too few")
     first, last = encoder[0][1], encoder[-1][1]
-    patch_size = config.get("patch_size", 1)  # ours; diffusers has no such thing
+    patch_size = config.get("patch_size", 1)  # a field of this package, not of diffusers
     return AutoencoderTinyConfig(
         image_channels=first.shape[1] // patch_size**2,
         patch_size=patch_size,
@@ -142,7 +142,7 @@ def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: st
 
 
 def _layers(side: str, tensors: Mapping[str, Any]) -> list[tuple[bool, Any]]:
-    """(is a residual block, its first weight) of one side's layers, in their order."""
+    """Return (is a residual block, its first weight) for each of one side's layers, in order."""
     pattern = re.compile(rf"{side}\.(?:layers\.)?(\d+)\.(conv\.0\.)?weight")
     found = [(pattern.fullmatch(name), tensor) for name, tensor in tensors.items()]
     layers = {int(match[1]): (bool(match[2]), tensor) for match, tensor in found if match}
@@ -150,7 +150,7 @@ def _layers(side: str, tensors: Mapping[str, Any]) -> list[tuple[bool, Any]]:
 
 
 def _blocks_after_each(layers: list[tuple[bool, Any]]) -> tuple[int, ...]:
-    """How many residual blocks follow each convolution."""
+    """Count the residual blocks after each convolution."""
     counts: list[int] = []
     for is_block, _ in layers:
         if is_block and counts:
@@ -165,12 +165,12 @@ def _count(pattern: str, tensors: Mapping[str, Any]) -> int:
 
 
 def _only_kind(kinds: Iterable[str] | None) -> str | None:
-    """The one kind of block in a list of them, or all that there are."""
+    """Return the kind of block in a list, or all kinds where it has several."""
     return ", ".join(sorted(set(kinds))) if kinds else None
 
 
 def _only(what: str, **settings: tuple[Any, tuple]) -> None:
-    """Refuse every setting whose value is not one that this architecture has."""
+    """Refuse settings whose value this architecture does not have."""
     wrong = [
         f"{name}={value!r} (expected {' or '.join(repr(known) for known in allowed)})"
         for name, (value, allowed) in settings.items()

@@ -23,24 +23,25 @@ from fmboost_jax.models.first_stage import Identity, IdentityConfig
 
 KL_TABLES = {"compvis": COMPVIS_KL, "diffusers": DIFFUSERS_KL, "old_diffusers": OLD_DIFFUSERS_KL}
 TINY_TABLES = {"taesd": TAESD, "diffusers": DIFFUSERS_TINY}
-# Where CompVis' first stage stands in larger checkpoints: Stable Diffusion's, and the reference's training checkpoints.
+# Prefixes of CompVis' first stage in larger checkpoints: Stable Diffusion's, and the reference's training checkpoints.
 _FIRST_STAGE_PREFIXES = ("first_stage_model.", "first_stage.")
-# SD 1.x/2.x, what a file of 4 latent channels is taken for where no config says otherwise.
+# SD 1.x/2.x: the default for a file of 4 latent channels without a config.
 _SD_SCALING_FACTOR = 0.18215
 
 
 def load_autoencoder_kl(
     state_dict: Mapping[str, Any], config: AutoencoderKLConfig | Mapping[str, Any], dtype: str = "float32"
 ) -> AutoencoderKL:
-    """A KL autoencoder from CompVis, diffusers or old diffusers names; the names themselves tell which.
+    """Load a KL autoencoder from CompVis, diffusers or old diffusers names, whichever the state dict has.
 
     Args:
         state_dict: numpy arrays or PyTorch tensors of any float type.
         config: ours, CompVis' `ddconfig` or diffusers' `config.json`, the last two as dictionaries.
-        dtype: what convolutions and matmuls compute in, unless `config` is ours and says so itself.
+        dtype: dtype of convolutions and matrix products; ignored where `config` is ours, which has its own. Default:
+            "float32".
 
     Raises:
-        InputError: a config beyond this architecture, or tensors that are missing, surplus or misshapen.
+        InputError: a config of another architecture, missing keys, unexpected keys or size mismatches.
     """
     if not isinstance(config, AutoencoderKLConfig):
         config = configs.kl_config(config, quant_convs="quant_conv.weight" in state_dict, dtype=dtype)
@@ -60,16 +61,17 @@ def load_autoencoder_tiny(
     config: AutoencoderTinyConfig | Mapping[str, Any] | None = None,
     dtype: str = "float32",
 ) -> AutoencoderTiny:
-    """An autoencoder of the TAESD family, from diffusers' names or the original layer numbers.
+    """Load an autoencoder of the TAESD family from diffusers' names or the original layer numbers.
 
     Args:
-        state_dict: `encoder.layers.<n>…` as diffusers, or `encoder.<n>…` and `decoder.<n>…` as the original files
-            with the file's side in front.
-        config: ours, or diffusers' `config.json` as a dictionary; None: all that the tensors tell is all there is.
-        dtype: what convolutions compute in, unless `config` is ours and says so itself.
+        state_dict: `encoder.layers.<n>…` as in diffusers, or `encoder.<n>…` and `decoder.<n>…`: the names in the
+            original files after the file's side.
+        config: ours, or diffusers' `config.json` as a dictionary; None: the tensors' shapes decide, the
+            latent scale is 1.
+        dtype: dtype of convolutions; ignored where `config` is ours, which has its own. Default: "float32".
 
     Raises:
-        InputError: a config beyond this architecture, or tensors that are missing, surplus or misshapen.
+        InputError: a config of another architecture, missing keys, unexpected keys or size mismatches.
     """
     names = "diffusers" if any(name.startswith("encoder.layers.") for name in state_dict) else "taesd"
     if not isinstance(config, AutoencoderTinyConfig):
@@ -94,7 +96,7 @@ def _load_kl(path: str, dtype: str) -> AutoencoderKL:
     config = configs.compvis_arguments(tensors)
     if config["z_channels"] != 4:
         raise InputError(
-            f"autoencoder {path}: {config['z_channels']} latent channels whose scale the file does not tell; put a "
+            f"autoencoder {path}: {config['z_channels']} latent channels and no scale in the file; put a "
             'config.json beside it: {"scaling_factor": …, "shift_factor": …} and the ddconfig'
         )
     return load_autoencoder_kl(tensors, {**config, "scaling_factor": _SD_SCALING_FACTOR}, dtype)
@@ -115,14 +117,14 @@ def _load_tiny(path: str, dtype: str) -> AutoencoderTiny:
 
 
 def _original_encoder(path: str) -> str:
-    """The encoder's file in a folder of TAESD's, or with a prefix of them."""
+    """Return the encoder's file in a folder of TAESD files, or with their prefix."""
     pattern = os.path.join(glob.escape(path), "*") if os.path.isdir(path) else glob.escape(path)
     found = sorted(glob.glob(f"{pattern}_encoder.pth") + glob.glob(f"{pattern}_encoder.safetensors"))
     if len(found) == 1:
         return found[0]
     if found:
         prefixes = ", ".join(name[: name.rindex("_encoder.")] for name in found)
-        raise InputError(f"autoencoder {path}: several of them; name one by its prefix: {prefixes}")
+        raise InputError(f"autoencoder {path}: several autoencoders; name one by its prefix: {prefixes}")
     raise InputError(f"autoencoder {path}: expected config.json with safetensors, or *_encoder.pth and *_decoder.pth")
 
 

@@ -1,6 +1,6 @@
-"""Models of ours on disk: `config.json` and, beside it, the parameters as an Orbax checkpoint.
+"""Folders of models: `config.json` and the parameters as an Orbax checkpoint.
 
-What `python -m fmboost_jax.convert` writes and every loader here reads.
+`python -m fmboost_jax.convert` writes them, and every loader of this package reads them.
 """
 
 import dataclasses
@@ -21,7 +21,7 @@ _PARAMETERS = "parameters"
 
 
 def save_model(folder: str, model: Any) -> None:
-    """Write a model's folder; it appears whole or not at all.
+    """Write a model's folder, atomically.
 
     Args:
         folder: must not exist yet.
@@ -53,11 +53,11 @@ def is_folder_of_ours(folder: str) -> bool:
 
 
 def load_model(folder: str, **changes: Any) -> Any:
-    """The model of a folder that `save_model` wrote.
+    """Load the model of a folder that `save_model` wrote.
 
     Args:
         folder: of the model.
-        changes: fields of its config to be replaced, such as `dtype="bfloat16"`; none that alter its parameters.
+        changes: fields of its config to replace, such as `dtype="bfloat16"`; they must keep the parameters' shapes.
 
     Raises:
         InputError: another kind of folder, or one that is damaged.
@@ -71,7 +71,9 @@ def load_model(folder: str, **changes: Any) -> Any:
         fields = {key: tuple(v) if isinstance(v, list) else v for key, v in description["config"].items()}
         config = config(**{**fields, **changes})
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"model {folder}: its {_CONFIG} does not describe a model of ours ({error})") from error
+        raise InputError(
+            f"model {folder}: its {_CONFIG} does not describe a model of this package ({error})"
+        ) from error
     graph, shapes = parameters.split(parameters.abstract(kind, config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)

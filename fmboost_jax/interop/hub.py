@@ -1,5 +1,4 @@
-"""Models by name: of the weights that are packaged, or by their id on the Hugging Face hub, where the network and the
-package `huggingface_hub` are there."""
+"""Models by name: packaged weights, or an id on the Hugging Face hub, which needs the package `huggingface_hub`."""
 
 import glob
 import os
@@ -13,14 +12,14 @@ _PATTERNS = ("config.json", "*.safetensors")
 
 
 def local_folder(path: str, what: str = "autoencoder") -> str:
-    """`path` itself where it exists or is the prefix of files; else packaged weights; else the folder of a hub id.
+    """Return the folder or file of a path, of packaged weights or of a hub id, in this order.
 
     Args:
         path: a folder, a file, the prefix of files, a name such as `demo-x2`, or `owner/name[/subfolder]`.
-        what: the thing that lies there, for messages.
+        what: kind of model, for messages. Default: "autoencoder".
 
     Raises:
-        InputError: neither here nor on the hub, or the hub cannot be reached.
+        InputError: no such path, name or id, or the hub is unreachable.
     """
     if os.path.exists(path) or glob.glob(f"{glob.escape(path)}_*"):
         return path
@@ -38,7 +37,9 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
     patterns = [f"{inner[0]}/{pattern}" if inner else pattern for pattern in _PATTERNS]
     try:
         root = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
-    # The hub's client fails in as many ways as the network does; all mean the same to the person who waits.
+    # The client raises many types of errors; all mean that the download failed.
     except Exception as error:
-        raise InputError(f"{what} {path}: no such folder, and the hub did not give it ({one_line(error)})") from error
+        raise InputError(
+            f"{what} {path}: no such folder, and the download from the hub failed ({one_line(error)})"
+        ) from error
     return os.path.join(root, *inner)

@@ -1,7 +1,7 @@
 """Weight names as tables: for each parameter of ours, its name and its layout in another format.
 
 A table is read from our side: every parameter of a model is spelled in the other format, looked up there (loading)
-or written there (export). Whatever a state dict holds beyond that is surplus.
+or written there (export). A state dict's other keys are unexpected.
 """
 
 import functools
@@ -18,7 +18,7 @@ from fmboost_jax.models.parameters import Model
 
 
 class Layout(NamedTuple):
-    """How a layer's weight lies here and there.
+    """How a layer's weight is laid out in our arrays and in the other format's.
 
     Attributes:
         leaf: our name of what the other format calls `weight`; a `bias` is a vector on both sides.
@@ -60,7 +60,7 @@ class Table(NamedTuple):
     Attributes:
         name: what the format is called.
         rows: see `Row`.
-        numbers: from the model's config and the matched i and j to whatever else `theirs` counts.
+        numbers: maps the model's config and the matched i and j to the other numbers that `theirs` uses.
     """
 
     name: str
@@ -69,12 +69,12 @@ class Table(NamedTuple):
 
 
 def within(ours: str, theirs: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """A block's rows, placed where the block stands in the model."""
+    """Prefix a block's rows with the block's place in the model."""
     return tuple(Row(f"{ours}.{row.ours}", f"{theirs}.{row.theirs}", row.layout) for row in rows)
 
 
 def spell(table: Table, config: Any, path: str) -> tuple[str, Layout]:
-    """Their name and the layout of our parameter `path` (dots between its parts).
+    """Return the other format's name and the layout of our parameter `path` (dots between its parts).
 
     Raises:
         KeyError: the table has no such parameter.
@@ -95,20 +95,21 @@ def _pattern(ours: str) -> re.Pattern:
 
 
 def build(model: type[Model], config: Any, table: Table, tensors: Mapping[str, Any]) -> Model:
-    """A model with the weights of a state dict.
+    """Build a model with the weights of a state dict.
 
     Args:
         model: its class, called as `model(config, rngs=...)`.
         config: its architecture.
         table: the format of the names.
-        tensors: the state dict, numpy arrays or PyTorch tensors; any float type, kept as float32 here.
+        tensors: the state dict, numpy arrays or PyTorch tensors; of any float type; they become float32.
 
     Raises:
-        InputError: tensors that are missing, surplus, of another shape or not of floats: all of them in one message.
+        InputError: missing or unexpected keys, size mismatches, tensors that are not floats; one message names all.
     """
     graph, shapes = parameters.split(parameters.abstract(model, config))
     arrays = {name: as_array(tensor) for name, tensor in tensors.items()}
-    loaded, missing, unfit, known = {}, [], [], set()
+    loaded, known = {}, set()
+    missing, mismatched, not_floats = [], [], []
     for path, ours in shapes.items():
         theirs, layout = spell(table, config, path)
         known.add(theirs)
@@ -117,27 +118,32 @@ def build(model: type[Model], config: Any, table: Table, tensors: Mapping[str, A
             continue
         array, shape = arrays[theirs], layout.outward(np.broadcast_to(np.float32(0), ours.shape)).shape
         if array.shape != shape:
-            unfit.append(f"{theirs} expected {shape} found {array.shape}")
+            mismatched.append(f"{theirs} expected {shape} found {array.shape}")
         elif not jnp.issubdtype(array.dtype, jnp.floating):
-            unfit.append(f"{theirs} expected floats found {array.dtype}")
+            not_floats.append(f"{theirs} is {array.dtype}")
         else:
             loaded[path] = jnp.asarray(layout.inward(array.astype(np.float32)))
-    surplus = sorted(arrays.keys() - known)
+    unexpected = sorted(arrays.keys() - known)
     problems = [
-        f"{len(names)} {kind}: {', '.join(names)}"
-        for kind, names in (("missing", missing), ("surplus", surplus), ("misshapen", unfit))
+        f"{kind} ({len(names)}): {', '.join(names)}"
+        for kind, names in (
+            ("missing keys", missing),
+            ("unexpected keys", unexpected),
+            ("size mismatch", mismatched),
+            ("not floats", not_floats),
+        )
         if names
     ]
     if problems:
         raise InputError(
             f"weights with {table.name} names do not fit this {model.__name__}; {'; '.join(problems)}; "
-            "compare the config with the one that the weights were made with"
+            "compare the config with the one that the weights were trained with"
         )
     return cast(Model, parameters.merge(graph, loaded))
 
 
 def export(model: Any, table: Table) -> dict[str, np.ndarray]:
-    """The model's parameters as a state dict of float32 arrays; what `build` reads, bit for bit."""
+    """Return the model's parameters as a state dict of float32 arrays, the inverse of `build`, bit for bit."""
     result = {}
     for path, value in parameters.split(model)[1].items():
         theirs, layout = spell(table, model.config, path)
@@ -146,7 +152,7 @@ def export(model: Any, table: Table) -> dict[str, np.ndarray]:
 
 
 def as_array(tensor: Any) -> np.ndarray:
-    """A numpy array of an array or of a PyTorch tensor (bfloat16 ones included)."""
+    """Convert an array or a PyTorch tensor, also of bfloat16, to a numpy array."""
     if hasattr(tensor, "detach"):
         tensor = tensor.detach().cpu()
         return tensor.float().numpy() if tensor.is_floating_point() else tensor.numpy()

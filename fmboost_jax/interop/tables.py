@@ -1,4 +1,4 @@
-"""The tables themselves, one for each format that weights come in; `fmboost_jax.interop.names` reads them."""
+"""One table of weight names for each format; `fmboost_jax.interop.names` reads them."""
 
 from fmboost_jax.interop.names import (
     CONV,

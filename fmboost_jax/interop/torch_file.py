@@ -1,9 +1,10 @@
-"""PyTorch's files (`.pth`, `.ckpt`, `.bin`) read without PyTorch, and without running anything they hold.
+"""A reader of PyTorch's files (`.pth`, `.ckpt`, `.bin`) that needs no PyTorch and executes no code of the file.
 
 Since version 1.6 such a file is a zip archive: `data.pkl` pickles the structure, `data/<key>` holds each storage's raw
-bytes. Before, it was a row of pickles (a magic number, a version, facts about the machine, the structure, the names of
-the storages) with the raw bytes behind. A pickle may call any function that it names. This reader knows the handful
-that tensors and dictionaries need; a name beyond those may stand in the file, but whoever calls it is refused.
+bytes. Before, it was a sequence of pickles (a magic number, a version, facts about the machine, the structure, the
+names of the storages), followed by the raw bytes. A pickle can call any global that it names. This reader allows those
+that tensors and dictionaries need. Every other global is blocked: it may appear in the file, and calling it is an
+error.
 """
 
 import collections
@@ -33,14 +34,14 @@ _STORAGES = {
     "BoolStorage": np.bool_,
 }
 _ZIP_MAGIC = b"PK\x03\x04"
-# Of the row of pickles: pickled in protocol 2 as a long of ten bytes.
-_ROW_NUMBER = 0x1950A86A20F9469CFC6C
-_ROW_MAGIC = b"\x80\x02\x8a\x0a" + _ROW_NUMBER.to_bytes(10, "little")
+# The magic number of the older format, pickled in protocol 2 as a long of ten bytes.
+_LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
+_LEGACY_MAGIC = b"\x80\x02\x8a\x0a" + _LEGACY_NUMBER.to_bytes(10, "little")
 _GZIP_MAGIC = b"\x1f\x8b"
 
 
 def read_torch_file(path: str) -> Any:
-    """What a PyTorch file holds, tensors as numpy arrays; the file may be gzipped.
+    """Read the object in a PyTorch file, tensors as numpy arrays; the file may be gzipped.
 
     Args:
         path: of the file.
@@ -49,18 +50,18 @@ def read_torch_file(path: str) -> Any:
         The pickled object, usually a dictionary.
 
     Raises:
-        InputError: no such file, another format, a damaged archive, or a pickle that wants to run code.
+        InputError: a missing file, another format, a damaged archive, or a pickle that would run code.
     """
     try:
         with open(path, "rb") as file:
             content = io.BytesIO(gzip.decompress(file.read())) if file.peek(2).startswith(_GZIP_MAGIC) else file
-            start = content.read(len(_ROW_MAGIC))
+            start = content.read(len(_LEGACY_MAGIC))
             content.seek(0)
-            if start == _ROW_MAGIC:
-                return _Row(path, content).load()
+            if start == _LEGACY_MAGIC:
+                return _LegacyFile(path, content).load()
             if not start.startswith(_ZIP_MAGIC):
                 raise InputError(
-                    f"weights {path}: expected a file that torch.save wrote, found something else; "
+                    f"weights {path}: expected a file of torch.save, found another format; "
                     "load it with PyTorch and torch.save it again"
                 )
             with zipfile.ZipFile(content) as archive:
@@ -72,7 +73,7 @@ def read_torch_file(path: str) -> Any:
 
 
 class _Archive:
-    """One open zip file: finds its pickle, hands storages to tensors."""
+    """One open zip file: it finds the pickle and reads storages for tensors."""
 
     def __init__(self, path: str, archive: zipfile.ZipFile):
         self._path = path
@@ -100,13 +101,13 @@ class _Archive:
         return self._storages[key]
 
 
-class _Row:
-    """One open file of before version 1.6; its storages are filled after the tensors that look at them were made."""
+class _LegacyFile:
+    """One open file from before version 1.6; its storages are filled after their tensors exist."""
 
     def __init__(self, path: str, file: io.BufferedIOBase):
         self._path = path
         self._file = file
-        self._left = file.seek(0, io.SEEK_END)
+        self._bytes_left = file.seek(0, io.SEEK_END)
         file.seek(0)
         self._storages: dict[str, np.ndarray] = {}
 
@@ -129,15 +130,15 @@ class _Row:
             raise ValueError("a storage that is a view of another")
         storage_type, key, count = _storage_facts(tuple(facts))
         if key not in self._storages:
-            self._left -= count * storage_type.dtype.itemsize
-            if count < 0 or self._left < 0:
+            self._bytes_left -= count * storage_type.dtype.itemsize
+            if count < 0 or self._bytes_left < 0:
                 raise ValueError(f"storage {key} of {count} values is larger than the file")
             self._storages[key] = np.zeros(count, storage_type.dtype)
         return self._storages[key]
 
 
 def _unpickle(file: io.BufferedIOBase, path: str, storage: Callable[[tuple], np.ndarray]) -> Any:
-    """The next pickle of a file."""
+    """Load the next pickle of a file."""
     unpickler = _Unpickler(file, path)
     unpickler.persistent_load = storage
     try:
@@ -156,7 +157,7 @@ def _storage_facts(identity: tuple) -> tuple["_StorageType", str, int]:
 
 
 class _Unpickler(pickle.Unpickler):
-    """Knows tensors, dictionaries and sizes; every other name becomes a stranger that cannot be called."""
+    """An unpickler of tensors, dictionaries and sizes; every other global is blocked."""
 
     def __init__(self, file: io.BufferedIOBase, path: str):
         super().__init__(file)
@@ -165,23 +166,23 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _StorageType(np.dtype(_STORAGES[name]))
-        return _KNOWN.get((module, name)) or _stranger(self._path, f"{module}.{name}")
+        return _ALLOWED.get((module, name)) or _blocked_global(self._path, f"{module}.{name}")
 
 
 class _StorageType(NamedTuple):
     dtype: np.dtype
 
 
-def _stranger(path: str, name: str) -> type:
-    """What stands for a name that this reader does not know: harmless as a value, refused when called."""
+def _blocked_global(path: str, name: str) -> type:
+    """Return the stand-in for a global that is not allowed: harmless as a value, an error when called."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise InputError(
-            f"weights {path}: the file wants to run {name}, expected plain tensors; if you trust it, load it with "
+            f"weights {path}: the file would run {name}, a blocked global; if you trust the file, load it with "
             'PyTorch and save its weights alone: torch.save({"state_dict": checkpoint["state_dict"]}, path)'
         )
 
-    return type("Stranger", (), {"__new__": refuse})
+    return type("BlockedGlobal", (), {"__new__": refuse})
 
 
 def _rebuild_tensor(
@@ -200,7 +201,7 @@ def _rebuild_parameter(data: np.ndarray, requires_grad: bool, hooks: Any) -> np.
     return data
 
 
-_KNOWN = {
+_ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,

@@ -19,24 +19,24 @@ _ARGUMENTS = ("hyper_parameters", "fm_cfg", "params", "net_cfg", "params")
 
 
 def unet_config(arguments: Mapping[str, Any]) -> UNetConfig:
-    """Our config for the reference's constructor arguments, with the attention layout that its weights need.
+    """Return our config for the reference's constructor arguments, with the attention layout of its weights.
 
     Raises:
-        InputError: arguments that the network does not have; all of them in one message.
+        InputError: unknown arguments; one message names all.
     """
     return UNetConfig.of({"attention_layout": "interleaved", **arguments})
 
 
 def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, Any]) -> UNet:
-    """A network with weights under the reference's names.
+    """Load a network from weights under the reference's names.
 
     Args:
         state_dict: numpy arrays or PyTorch tensors, layouts of PyTorch (OIHW).
-        config: ours, or the reference's constructor arguments. Weights that were trained with the reference need
-            `attention_layout="interleaved"`, which the latter implies.
+        config: ours, or the reference's constructor arguments. Weights trained with the reference need
+            `attention_layout="interleaved"`, which its arguments imply.
 
     Raises:
-        InputError: tensors that are missing, surplus or misshapen: all of them in one message.
+        InputError: missing keys, unexpected keys or size mismatches; one message names all.
     """
     if not isinstance(config, UNetConfig):
         config = unet_config(config)
@@ -45,13 +45,13 @@ def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, A
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceCheckpoint:
-    """A training checkpoint of the reference; nothing in the file is run when it is read.
+    """A training checkpoint of the reference; reading it executes no code.
 
     Attributes:
         path: of the file.
         tensors: its `state_dict`.
-        step: optimiser steps that it was trained for; 0 where it does not tell.
-        arguments: the network's constructor arguments; None where it does not hold them.
+        step: optimizer steps of the training; 0 where the file has none.
+        arguments: the network's constructor arguments; None where the file has none.
     """
 
     path: str
@@ -64,7 +64,7 @@ class ReferenceCheckpoint:
         """Read a `.ckpt`, gzipped or not.
 
         Raises:
-            InputError: a file that cannot be read, wants to run code or is no training checkpoint.
+            InputError: a file that cannot be read, would run code or is no training checkpoint.
         """
         content = read_torch_file(path)
         tensors = content.get("state_dict") if isinstance(content, dict) else None
@@ -76,33 +76,33 @@ class ReferenceCheckpoint:
         return cls(path, tensors, int(content.get("global_step", 0)), arguments)
 
     def unet(self, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:
-        """Its network, see `load_lightning`."""
+        """Return its network, see `load_lightning`."""
         prefix = EMA_PREFIX if ema else ONLINE_PREFIX
         network = under(prefix, self.tensors)
         if not network:
             other = "without EMA" if ema and under(ONLINE_PREFIX, self.tensors) else "by other training code"
-            raise InputError(f"checkpoint {self.path}: no tensors under {prefix}; was it saved {other}?")
+            raise InputError(f"checkpoint {self.path}: no tensors under {prefix}; it may have been saved {other}")
         config = config or self.arguments
         if not config:
             raise InputError(
-                f"checkpoint {self.path}: no network arguments in it ({'.'.join(_ARGUMENTS)}); give its config"
+                f"checkpoint {self.path}: it has no network arguments ({'.'.join(_ARGUMENTS)}); give its config"
             )
         config = config if isinstance(config, UNetConfig) else unet_config(config)
         if config.attention_layout != "interleaved":
             raise InputError(
-                f'checkpoint {self.path}: its network computes attention_layout "interleaved", the config has '
-                f'"{config.attention_layout}", with which these weights would give other velocities'
+                f'checkpoint {self.path}: the reference computes attention_layout "interleaved", the config has '
+                f'"{config.attention_layout}", which gives other velocities with these weights'
             )
         return load_unet(network, config)
 
 
 def load_lightning(path: str, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:
-    """The network of a training checkpoint of the reference.
+    """Load the network of a training checkpoint of the reference.
 
     Args:
         path: of the checkpoint (`.ckpt`, gzipped or not).
-        ema: the exponential moving average; False for the weights that were being trained.
-        config: needed only where the checkpoint does not hold the network's arguments.
+        ema: load the exponential moving average; False: the online weights. Default: True.
+        config: needed only where the checkpoint lacks the network's arguments.
 
     Raises:
         InputError: a file that cannot be read, that lacks the weights or the config, whose weights do not fit, or a
@@ -112,10 +112,10 @@ def load_lightning(path: str, ema: bool = True, config: UNetConfig | Mapping[str
 
 
 def read_unet_config(path: str) -> UNetConfig:
-    """The config in a JSON file of the reference's constructor arguments.
+    """Read the config from a JSON file of the reference's constructor arguments.
 
     Raises:
-        InputError: no such file, no JSON object, unknown arguments.
+        InputError: a missing file, a file without a JSON object, or unknown arguments.
     """
     try:
         with open(path, encoding="utf-8") as file:

@@ -1,4 +1,4 @@
-"""State dicts from files, whatever their format."""
+"""State dicts from safetensors and PyTorch files."""
 
 import os
 from collections.abc import Mapping
@@ -12,12 +12,12 @@ from fmboost_jax.interop.torch_file import read_torch_file
 
 
 def read_state_dict(path: str) -> dict[str, np.ndarray]:
-    """The tensors of a safetensors file or of a PyTorch file (gzipped or not), by name.
+    """Read the tensors of a safetensors file or of a PyTorch file (gzipped or not), by name.
 
-    A checkpoint that keeps its tensors under `state_dict` gives those; values that are no tensors are left out.
+    Of a checkpoint with a `state_dict`, its tensors. Values that are not tensors are skipped.
 
     Raises:
-        InputError: a file that is missing, damaged, of another format, without tensors, or that wants to run code.
+        InputError: a file that is missing, damaged, of another format, without tensors, or that would run code.
     """
     if not os.path.isfile(path):
         raise InputError(f"weights {path}: no such file")
@@ -37,5 +37,5 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
 
 
 def under(prefix: str, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The tensors whose names start with `prefix`, named without it."""
+    """Select the tensors whose names start with `prefix`, and remove it from their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}

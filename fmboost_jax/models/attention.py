@@ -1,8 +1,8 @@
-"""Self-attention over the positions of a feature map, in the ordinary layout and in the reference's.
+"""Self-attention over the positions of a feature map, in the standard layout and in the reference's.
 
 The reference computes queries, keys and values as one (batch, 3·heads·dim_head, positions) array and re-reads that
 memory, row-major and without a transpose, as (batch, heads, positions, 3·dim_head): positions and channels are
-interleaved. Its checkpoints only work with exactly that, so it is kept here as `attention_layout="interleaved"`.
+interleaved. Its checkpoints need that layout, which is `attention_layout="interleaved"` here.
 """
 
 from typing import cast
@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from fmboost_jax.models.blocks import GroupNorm, linear
 from fmboost_jax.models.parameters import kernel_flops
 
-# Queries at once: 65,536 positions (the decoder at 2048²) then hold 256 MiB of logits a head and not 16 GiB.
+# Queries of one block: at 65,536 positions (the decoder at 2048²) logits take 256 MiB a head instead of 16 GiB.
 QUERY_BLOCK = 1024
 
 
@@ -42,7 +42,7 @@ class SpatialAttention(nnx.Module):
         return x + self.proj_out(out).reshape(b, h, w, c)
 
     def flops(self, positions: int) -> int:
-        """FLOPs of one example on a map of so many positions."""
+        """FLOPs of one example on a map of `positions` positions."""
         each = self.dim_head if self.linear_attention else positions
         products = 4 * positions * self.num_heads * self.dim_head * each
         return kernel_flops(self.qkv, positions) + kernel_flops(self.proj_out, positions) + products
@@ -67,7 +67,7 @@ class SpatialAttention(nnx.Module):
 def attend(
     q: Float[Array, "b n heads dim"], k: Float[Array, "b m heads dim"], v: Float[Array, "b m heads dim"]
 ) -> Float[Array, "b n heads dim"]:
-    """softmax(q kᵀ / √dim) v, exact, with the logits of at most `QUERY_BLOCK` queries in memory at once."""
+    """softmax(q kᵀ / √dim) v, exact; memory holds the logits of at most `QUERY_BLOCK` queries."""
     b, n, heads, dim = q.shape
     if not is_symbolic_dim(n) and n <= QUERY_BLOCK:
         return jax.nn.dot_product_attention(q, k, v)
@@ -82,9 +82,9 @@ def attend(
 def attend_linear(
     q: Float[Array, "b n heads dim"], k: Float[Array, "b n heads dim"], v: Float[Array, "b n heads dim"]
 ) -> Float[Array, "b n heads dim"]:
-    """Attention whose cost is linear in the positions: q's softmax over channels, k's over positions.
+    """Attention at a cost linear in the positions: softmax of q over channels, of k over positions.
 
-    Source: Shen et al. 2018, arXiv 1812.01243, equation 5; q divided by √dim afterwards.
+    Source: Shen et al. 2018, arXiv 1812.01243, equation 5; q is divided by √dim after its softmax.
     """
     dtype = v.dtype
     q = jax.nn.softmax(q.astype(jnp.float32), axis=-1) / jnp.sqrt(q.shape[-1])

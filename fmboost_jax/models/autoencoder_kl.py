@@ -1,4 +1,4 @@
-"""The KL autoencoder of Stable Diffusion and its kin, as a first stage: image ↔ Gaussian over latents.
+"""The KL autoencoder of Stable Diffusion's family as a first stage: image ↔ Gaussian over latents.
 
 Source: "High-Resolution Image Synthesis with Latent Diffusion Models", Rombach et al., CVPR 2022, arXiv 2112.10752,
 appendix G. Encoding and decoding are exact at any size in bounded memory: convolutions over large maps run in row
@@ -29,12 +29,12 @@ class AutoencoderKLConfig:
     """Architecture and latent scale; the defaults are SD 1.x (83,653,863 parameters).
 
     Attributes:
-        image_channels: of the image, in and out.
-        latent_channels: of the latent (4 in SD 1.x/2.x/SDXL, 16 in SD 3 and FLUX.1).
-        channels: feature channels a level, finest level first; each level but the last halves the size.
-        blocks: residual blocks a level in the encoder; the decoder has one more.
+        image_channels: channels of the image.
+        latent_channels: channels of the latent (4 in SD 1.x/2.x/SDXL, 16 in SD 3 and FLUX.1).
+        channels: feature channels of each level, finest level first; each level but the last halves the size.
+        blocks: residual blocks in each level of the encoder; the decoder has one more.
         norm_groups: groups of every group norm.
-        quant_convs: a 1×1 convolution behind the encoder and one in front of the decoder.
+        quant_convs: a 1×1 convolution after the encoder and one before the decoder.
         mid_attention: self-attention between the middle's two residual blocks.
         scaling_factor, shift_factor: scaled latent = (latent − shift_factor) · scaling_factor.
         dtype: "float32" or "bfloat16", of convolutions and matmuls; parameters, norms and softmax stay float32.
@@ -77,7 +77,7 @@ class Conv(nnx.Module):
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation in float32 whose statistics may come from a larger map than it is applied to."""
+    """Group normalisation in float32; its statistics may come from a larger map than its input."""
 
     def __init__(self, channels: int, config: AutoencoderKLConfig):
         self.scale = nnx.Param(jnp.ones(channels))
@@ -85,7 +85,7 @@ class GroupNorm(nnx.Module):
         self.groups = config.norm_groups
 
     def fitted(self, x: Float[Array, "b h w c"]):
-        """The normalisation with the statistics of `x`, as a function of any rows of it."""
+        """Return the normalisation with the statistics of `x`, a function of any of its rows."""
         grouped = x.reshape(*x.shape[:3], self.groups, -1).astype(jnp.float32)
         mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
         variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
@@ -220,7 +220,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latent → image; its levels stand in the order of their use, coarsest first."""
+    """Latent → image; its levels are in the order of execution, coarsest first."""
 
     def __init__(self, config: AutoencoderKLConfig, rngs: nnx.Rngs):
         channels = config.channels[::-1]
@@ -242,7 +242,7 @@ class Decoder(nnx.Module):
         return _norm_silu_conv(self.norm_out, self.conv_out, x)
 
     def flops(self, positions: int) -> int:
-        """FLOPs of a latent of so many positions."""
+        """FLOPs of decoding a latent of `positions` positions."""
         attention = self.middle.attention
         total = kernel_flops(self.conv_in, positions) + kernel_flops(self.middle, positions)
         if attention is not None:
@@ -256,18 +256,18 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """The whole autoencoder. Latents are unscaled; the caller applies `config.scaling_factor` and `shift_factor`.
+    """The autoencoder. Latents are raw; the caller applies `config.scaling_factor` and `shift_factor`.
 
     Args:
         config: architecture.
-        rngs: initial weights (to be replaced by loaded ones).
+        rngs: draws the initial weights.
     """
 
     def __init__(self, config: AutoencoderKLConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = Encoder(config, rngs)
         self.decoder = Decoder(config, rngs)
-        # The format whose weight names `fmboost_jax.interop.state_dict` gives; loading sets it.
+        # Default format of `fmboost_jax.interop.state_dict`; loading sets it.
         self.weight_names = "diffusers"
         moments, latent = 2 * config.latent_channels, config.latent_channels
         self.quant = nnx.Linear(moments, moments, dtype=config.dtype, rngs=rngs) if config.quant_convs else None
@@ -280,10 +280,10 @@ class AutoencoderKL(nnx.Module):
             image: in [-1, 1]; height and width multiples of `config.downsampling`.
 
         Returns:
-            mean and log-variance, float32, unscaled; the log-variance clipped to [-30, 20].
+            mean and log-variance, float32, raw; the log-variance clipped to [-30, 20].
 
         Raises:
-            InputError: a size that the levels cannot halve.
+            InputError: height or width is not a multiple of `config.downsampling`.
         """
         factor = self.config.downsampling
         height, width = image.shape[1:3]
@@ -298,12 +298,12 @@ class AutoencoderKL(nnx.Module):
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
-        """Image of an unscaled latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
+        """Image of a raw latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
         latent = latent.astype(self.config.dtype)
         if self.post_quant:
             latent = self.post_quant(latent)
         return self.decoder(latent).astype(jnp.float32)
 
     def decoder_flops(self, height: int, width: int) -> int:
-        """FLOPs of decoding one latent of this size; a multiply-add is two, norms are left out."""
+        """FLOPs of decoding one latent of this size; a multiply-add is two, norms do not count."""
         return kernel_flops(self.post_quant, height * width) + self.decoder.flops(height * width)

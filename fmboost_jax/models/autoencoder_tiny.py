@@ -1,8 +1,8 @@
 """The TAESD family as a first stage: tiny autoencoders that share the latent space of a large one.
 
 Source: madebyollin/taesd ("Tiny AutoEncoder for Stable Diffusion"), which distils SD's, SDXL's, SD 3's, FLUX.1's and
-FLUX.2's autoencoders. They have no distribution, work on images in [0, 1] inside (here [-1, 1] at the edge, as every
-first stage), and their latents are those that the large one gives *after* its scaling factor.
+FLUX.2's autoencoders. The encoder returns a point, not a distribution. The networks work on images in [0, 1]; `encode`
+and `decode` convert from and to [-1, 1]. The latents are the large autoencoder's *after* its scaling factor.
 """
 
 import dataclasses
@@ -16,9 +16,9 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.models.blocks import GroupNorm, conv
 from fmboost_jax.models.parameters import kernel_flops
 
-# The decoder squeezes latents into ±3 smoothly: outliers of a sampler do not blow up the image.
+# The decoder bounds latents smoothly to ±3, against outliers of a sampler.
 LATENT_BOUND = 3.0
-# The pool branch is this much wider than its block, and normalised in as many groups.
+# Width of the pool branch relative to its block; also its number of groups.
 POOL_EXPANSION = 4
 
 
@@ -27,13 +27,13 @@ class AutoencoderTinyConfig:
     """Architecture and latent scale; the defaults are TAESD for SD 1.x.
 
     Attributes:
-        image_channels: of the image, in and out.
+        image_channels: channels of the image.
         patch_size: pixels a side of the patches that the network sees as one position of patch_size² · image_channels
             channels; 1, each pixel a position, in the whole TAESD family.
         latent_channels: 4 (SD 1.x/2.x, SDXL), 16 (SD 3, FLUX.1) or 32 (FLUX.2).
         width: feature channels at every size.
-        encoder_blocks: residual blocks a level, finest first; every level but the first halves the size.
-        decoder_blocks: residual blocks a level, coarsest first; every level but the last doubles the size.
+        encoder_blocks: residual blocks of each level, finest first; every level but the first halves the size.
+        decoder_blocks: residual blocks of each level, coarsest first; every level but the last doubles the size.
         pool: group-norm branch in the blocks of the coarsest level (the FLUX.2 variant).
         scaling_factor, shift_factor: scaled latent = (latent − shift_factor) · scaling_factor.
         dtype: "float32" or "bfloat16", of convolutions; parameters and norms stay float32.
@@ -53,8 +53,8 @@ class AutoencoderTinyConfig:
     def __post_init__(self):
         if len(self.encoder_blocks) != len(self.decoder_blocks):
             raise InputError(
-                f"tiny autoencoder: encoder and decoder must have as many levels, found {len(self.encoder_blocks)} and "
-                f"{len(self.decoder_blocks)}"
+                "tiny autoencoder: encoder and decoder must have the same number of levels, found "
+                f"{len(self.encoder_blocks)} and {len(self.decoder_blocks)}"
             )
 
     @property
@@ -115,7 +115,7 @@ class DownLevel(nnx.Module):
 
 
 class UpLevel(nnx.Module):
-    """Blocks, then nearest ×2 and a convolution; at the finest level the convolution to the image alone."""
+    """Blocks, then nearest ×2 and a convolution; at the finest level only the convolution to the image."""
 
     def __init__(self, last: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
@@ -168,18 +168,18 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderTiny(nnx.Module):
-    """The whole autoencoder, with the methods of every first stage.
+    """The autoencoder, with the methods of every first stage.
 
     Args:
         config: architecture.
-        rngs: initial weights (to be replaced by loaded ones).
+        rngs: draws the initial weights.
     """
 
     def __init__(self, config: AutoencoderTinyConfig, *, rngs: nnx.Rngs):
         self.config = config
         self.encoder = Encoder(config, rngs)
         self.decoder = Decoder(config, rngs)
-        # The format whose weight names `fmboost_jax.interop.state_dict` gives; loading sets it.
+        # Default format of `fmboost_jax.interop.state_dict`; loading sets it.
         self.weight_names = "diffusers"
 
     def encode(self, image: Float[Array, "b h w i"]) -> tuple[Float[Array, "b H W c"], None]:
@@ -189,7 +189,7 @@ class AutoencoderTiny(nnx.Module):
             image: in [-1, 1]; height and width multiples of `config.downsampling`.
 
         Raises:
-            InputError: a size that the levels cannot halve.
+            InputError: height or width is not a multiple of `config.downsampling`.
         """
         factor = self.config.downsampling
         height, width = image.shape[1:3]
@@ -206,7 +206,7 @@ class AutoencoderTiny(nnx.Module):
         return from_patches(patches, self.config.patch_size) * 2 - 1
 
     def decoder_flops(self, height: int, width: int) -> int:
-        """FLOPs of decoding one latent of this size; a multiply-add is two, norms are left out."""
+        """FLOPs of decoding one latent of this size; a multiply-add is two, norms do not count."""
         positions = height * width
         total = kernel_flops(self.decoder.conv_in, positions)
         last = len(self.decoder.levels) - 1
@@ -218,14 +218,14 @@ class AutoencoderTiny(nnx.Module):
 
 
 def to_patches(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b H W d"]:
-    """Squares of `size`² pixels become the channels of one position, rows first, then columns, then colours."""
+    """Move squares of `size`² pixels to the channels of one position: rows first, then columns, then colours."""
     b, h, w, c = image.shape
     image = image.reshape(b, h // size, size, w // size, size, c)
     return image.transpose(0, 1, 3, 2, 4, 5).reshape(b, h // size, w // size, size * size * c)
 
 
 def from_patches(patches: Float[Array, "b h w d"], size: int) -> Float[Array, "b H W c"]:
-    """The way back."""
+    """The inverse of `to_patches`."""
     b, h, w, d = patches.shape
     patches = patches.reshape(b, h, w, size, size, d // size**2)
     return patches.transpose(0, 1, 3, 2, 4, 5).reshape(b, h * size, w * size, d // size**2)

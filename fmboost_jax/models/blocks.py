@@ -1,6 +1,6 @@
 """Layers that several networks share, with PyTorch's default initialisation.
 
-Arrays are NHWC; parameters float32; `dtype` is what convolutions and matrix products compute in.
+Arrays are NHWC; parameters float32; `dtype` is that of convolutions and matrix products.
 """
 
 import jax
@@ -74,8 +74,8 @@ def linear(in_features: int, out_features: int, *, zero: bool = False, dtype, rn
 class GroupNorm(nnx.Module):
     """Group normalisation (Wu and He 2018, arXiv 1803.08494); statistics and result in float32.
 
-    The sums over a map are taken channel by channel and only then group by group: `flax.nnx.GroupNorm` splits the
-    map's channels into groups first, for which TPUs copy the whole map in float32 (bench/tpu.md).
+    The map is summed by channel first, then by group. `flax.nnx.GroupNorm` splits the channels into groups first, for
+    which TPUs copy the whole map in float32 (bench/tpu.md).
     """
 
     def __init__(self, channels: int, *, groups: int = GROUPS):
@@ -86,7 +86,7 @@ class GroupNorm(nnx.Module):
         self.groups = groups
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Features of any precision → normalised features in float32."""
+        """Features of any float type → normalised features in float32."""
         x = x.astype(jnp.float32)
         mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2))) for values in (x, jnp.square(x)))
         variance = jnp.maximum(square - jnp.square(mean), 0)
@@ -94,6 +94,6 @@ class GroupNorm(nnx.Module):
         return (x - mean[:, None, None]) * factor[:, None, None] + self.bias[...]
 
     def _of_groups(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        """Every channel's value replaced by the mean of its group's."""
+        """Replace every channel's value by the mean of its group."""
         grouped = values.reshape(values.shape[0], self.groups, -1)
         return jnp.broadcast_to(jnp.mean(grouped, axis=-1, keepdims=True), grouped.shape).reshape(values.shape)

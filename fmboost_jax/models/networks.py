@@ -1,7 +1,7 @@
-"""Velocity networks: what the rest of the package asks of one, and the table of those that there are.
+"""Velocity networks: the interface that the rest of the package uses, and the table of networks.
 
 A new network is a file with a config (a frozen dataclass, `NetworkConfig`) and a model (`VelocityNetwork`), and a line
-in `NETWORKS`. `config.network` names it; its settings stand in the config's section of that name.
+in `NETWORKS`. `config.network` names it; its settings are the config's section of that name.
 """
 
 import dataclasses
@@ -48,7 +48,7 @@ class NetworkConfig(Protocol):
 
     @property
     def dtype(self) -> str:
-        """What convolutions and matrix products compute in: "float32" or "bfloat16"."""
+        """dtype of convolutions and matrix products: "float32" or "bfloat16"."""
         ...
 
     def flops(self, height: int, width: int) -> int:

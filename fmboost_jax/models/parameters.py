@@ -1,7 +1,7 @@
-"""A module as a static graph and one flat dict of arrays: what is jitted, sharded, averaged and saved.
+"""A module as a static graph and one flat dict of arrays, which is jitted, sharded, averaged and saved.
 
-Keys are the attribute path, dots between: `down.0.blocks.1.conv1.kernel`. A flat dict keeps the dispatch of a jitted
-step short and reads well in a checkpoint.
+Keys are attribute paths with dots, such as `down.0.blocks.1.conv1.kernel`. A flat dict makes the dispatch of a jitted
+step fast and a checkpoint readable.
 """
 
 import math
@@ -21,19 +21,19 @@ def abstract(model: Callable[..., Model], config: Any) -> Model:
 
 
 def split(model: Model) -> tuple[nnx.GraphDef[Model], Parameters]:
-    """A module (or its abstract twin) → its static graph and its parameters."""
+    """Split a module, also an abstract one, into its static graph and its parameters."""
     graphdef, state = nnx.split(model)
     return graphdef, {".".join(map(str, path)): leaf.get_value() for path, leaf in state.flat_state()}
 
 
 def merge(graphdef: nnx.GraphDef[Model], parameters: Parameters) -> Model:
-    """The way back: a module that holds these arrays; cheap, meant for the inside of a jitted function."""
+    """Build the module of a graph and parameters, the inverse of `split`; cheap inside a jitted function."""
     paths = {tuple(int(part) if part.isdigit() else part for part in name.split(".")): name for name in parameters}
     return nnx.merge(graphdef, nnx.traversals.unflatten_mapping({path: parameters[paths[path]] for path in paths}))
 
 
 def kernel_flops(module: nnx.Module | None, positions: int) -> int:
-    """Return the FLOPs of a module's kernels, each applied at so many positions: two a weight; None has none."""
+    """Return the FLOPs of a module's kernels, applied at `positions` positions: two for each weight. None has 0."""
     if module is None:
         return 0
     kernels = (array for name, array in split(module)[1].items() if name.split(".")[-1] == "kernel")

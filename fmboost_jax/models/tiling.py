@@ -22,17 +22,17 @@ def decode_tiled(
     tile: int = 64,
     overlap: int = 16,
 ) -> Float[np.ndarray, "b H W i"]:
-    """The image of a latent, decoded tile by tile and put together on the host.
+    """Decode a latent tile by tile and assemble the image on the host.
 
     Args:
-        decode: from a latent to its image, such as `FirstStage.decode`; called with one size only, so that it is
-            compiled once.
-        latent: whatever `decode` takes, scaled or not.
-        tile: latent positions of a tile, each way; less where the latent is smaller.
-        overlap: latent positions that neighbours share at least; they are blended linearly there.
+        decode: from a latent to its image, such as `FirstStage.decode`; called with one size only, so that it
+            compiles once.
+        latent: as `decode` takes it, scaled or raw.
+        tile: height and width of a tile in latent positions. Default: 64.
+        overlap: latent positions that neighbours share at least, blended linearly. Default: 16.
 
     Raises:
-        InputError: an overlap that is no smaller than the tile.
+        InputError: an overlap below 0, or not smaller than the tile.
     """
     if not 0 <= overlap < tile:
         raise InputError(f"overlap of tiles must be at least 0 and less than the tile's {tile}, found {overlap}")
@@ -53,13 +53,13 @@ def decode_tiled(
 
 
 def _starts(size: int, tile: int, overlap: int) -> list[int]:
-    """Where tiles begin; the last one moves back to end with the latent."""
+    """First positions of the tiles; the last tile ends with the latent."""
     last = max(size - tile, 0)
     return [*range(0, last, tile - overlap), last]
 
 
 def _weights(starts: list[int], size: int, tile: int, overlap: int, factor: int) -> Float[np.ndarray, "tiles pixels"]:
-    """Each tile's weight along one axis, in pixels: a ramp over each overlap, and all tiles' weights add up to 1."""
+    """Weights of each tile along one axis, in pixels: a ramp over each overlap; the tiles' weights sum to 1."""
     pixels = min(tile, size) * factor
     ramp = np.minimum(1.0, (np.arange(pixels) + 0.5) / max(overlap * factor, 1))
     weights = np.ones((len(starts), pixels))

@@ -31,18 +31,18 @@ class UNetConfig:
         in_channels: channels of the state plus those of the context.
         model_channels: width of the first level; a multiple of 32.
         out_channels: channels of the velocity, those of the state.
-        num_res_blocks: residual blocks a level on the way down; one more on the way up.
+        num_res_blocks: residual blocks of each level on the way down; one more on the way up.
         channel_mult: width of each level as a multiple of `model_channels`.
         attention_resolutions: downsampling factors of the levels that attend (the middle always does).
         dropout: probability of dropping an activation before a residual block's last convolution.
-        conv_resample: learned convolutions at the change of levels; False: average pooling and bare nearest upsampling.
-        dim_head: channels of one attention head, whatever the level's width.
+        conv_resample: resample by learned convolutions; False: average pooling and nearest upsampling.
+        dim_head: channels of one attention head, at every level.
         num_heads: attention heads.
         use_linear_attn: linear attention in the levels; the middle keeps softmax attention.
         use_scale_shift_norm: the time embedding scales and shifts the second norm; False: it is added before it.
-        pool_factor: a stride-p convolution before and a transposed one behind the network; 1 or less for none.
+        pool_factor: stride of a convolution before and a transposed one after the network; 1 or less for none.
         attention_layout: "heads", the ordinary one, or "interleaved", that of the reference's checkpoints.
-        dtype: "float32" or "bfloat16", what convolutions and matrix products compute in; parameters are float32.
+        dtype: "float32" or "bfloat16", dtype of convolutions and matrix products; parameters are float32.
         remat: recompute the blocks' activations in the backward pass, for less memory.
         time_inputs: 2 for a second time, as shortcut models and MeanFlow need it. Default: 1.
     """
@@ -70,10 +70,10 @@ class UNetConfig:
 
     @classmethod
     def of(cls, fields: Mapping[str, Any]) -> "UNetConfig":
-        """Return the config of a mapping such as JSON has it (lists for tuples).
+        """Return the config of a mapping from JSON (lists for tuples).
 
         Raises:
-            InputError: an unknown field, or a value that no network can have.
+            InputError: an unknown field, or a value out of range.
         """
         return from_mapping(cls, fields, "unet")
 
@@ -109,7 +109,7 @@ class UNetConfig:
     def flops(self, height: int, width: int) -> int:
         """FLOPs of one forward pass of one example: convolutions, linear layers and attention's products.
 
-        A multiply-add is two FLOPs. Norms and activations are left out.
+        A multiply-add is two FLOPs. Norms and activations do not count.
 
         Args:
             height, width: of the state.
@@ -158,7 +158,7 @@ class ResBlock(nnx.Module):
         return self.conv2(h) + (x if self.skip is None else self.skip(x)).astype(self.dtype)
 
     def flops(self, positions: int) -> int:
-        """FLOPs of one example on a map of so many positions."""
+        """FLOPs of one example on a map of `positions` positions."""
         layers = (self.conv1, self.conv2, self.skip)
         return sum(kernel_flops(layer, positions) for layer in layers) + kernel_flops(self.embed, 1)
 
@@ -209,7 +209,7 @@ class Level(nnx.Module):
         return sum(layer.flops(positions) for layer in (*self.blocks, *self.attentions))
 
     def block(self, index: int, x, embedding, key):
-        """Residual block and attention number `index`; under `remat` only its input is kept for the backward pass."""
+        """Residual block and attention number `index`; with `remat`, the backward pass saves only its input."""
 
         def apply(level, x, embedding, key):
             x = level.blocks[index](x, embedding, key)
@@ -247,7 +247,7 @@ class UNet(nnx.Module):
 
         second = config.time_inputs == 2
         self.second_time1 = linear(width, embedding, dtype=jnp.float32, rngs=rngs) if second else None
-        # Zeros: a network that starts from the weights of one without a second time begins with its velocity.
+        # Zeros: a network initialised from the weights of one without a second time has the same velocity.
         self.second_time2 = linear(embedding, embedding, zero=True, dtype=jnp.float32, rngs=rngs) if second else None
 
         pool = config.pool_factor
@@ -299,9 +299,9 @@ class UNet(nnx.Module):
 
         Args:
             x: state at time t, float32.
-            t: time in [0, 1], one an example; not multiplied by 1000.
+            t: time in [0, 1] of each example; not multiplied by 1000.
             context: upsampled low-res latent without noise, of x's height and width; None for a network without one.
-            second_time: one an example, for a network with `time_inputs` 2. Default: None.
+            second_time: of each example, for a network with `time_inputs` 2. Default: None.
             dropout_key: draws the dropout; None switches it off. Default: None.
 
         Returns:
@@ -352,7 +352,7 @@ class UNet(nnx.Module):
         second_time: Float[Array, "b"] | None = None,
         dropout_key: Array | None = None,
     ) -> Float[Array, "b h w c"]:
-        """Return `__call__` with the context that a coupling always gives; without context channels it is ignored."""
+        """Return `__call__`; a network without context channels ignores the context."""
         return self(
             x,
             t,
@@ -384,9 +384,9 @@ class UNet(nnx.Module):
 
 
 def time_features(t: Float[Array, "b"], width: int) -> Float[Array, "b f"]:
-    """Sinusoids of the time: cosines, then sines, at frequencies 10000^(−i / half).
+    """Sinusoids of the time: cosines, then sines, at frequencies 10000^(−i / half), of t in [0, 1].
 
-    Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.5; t stays in [0, 1] as it is.
+    Source: Vaswani et al. 2017, arXiv 1706.03762, section 3.5.
     """
     half = width // 2
     frequencies = jnp.exp(-math.log(10000) * jnp.arange(half, dtype=jnp.float32) / half)

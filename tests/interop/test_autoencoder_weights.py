@@ -174,7 +174,7 @@ def test_original_pairs_of_files(tmp_path, tiny):
         for side in ("encoder", "decoder"):
             part = {k.removeprefix(f"{side}."): v for k, v in weights.items() if k.startswith(side)}
             saved(tmp_path / f"{name}_{side}.pth", part)
-    with pytest.raises(InputError, match=r"several of them.*taesd, .*taesdxl"):
+    with pytest.raises(InputError, match=r"several autoencoders.*taesd, .*taesdxl"):
         load_first_stage("tiny", str(tmp_path))
     stage = load_first_stage("tiny", str(tmp_path / "taesdxl"))
     assert stage.model.config == TINY
@@ -210,7 +210,7 @@ def test_folders_of_our_own(tmp_path, kl, tiny, kind):
 def test_damaged_folder_of_our_own(tmp_path, tiny):
     save_model(str(tmp_path / "out"), tiny)
     (tmp_path / "out" / "config.json").write_text('{"model": "Other"}')
-    with pytest.raises(InputError, match="does not describe a model of ours"):
+    with pytest.raises(InputError, match="does not describe a model of this package"):
         load_model(str(tmp_path / "out"))
     with pytest.raises(InputError, match=r"expected config\.json beside parameters"):
         load_model(str(tmp_path))
@@ -238,7 +238,7 @@ def test_hub_that_does_not_answer(monkeypatch):
         raise ConnectionError("no route\nto host")
 
     monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    with pytest.raises(InputError, match=r"the hub did not give it \(no route to host\)"):
+    with pytest.raises(InputError, match=r"the download from the hub failed \(no route to host\)"):
         load_first_stage("kl", "somebody/model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):

@@ -104,14 +104,14 @@ class Innocent:
 def test_code_is_named_and_not_run(tmp_path, wrap, zipped):
     harmful = wrap(Harmful(str(tmp_path / "made")))
     torch.save(harmful, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(InputError, match=r"x\.pth: the file wants to run posix\.mkdir"):
+    with pytest.raises(InputError, match=r"x\.pth: the file would run posix\.mkdir"):
         read_torch_file(str(tmp_path / "x.pth"))
     assert not (tmp_path / "made").exists()
 
 
 def test_unknown_objects_are_named(tmp_path):
     torch.save({"x": Innocent()}, tmp_path / "x.pth")
-    with pytest.raises(InputError, match=r"wants to run \S*test_torch_file\.Innocent"):
+    with pytest.raises(InputError, match=r"would run \S*test_torch_file\.Innocent"):
         read_torch_file(str(tmp_path / "x.pth"))
 
 

@@ -187,7 +187,7 @@ def test_training_checkpoint(tmp_path):
 def test_training_checkpoint_without_config_or_weights(tmp_path):
     path = str(tmp_path / "last.ckpt")
     _, ema = checkpoint(path, unet_config(SMALL), hyper_parameters={})
-    with pytest.raises(InputError, match="no network arguments in it"):
+    with pytest.raises(InputError, match="it has no network arguments"):
         load_lightning(path)
     assert same(state_dict(load_lightning(path, config=SMALL)), ema.state_dict())
     checkpoint(path, unet_config(SMALL), state_dict={"model.net.out.0.bias": torch.zeros(32)})
@@ -205,13 +205,13 @@ def test_one_error_lists_everything_that_does_not_fit():
     with pytest.raises(InputError) as error:
         load_unet(weights, UNetConfig(**SMALL))
     message = str(error.value)
-    assert "2 missing" in message
+    assert "missing keys (2)" in message
     assert "time_embed.2.bias" in message
     assert "out.0.weight" in message
-    assert "1 surplus: extra.weight" in message
-    assert "2 misshapen" in message
+    assert "unexpected keys (1): extra.weight" in message
+    assert "size mismatch (1)" in message
     assert "out.2.weight expected (4, 32, 3, 3) found (4, 32, 1, 1)" in message
-    assert "out.2.bias expected floats found int64" in message
+    assert "not floats (1): out.2.bias is int64" in message
     assert "\n" not in message
 
 
