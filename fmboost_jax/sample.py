@@ -85,6 +85,7 @@ def main(argv: list[str] | None = None) -> None:
                 colour_fix=arguments.colour_fix,
                 comparison=arguments.compare,
                 resume=arguments.resume,
+                tile=arguments.tile,
                 **common,
                 **stages,
             )
@@ -168,6 +169,13 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="latents, prompts or photographs of one size at once (default: 1)",
+    )
+    add(
+        "--tile",
+        type=int,
+        default=256,
+        metavar="N",
+        help="side of the tiles of large photographs, in their pixels; 0: the whole photograph (default: 256)",
     )
     add("--devices", type=int, default=1, metavar="N", help="devices that share a batch (default: 1)")
     add("--spatial", type=int, default=1, metavar="N", help="of them share the height of one image (default: 1)")

@@ -6,11 +6,9 @@ large = booster(image)                              # a PIL image, an array (h, 
 
 import dataclasses
 import functools
-import hashlib
 import math
 import os
 import pathlib
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -19,31 +17,29 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 
-from fmboost_jax.boosting.bundle import is_bundle, read_bundle
+from fmboost_jax.boosting.checks import check_finite, latents_array, warn_of_scale
+from fmboost_jax.boosting.fingerprint import changed_fields, fingerprint
 from fmboost_jax.boosting.hub import Shareable
 from fmboost_jax.boosting.inputs import Images, Seed, check_images, check_seeds, noise_keys
 from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.upscaling import enlarge_images
+from fmboost_jax.boosting.weights import read_weights
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import check_solver
 from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample
-from fmboost_jax.flow.objectives import FlowMatching, make_objective, recommended_steps
+from fmboost_jax.flow.objectives import FlowMatching, recommended_steps, sampling_objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
-from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage
-from fmboost_jax.models.networks import VelocityNetwork, abstract_network
-from fmboost_jax.models.parameters import Parameters, count, merge, split
+from fmboost_jax.models.networks import VelocityNetwork
+from fmboost_jax.models.parameters import Parameters, count, split
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
-
-# Scaled latents have a standard deviation near 1. SD 1.x' unscaled ones have 5.5, FLUX.1's 2.8; SD's scaled twice 0.18.
-USUAL_DEVIATIONS = (0.3, 2.5)
 
 
 class Booster(Shareable):
@@ -62,8 +58,7 @@ class Booster(Shareable):
         spatial: number of devices that share the height of one image; the other devices share the batch.
 
     Raises:
-        InputError: `spatial` does not divide the number of devices; an objective with another number of times than
-            the network's.
+        InputError: `spatial` does not divide the number of devices, or the objective is not the network's.
     """
 
     def __init__(
@@ -88,13 +83,7 @@ class Booster(Shareable):
         self.first_stage = first_stage.to(everywhere)
         self.network_config, self.coupling, self.factor = network.config, coupling, factor
         self.path, self.name = path, name
-        # A network with one time is sampled in one way, whatever it was trained for.
-        self.objective = FlowMatching() if network.config.time_inputs == 1 else make_objective(objective)
-        if self.objective.time_inputs != network.config.time_inputs:
-            raise InputError(
-                f"objective {objective} needs a network with {self.objective.time_inputs} time input(s), found "
-                f"{network.config.time_inputs}"
-            )
+        self.objective = sampling_objective(objective, network.config.time_inputs)
         self.steps = recommended_steps(self.objective) if steps is None else steps
 
     @classmethod
@@ -111,36 +100,19 @@ class Booster(Shareable):
         """Load a booster from a bundle or a training run: its averaged weights, and what its config says.
 
         Args:
-            directory: the name of packaged weights (`demo-x2`, `demo-x4`), a bundle's folder, a run's working
-                directory, its `checkpoints` folder, one step's folder, or the hub id of a bundle (`owner/name`, needs
-                huggingface_hub).
+            directory: packaged weights (`demo-x2`, `demo-x4`), a bundle's folder, a run's working directory, its
+                `checkpoints` folder, one step's folder, or a bundle's hub id (`owner/name`; needs huggingface_hub).
             step: which checkpoint of a run; default: the latest.
             dtype: "float32" or "bfloat16" to compute in; default: as it was trained.
             first_stage: folder or hub id of the autoencoder's weights, where they have moved.
             devices, spatial: see the class; `devices=jax.devices()` shares every batch among all.
 
         Raises:
-            InputError: nothing of the kind there, a first stage that cannot be loaded or does not fit, or `spatial`
-                does not divide the number of devices.
+            InputError: nothing of the kind there, a first stage that does not fit; as for the class.
         """
-        folder = local_folder(os.fspath(directory), "booster")
-        if is_bundle(folder):
-            if step is not None:
-                raise InputError(f"bundle {directory} holds the weights of one step; step {step} was asked for")
-            parameters, config = read_bundle(folder)
-            stage = load_first_stage(config.latents.kind, first_stage or config.latents.path)
-            config.latents.check(stage.spec, f"first stage {stage.path}")
-        else:
-            # Checkpoints need orbax and grain, which a bundle does without.
-            from fmboost_jax.boosting.run import read_run
-
-            parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
-        network_config: Any = config.architecture
-        if dtype:
-            network_config = dataclasses.replace(network_config, dtype=dtype)
-        graph = split(abstract_network(network_config))[0]
+        network, stage, config = read_weights(directory, step=step, dtype=dtype, first_stage=first_stage)
         booster = cls(
-            cast(VelocityNetwork, merge(graph, parameters)),
+            network,
             stage,
             config.source,
             config.factor,
@@ -169,16 +141,10 @@ class Booster(Shareable):
     @functools.cached_property
     def fingerprint(self) -> str:
         """Identifies weights and configs by their content: equal for equal results, whatever the folder's name."""
-        digest = hashlib.sha256()
-        stage = self.first_stage.spec
-        facts = _changed_fields(self.network_config), _changed_fields(self.coupling), self.factor
-        trained = () if self.objective == FlowMatching() else (self.objective,)
-        digest.update(repr((*facts, *trained, stage.scaling_factor, stage.shift_factor)).encode())
-        for parameters in (self.parameters, split(self.first_stage.model)[1]):
-            for name in sorted(parameters):
-                digest.update(name.encode())
-                digest.update(np.ascontiguousarray(np.asarray(parameters[name])).tobytes())
-        return digest.hexdigest()[:16]
+        spec, trained = self.first_stage.spec, () if self.objective == FlowMatching() else (self.objective,)
+        settings = changed_fields(self.network_config), changed_fields(self.coupling), self.factor
+        facts = *settings, *trained, spec.scaling_factor, spec.shift_factor
+        return fingerprint(facts, self.parameters, split(self.first_stage.model)[1])
 
     def boost(
         self,
@@ -291,7 +257,7 @@ class Booster(Shareable):
             )
 
         def encode_part(pixels: Array) -> Array:
-            return _check_finite(self.first_stage.encode(pixels), "the encoder", self.first_stage.model)
+            return check_finite(self.first_stage.encode(pixels), "the encoder", self.first_stage.model)
 
         pixels = to_float(np.stack(checked.arrays))
         return self._in_parts(encode_part, [pixels], batch_size, f"an image of {height}×{width} pixels to encode")
@@ -309,8 +275,8 @@ class Booster(Shareable):
             InputError: latents of another shape, latents or a result that are not finite, or one image that does not
                 fit into the memory.
         """
-        latents = self._check_shape(latents)
-        _check_finite(latents, "the latents to decode")
+        latents = latents_array(latents, self.first_stage.spec)
+        check_finite(latents, "the latents to decode")
         size = "×".join(str(side * self.first_stage.downsampling) for side in latents.shape[1:3])
         return self._in_parts(self._decode_part, [latents], batch_size, f"an image of {size} pixels to decode")
 
@@ -327,68 +293,86 @@ class Booster(Shareable):
         seed: Seed = 0,
         noise_step: int | None = None,
         batch_size: int | None = None,
+        tile: int = 256,
+        progress: Callable[[int, int], None] | None = None,
         return_trajectory: bool = False,
     ) -> Any:
-        """Enlarge images; edges are repeated to a size that the network takes, and cropped afterwards.
+        """Enlarge images of any sizes by programs of at most 4 shapes.
+
+        An image larger than a tile is cut into tiles that overlap by an eighth and are blended; they draw one field of
+        noise. A smaller one is mirrored at its edges to a square of a tile's side, a half, a quarter or an eighth of
+        it, and cropped afterwards. Networks trained on crops are closer to the original in tiles than on a whole
+        photograph, since their norms see what they saw in training.
 
         Args:
             images: a PIL image, an array (h, w, 3) or (b, h, w, 3) of uint8 in RGB order, or a list of the first two,
                 of any sizes. PIL images are converted to upright sRGB; their alpha channel is resized and given back.
             factor: what the booster was trained for, or None for the same.
             steps, method, solver, stochastic, guidance, seed, noise_step, batch_size: as for `boost`.
+            tile: side of a tile in pixels of the small image; 0 for the whole image, whose edges are repeated to a size
+                that the network takes. Images whose height is shared by devices (`spatial`), and trajectories, are
+                whole. Default: 256.
+            progress: called with the number of finished tiles and of all tiles of a large image.
             return_trajectory: return a list with the images at all points of the time grid.
 
         Returns:
             The same kind as `images`, `factor` times as high and wide; or a list of such.
 
         Raises:
-            InputError: floats, other integers, channels first, grey or alpha in an array: the message says how to
-                convert them; a factor that it was not trained for; as for `boost`.
+            InputError: an array that is not uint8 RGB, with a hint; another factor; as for `boost`.
         """
         if factor is not None and factor != self.factor:
             raise InputError(f"this booster was trained to enlarge ×{self.factor}; a factor of {factor} was asked for")
         integrate = self._integrator(noise_step, None, steps, method, solver, stochastic, guidance, encoded=True)
-        checked = check_images(images)
-        seeds = check_seeds(seed, len(checked.arrays))
-        results: list[np.ndarray] = [np.empty(0)] * len(checked.arrays)
-        for group in checked.by_size():
-            batch = np.stack([checked.arrays[index] for index in group])
-            part_seeds = [seeds[index] for index in group]
-            large = self._upscale_batch(batch, part_seeds, batch_size, integrate, return_trajectory)
-            for index, image in zip(group, large, strict=True):
-                results[index] = image
+        if tile < 0:
+            raise InputError(f"tile must be 0 (the whole image) or more, found {tile}")
+        data, spatial = self.mesh.shape["data"], self.mesh.shape["spatial"]
+        checked, multiple = check_images(images), self._image_multiple()
+        results = enlarge_images(
+            functools.partial(
+                self._enlarge, batch_size=batch_size, integrate=integrate, return_trajectory=return_trajectory
+            ),
+            checked.arrays,
+            check_seeds(seed, len(checked.arrays)),
+            factor=self.factor,
+            multiple=(multiple * spatial, multiple),
+            tile=0 if return_trajectory or spatial > 1 else tile,
+            tiles_at_once=max(batch_size or 1, data),
+            progress=progress,
+        )
         if return_trajectory:
             return [checked.restore(list(images)) for images in zip(*results, strict=True)]
         return checked.restore(results)
 
     __call__ = upscale
 
-    def _upscale_batch(
+    def _enlarge(
         self,
         images: UInt8[np.ndarray, "b h w 3"],
         seeds: list[int],
+        corners: Int[np.ndarray, "b 2"] | None,
+        *,
         batch_size: int | None,
         integrate: Callable,
         return_trajectory: bool,
     ) -> UInt8[np.ndarray, "b *n H W 3"]:
-        height, width = (side * self.factor for side in images.shape[1:3])
-        multiple = self._image_multiple()
-        images = _pad(images, multiple * self.mesh.shape["spatial"], multiple)
+        """Enlarge images of a size that the network takes; `corners` are those of tiles in their photograph."""
         size = images.shape[1] * self.factor, images.shape[2] * self.factor
-        latent_size = size[0] // self.first_stage.downsampling, size[1] // self.first_stage.downsampling
+        stage = self.first_stage.downsampling
 
-        def upscale_part(pixels: Array, keys: Array) -> np.ndarray:
+        def enlarge_part(pixels: Array, keys: Array, offsets: Array | None = None) -> np.ndarray:
             grown = upsample(pixels, size, "bilinear") if self.coupling.upsampling == "psu" else pixels
             grown = jax.device_put(grown, self._sharding(grown.shape))
-            low = _check_finite(self.first_stage.encode(grown), "the encoder", self.first_stage.model)
-            boosted = integrate(low, keys, latent_size, return_trajectory)
+            low = check_finite(self.first_stage.encode(grown), "the encoder", self.first_stage.model)
+            boosted = integrate(low, keys, (size[0] // stage, size[1] // stage), return_trajectory, offsets)
             if not return_trajectory:
                 return self._decode_part(boosted)
             return np.stack([self._decode_part(boosted[:, point]) for point in range(boosted.shape[1])], axis=1)
 
-        inputs = to_float(images), noise_keys(seeds)
-        example = f"an image of {size[0]}×{size[1]} pixels"
-        return self._in_parts(upscale_part, inputs, batch_size, example)[..., :height, :width, :]
+        inputs = [to_float(images), noise_keys(seeds)]
+        if corners is not None:
+            inputs.append((corners * self.factor // stage).astype(np.int32))
+        return self._in_parts(enlarge_part, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")
 
     @property
     def size_multiple(self) -> int:
@@ -415,8 +399,8 @@ class Booster(Shareable):
         Raises:
             InputError: a noise step outside 0 to 999, or an unknown upsampling.
         """
-        given = {"noise_step": noise_step, "upsampling": upsampling}
-        return dataclasses.replace(self.coupling, **{name: value for name, value in given.items() if value is not None})
+        given = {"noise_step": noise_step, "upsampling": upsampling}.items()
+        return dataclasses.replace(self.coupling, **{name: value for name, value in given if value is not None})
 
     def solver_with(self, solver: Solver | None = None, steps: int | None = None, method: str | None = None) -> Solver:
         """The solver of `boost`'s arguments.
@@ -426,9 +410,9 @@ class Booster(Shareable):
         """
         if solver is not None and (steps is not None or method is not None):
             raise InputError("give either solver=Solver(method, steps, …), or steps and method")
-        chosen = solver or Solver(method or "euler", self.steps if steps is None else steps)
-        check_solver(self.objective, chosen)
-        return chosen
+        solver = solver or Solver(method or "euler", self.steps if steps is None else steps)
+        check_solver(self.objective, solver)
+        return solver
 
     def _integrator(
         self, noise_step, upsampling, steps, method, solver, stochastic, guidance, *, encoded: bool = False
@@ -448,15 +432,22 @@ class Booster(Shareable):
             if solver is not None or steps is not None or method is not None:
                 raise InputError("give either stochastic=StochasticSolver(method, steps, …), or an ODE's solver")
 
-        def integrate(low: Array, keys: Array, size: tuple[int, int], return_trajectory: bool = False) -> Array:
+        def integrate(
+            low: Array,
+            keys: Array,
+            size: tuple[int, int],
+            return_trajectory: bool = False,
+            offsets: Array | None = None,
+        ) -> Array:
             if coupling.upsampling == "psu" and not encoded:
                 grown = pixel_space_upsample(low, size, self.first_stage.encode, self.first_stage.decode)
-                low = _check_finite(grown, "the autoencoder", self.first_stage.model)
+                low = check_finite(grown, "the autoencoder", self.first_stage.model)
             result = flow_from_keys(
                 self.graph,
                 self.parameters,
                 low,
                 keys,
+                offsets,
                 size=size,
                 coupling=coupling,
                 solver=stochastic or ode,
@@ -464,7 +455,7 @@ class Booster(Shareable):
                 guidance=guidance,
                 return_trajectory=return_trajectory,
             )
-            return _check_finite(result, "the flow", self.parameters)
+            return check_finite(result, "the flow", self.parameters)
 
         return integrate
 
@@ -490,86 +481,20 @@ class Booster(Shareable):
         return batch_sharding(self.mesh) if len(shape) > 1 else example_sharding(self.mesh)
 
     def _decode_part(self, latents: Array) -> UInt8[np.ndarray, "b H W 3"]:
-        images = _check_finite(self.first_stage.decode(latents), "the decoder", self.first_stage.model)
+        images = check_finite(self.first_stage.decode(latents), "the decoder", self.first_stage.model)
         return to_uint8(np.asarray(images))
 
     def _image_multiple(self) -> int:
         """What the sides of a small image must be multiples of for the autoencoder and the network to halve them."""
         stage = self.first_stage.downsampling
+        if self.coupling.upsampling == "lsu":
+            return stage * self.size_multiple
         enlarged = stage * self.network_config.size_multiple
-        needed = -(-enlarged // self.factor)
-        return needed if self.coupling.upsampling == "psu" else -(-needed // stage) * stage
-
-    def _check_shape(self, latents: object) -> Array:
-        try:
-            array = jnp.asarray(_detached(latents), jnp.float32)
-        # Other libraries' arrays raise what they like.
-        except Exception as error:
-            raise InputError(f"latents cannot become an array: {error}") from error
-        stage = self.first_stage
-        if array.ndim != 4 or array.shape[-1] != stage.channels or not array.size:
-            raise InputError(
-                f"latents must be (batch, height, width, {stage.channels}) for this booster's {stage.kind} "
-                f"autoencoder, found {array.shape}; PyTorch's (batch, channels, height, width) needs a transpose"
-            )
-        return array
+        return enlarged // math.gcd(enlarged, self.factor)
 
     def _check_latents(self, latents: object) -> Array:
-        array = self._check_shape(latents)
+        array = latents_array(latents, self.first_stage.spec)
         self.check_size(*array.shape[1:3])
-        _check_finite(array, "the latents to boost")
-        deviation, spec = float(jnp.std(array)), self.first_stage.spec
-        if spec.scaling_factor != 1 and not USUAL_DEVIATIONS[0] < deviation < USUAL_DEVIATIONS[1]:
-            warnings.warn(
-                f"the latents' standard deviation is {deviation:.2f}, expected about 1: boost takes scaled latents, "
-                f"(latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once",
-                stacklevel=3,
-            )
+        check_finite(array, "the latents to boost")
+        warn_of_scale(array, self.first_stage.spec)
         return array
-
-
-def _changed_fields(config: Any) -> dict[str, Any]:
-    """Fields that differ from their default, so that a new field changes no fingerprint."""
-    fields = {field.name: field.default for field in dataclasses.fields(config)}
-    return {name: getattr(config, name) for name, default in fields.items() if getattr(config, name) != default}
-
-
-def _detached(latents: Any) -> Any:
-    """A PyTorch tensor without its gradient, in a type that NumPy has; other values unchanged."""
-    if hasattr(latents, "detach") and hasattr(latents, "cpu"):
-        return latents.detach().cpu().float().numpy()
-    if np.iscomplexobj(latents):
-        raise TypeError("complex numbers")
-    return latents
-
-
-def _check_finite(array: Array, what: str, weights: Any = None) -> Array:
-    """Return an array whose values are finite.
-
-    Args:
-        array: to be checked.
-        what: the latents' name, or the stage that computed them.
-        weights: of that stage, a module or parameters; None for input.
-
-    Raises:
-        InputError: it has NaN or infinite values; the message names the stage, and its first such weight.
-    """
-    if _all_finite(array):
-        return array
-    if weights is None:
-        raise InputError(f"{what} hold NaN or infinite values; no image can be made from them")
-    parameters = weights if isinstance(weights, dict) else split(weights)[1]
-    bad = [name for name in sorted(parameters) if not _all_finite(parameters[name])]
-    reason = f"{len(bad)} of its weights are not finite, such as {bad[0]}" if bad else "its weights are finite"
-    advice = "load them again" if bad else 'compute in float32 (dtype="float32"), and check the range of the input'
-    raise InputError(f"{what} returned NaN or infinite values; {reason}; {advice}")
-
-
-@jax.jit
-def _all_finite(array: Array) -> Array:
-    return jnp.isfinite(array).all()
-
-
-def _pad(images: np.ndarray, down: int, right: int) -> np.ndarray:
-    height, width = images.shape[1:3]
-    return np.pad(images, ((0, 0), (0, -height % down), (0, -width % right), (0, 0)), mode="edge")

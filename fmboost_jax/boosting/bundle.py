@@ -23,7 +23,7 @@ from fmboost_jax.configuration import chosen_by, from_mapping, to_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
-from fmboost_jax.flow.objectives import OBJECTIVES, make_objective
+from fmboost_jax.flow.objectives import sampling_objective
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import NETWORKS, NetworkConfig, abstract_network
 from fmboost_jax.models.parameters import Parameters, count, split
@@ -73,15 +73,7 @@ class BundleConfig:
     def __post_init__(self):
         if self.steps < 1:
             raise InputError(f"steps must be 1 or more, found {self.steps}")
-        # The objective of a network with one time has no part in sampling; it may be one that is not in the table.
-        if self.architecture.time_inputs == 2 or self.objective in OBJECTIVES:
-            objective = make_objective(self.objective)
-            if objective.time_inputs != self.architecture.time_inputs:
-                raise InputError(
-                    f"objective {self.objective} needs a network with {objective.time_inputs} time input(s), found "
-                    f"{self.architecture.time_inputs}"
-                )
-            objective.check_steps(self.steps)
+        sampling_objective(self.objective, self.architecture.time_inputs).check_steps(self.steps)
 
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(BundleConfig)}

@@ -67,9 +67,10 @@ def boost_folder(
     intermediates: bool = False,
     trajectory: bool = False,
     resume: bool = False,
+    tile: int = 256,
     **options: Any,
 ) -> Report:
-    """Boost photographs into PNG files, each of its own name, with the settings in its text chunk `fmboost`.
+    """Boost photographs into PNG files of the same names, with the settings in its text chunk `fmboost`.
 
     No file is overwritten that this function with the same settings did not write. What cannot be read is reported and
     the rest goes on.
@@ -86,6 +87,7 @@ def boost_folder(
         intermediates: also write `NAME_stage1.png` … of a cascade.
         trajectory: also write `NAME_t0.png` …, the images at the points of the time grid; of one booster.
         resume: leave out photographs whose result with these settings is there.
+        tile: side of the tiles of large photographs, 0 for the whole photograph; see `Booster.upscale`.
         options: of `Booster.upscale`, such as steps and method.
 
     Raises:
@@ -95,6 +97,7 @@ def boost_folder(
     boosters = [boosters] if isinstance(boosters, Booster) else list(boosters)
     paths = [inputs] if isinstance(inputs, (str, os.PathLike)) else list(inputs)
     settings = {**run_settings(boosters, seed=seed, **options), "colour_fix": colour_fix}
+    settings["tile"] = tile
     if comparison:
         settings["comparison"] = True
     extras = [COMPARISON] if comparison else []
@@ -111,7 +114,7 @@ def boost_folder(
     check_outputs(outputs, [photograph.path for photograph in photographs], settings)
 
     def enlarge(images: UInt8[np.ndarray, "b h w 3"]) -> list[UInt8[np.ndarray, "b _ _ 3"]]:
-        return _stages(boosters, colour_fix, images, seed=seed, **options)
+        return _stages(boosters, colour_fix, images, seed=seed, tile=tile, **options)
 
     scores, present = [], 0
     with tqdm(total=len(photographs), unit="photo") as bar:
@@ -386,7 +389,14 @@ def _stages(
     results = []
     for booster in boosters:
         before = results[-1] if results else images
-        results.append(booster.upscale(before, seed=[seed] * len(before), **options))
+        # Shown for a photograph that takes more than a second.
+        with tqdm(unit="tile", leave=False, delay=1) as bar:
+
+            def report(done: int, total: int, bar=bar) -> None:
+                bar.total = total
+                bar.update(done - bar.n)
+
+            results.append(booster.upscale(before, seed=[seed] * len(before), progress=report, **options))
         if colour_fix:
             results[-1] = fix_colour(results[-1], before, colour_fix)
     return results

@@ -36,13 +36,6 @@ class CheckedImages:
     arrays: list[UInt8[np.ndarray, "_ _ 3"]]
     restore: Callable[[list[np.ndarray]], Any]
 
-    def by_size(self) -> list[list[int]]:
-        """Indices of the images, those of one size together."""
-        groups: dict[tuple[int, ...], list[int]] = {}
-        for index, array in enumerate(self.arrays):
-            groups.setdefault(array.shape, []).append(index)
-        return list(groups.values())
-
 
 def check_images(images: Images) -> CheckedImages:
     """Check what a person gives as images.

@@ -5,10 +5,10 @@ from typing import cast
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from fmboost_jax.flow.boost import boost_latents
-from fmboost_jax.flow.coupling import Coupling, sample_noise
+from fmboost_jax.flow.coupling import Coupling, sample_noise, sample_noise_field
 from fmboost_jax.flow.objectives import FlowMatching, Objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
@@ -28,6 +28,7 @@ def flow_from_keys(
     parameters: Parameters,
     low: Float[Array, "b h w c"],
     keys: Key[Array, "b"],
+    offsets: Int[Array, "b 2"] | None = None,
     *,
     size: tuple,
     coupling: Coupling,
@@ -42,6 +43,8 @@ def flow_from_keys(
         graph, parameters: of the network, see `fmboost_jax.models.parameters.split`.
         low: scaled low-res latents; with PSU they already have the size `size`.
         keys: one an image.
+        offsets: of tiles, their upper left latent in the image's latents; tiles that overlap share their noise there.
+            Default: none.
         size: height and width of the high-res latents.
         coupling, solver, objective, guidance: see `boost_latents`.
         return_trajectory: return the states at all points of the time grid, on the second axis.
@@ -49,18 +52,22 @@ def flow_from_keys(
     shape = (*size, low.shape[-1])
     # Two independent keys an image: one for x0, one for the upsampling, from which the SDE's steps fold theirs.
     noise_keys, other_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
+
+    def draw(keys: Key[Array, "b"]) -> Array:
+        return sample_noise(keys, shape) if offsets is None else sample_noise_field(keys, offsets, shape)
+
     step_noise = None
     if isinstance(solver, StochasticSolver):
         fold = jax.vmap(jax.random.fold_in, in_axes=(0, None))
-        step_noise = jax.vmap(lambda step: sample_noise(fold(other_keys, step), shape))(jnp.arange(solver.steps))
+        step_noise = jax.vmap(lambda step: draw(fold(other_keys, step)))(jnp.arange(solver.steps))
     result = boost_latents(
         cast(VelocityNetwork, merge(graph, parameters)).velocity,
         low,
-        sample_noise(noise_keys, shape),
+        draw(noise_keys),
         coupling=coupling,
         solver=solver,
         objective=objective,
-        upsampling_noise=sample_noise(other_keys, shape) if coupling.draws_upsampling_noise else None,
+        upsampling_noise=draw(other_keys) if coupling.draws_upsampling_noise else None,
         step_noise=step_noise,
         guidance=guidance,
         return_trajectory=return_trajectory,

@@ -37,7 +37,7 @@ def write_programs(
     """Fill a bundle's `stablehlo` folder: programs, the autoencoder's weights and a page that says how to run them.
 
     Args:
-        folder: to be made.
+        folder: the function makes it.
         booster: what to export.
         sizes: (height, width) of low-res latents that get a program of their own, beside the one for any size.
         steps, method: of the integration, fixed in the programs.
@@ -66,7 +66,7 @@ def boost_and_decode(
 
     Args:
         booster: what to export.
-        size: the latents' height and width; any that the network takes unless told.
+        size: the latents' height and width. Default: any that the network takes.
         steps, method: of the integration.
     """
     if size is not None:

@@ -170,7 +170,8 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
 
     def enlarge(images, seeds):
         for booster in boosters:
-            images = booster.upscale(images, steps=protocol.steps, method=protocol.method, seed=seeds.tolist())
+            options = {"steps": protocol.steps, "method": protocol.method, "seed": seeds.tolist()}
+            images = booster.upscale(images, tile=0, **options)
         return images
 
     return enlarge

@@ -75,12 +75,11 @@ def boost_latents(
     x0, context = shared(x0), shared(context)
     if objective.time_inputs == 2:
         return _whole_steps(velocity_fn, x0, context, solver, objective, guidance, return_trajectory)
-    if guidance is None:
 
-        def velocity(x, t, /):
-            return velocity_fn(x, t, context)
-    else:
-        velocity = guided(velocity_fn, context, jnp.zeros_like(context), guidance)
+    def plain(x, t):
+        return velocity_fn(x, t, context)
+
+    velocity = plain if guidance is None else guided(velocity_fn, context, jnp.zeros_like(context), guidance)
     if isinstance(solver, Solver):
         return solver.integrate(velocity, x0, return_trajectory=return_trajectory)
     if coupling.start != "noise":

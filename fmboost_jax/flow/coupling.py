@@ -131,6 +131,26 @@ def sample_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, 
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
+def sample_noise_field(
+    keys: Key[Array, "b"], offsets: Int[Array, "b 2"], shape: tuple[int, int, int]
+) -> Float[Array, "b h w c"]:
+    """Standard normal noise of windows of an unbounded field, one field a key: windows that overlap agree there.
+
+    Args:
+        keys: one an example; they may serve no other draw.
+        offsets: row and column of each window's upper left position, 0 or more.
+        shape: height, width and channels of a window.
+    """
+
+    def window(key, offset):
+        rows, columns = (start + jnp.arange(length) for start, length in zip(offset, shape[:2], strict=True))
+        row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
+        position_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, columns)
+        return sample_noise(position_keys.reshape(-1), shape[2:]).reshape(shape)
+
+    return jax.vmap(window)(keys, offsets)
+
+
 def pixel_space_upsample(
     latent: Float[Array, "b h w c"],
     size: Side | tuple[Side, Side],

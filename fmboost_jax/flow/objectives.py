@@ -11,6 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 from jaxtyping import Array, Float, Key
 
+from fmboost_jax.errors import InputError
 from fmboost_jax.flow.loss import TIME_SAMPLERS, flow_matching_loss
 from fmboost_jax.flow.meanflow import MeanFlow
 from fmboost_jax.flow.paths import Path
@@ -122,3 +123,23 @@ def make_objective(text: str) -> Objective:
         InputError: an unknown name or setting.
     """
     return build("objective", text, OBJECTIVES)
+
+
+def sampling_objective(text: str, time_inputs: int) -> Objective:
+    """Return the objective that says how a trained network is sampled.
+
+    Networks with one time are sampled in one way, so for them it is flow matching, whatever the name says: it may be
+    one of an extension that is not imported.
+
+    Raises:
+        InputError: an objective of the table with another number of times than the network's, or an unknown one for a
+            network with two.
+    """
+    if time_inputs == 1 and text.partition("(")[0] not in OBJECTIVES:
+        return FlowMatching()
+    objective = make_objective(text)
+    if objective.time_inputs != time_inputs:
+        raise InputError(
+            f"objective {text} needs a network with {objective.time_inputs} time input(s), found {time_inputs}"
+        )
+    return objective if time_inputs == 2 else FlowMatching()

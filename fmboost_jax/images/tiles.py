@@ -4,42 +4,47 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 
 
 def map_tiles(
-    function: Callable[[UInt8[np.ndarray, "b t t 3"]], UInt8[np.ndarray, "b T T 3"]],
+    function: Callable[[UInt8[np.ndarray, "b t t 3"], Int[np.ndarray, "b 2"]], UInt8[np.ndarray, "b T T 3"]],
     image: UInt8[np.ndarray, "h w 3"],
     *,
     factor: int,
     tile: int = 256,
     overlap: int = 32,
+    align: int = 1,
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
 ) -> UInt8[np.ndarray, "H W 3"]:
     """Enlarge an image tile by tile and blend the tiles linearly where they overlap.
 
     The function sees batches of exactly `batch_size` tiles of `tile` × `tile` pixels, whatever the image's size: a
-    smaller image is padded by repeating its edge, and a batch by repeating its last tile. Beside the image and the
+    smaller image is mirrored at its edges, and a batch filled with copies of its last tile. Beside the image and the
     result, one row of enlarged tiles is in memory, in float32.
 
     Args:
-        function: tiles → the same tiles, `factor` times as high and wide.
+        function: (tiles, their upper left corners in the image) → the same tiles, `factor` times as high and wide.
         image: of any size.
         factor: by how much the function enlarges.
         tile: side of a tile in pixels of the image.
         overlap: pixels that neighbours share at least, fewer than `tile`.
+        align: rows and columns of the corners are multiples of this. Default: 1.
         batch_size: tiles in one call.
         progress: called with the number of finished tiles and of all tiles after every batch.
 
     Raises:
-        ValueError: `overlap` is not smaller than `tile`.
+        ValueError: `overlap` is not smaller than `tile`, or `tile` is no multiple of `align`.
     """
     if not 0 <= overlap < tile:
         raise ValueError(f"overlap must be 0 or more and less than the tile's {tile}, found {overlap}")
+    if tile % align:
+        raise ValueError(f"tile must be a multiple of {align}, found {tile}")
     height, width = image.shape[:2]
-    image = np.pad(image, ((0, max(tile - height, 0)), (0, max(tile - width, 0)), (0, 0)), mode="edge")
-    tops, lefts = (tile_starts(side, tile, overlap) for side in image.shape[:2])
+    down, right = (max(tile - side, -side % align) for side in (height, width))
+    image = np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
+    tops, lefts = (tile_starts(side, tile, overlap, align) for side in image.shape[:2])
     across = _weights(lefts, image.shape[1], tile, overlap, factor)
     down = _weights(tops, image.shape[0], tile, overlap, factor)
     result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), np.uint8)
@@ -52,7 +57,7 @@ def map_tiles(
         band = np.concatenate([band[offset:], np.zeros((offset, *band.shape[1:]), np.float32)])
         finished = top * factor
         strip = image[top : top + tile]
-        for first, enlarged in _enlarged(function, strip, lefts, tile, batch_size):
+        for first, enlarged in _enlarged(function, strip, top, lefts, tile, batch_size):
             for column, pixels in enumerate(enlarged, first):
                 left = lefts[column] * factor
                 weight = down[row][:, None, None] * across[column][None, :, None]
@@ -64,20 +69,30 @@ def map_tiles(
     return result[: height * factor, : width * factor]
 
 
-def tile_starts(side: int, tile: int, overlap: int) -> list[int]:
-    """First pixels of the fewest tiles that cover a side, spread evenly, `overlap` or more shared by neighbours."""
+def tile_starts(side: int, tile: int, overlap: int, align: int = 1) -> list[int]:
+    """First pixels of the fewest tiles that cover a side, spread evenly, `overlap` or more shared by neighbours.
+
+    Args:
+        side: a multiple of `align`.
+        tile: a multiple of `align`.
+        overlap: less than `tile`.
+        align: all starts are multiples of this. Where the tile is not longer than overlap and align together, the
+            starts are `align` apart and neighbours share a little less than `overlap`.
+    """
     if side <= tile:
         return [0]
-    gaps = math.ceil((side - tile) / (tile - overlap))
-    return [round(number * (side - tile) / gaps) for number in range(gaps + 1)]
+    length, stride = (side - tile) // align, max((tile - overlap) // align, 1)
+    gaps = math.ceil(length / stride)
+    return [round(number * length / gaps) * align for number in range(gaps + 1)]
 
 
-def _enlarged(function, strip, lefts, tile, batch_size) -> Iterator[tuple[int, UInt8[np.ndarray, "n T T 3"]]]:
+def _enlarged(function, strip, top, lefts, tile, batch_size) -> Iterator[tuple[int, UInt8[np.ndarray, "n T T 3"]]]:
     """The enlarged tiles of one row of tiles, in batches, each with the number of its first tile."""
     for first in range(0, len(lefts), batch_size):
         columns = lefts[first : first + batch_size]
         padded = columns + columns[-1:] * (batch_size - len(columns))
-        yield first, function(np.stack([strip[:, left : left + tile] for left in padded]))[: len(columns)]
+        tiles = np.stack([strip[:, left : left + tile] for left in padded])
+        yield first, function(tiles, np.array([(top, left) for left in padded]))[: len(columns)]
 
 
 def _weights(starts: list[int], side: int, tile: int, overlap: int, factor: int) -> Float[np.ndarray, "tiles enlarged"]:

@@ -10,7 +10,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.coupling import cosine_alpha_bar, couple, noise_augment, pixel_space_upsample, sample_noise
+from fmboost_jax.flow.coupling import (
+    cosine_alpha_bar,
+    couple,
+    noise_augment,
+    pixel_space_upsample,
+    sample_noise,
+    sample_noise_field,
+)
 from fmboost_jax.images.resize import upsample
 from tests.conftest import relative_error
 
@@ -209,3 +216,11 @@ def test_a_program_for_any_size_resizes_alike(mode):
     program = jax.export.export(jax.jit(enlarge))(*shapes)
     arrays = [jax.random.normal(jax.random.key(n), (2, n * 4, n * 6, 3)) for n in (1, 3)]
     np.testing.assert_allclose(program.call(*arrays), enlarge(*arrays), atol=1e-5)
+
+
+def test_windows_of_a_noise_field_agree_where_they_overlap():
+    keys = jnp.stack([jax.random.key(0)] * 2)
+    one, other = np.asarray(sample_noise_field(keys, jnp.array([[0, 3], [2, 8]]), (20, 24, 3)))
+    np.testing.assert_array_equal(one[2:, 5:], other[:-2, :-5])
+    assert abs(one.mean()) < 0.1
+    assert abs(one.std() - 1) < 0.05

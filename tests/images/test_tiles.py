@@ -11,7 +11,7 @@ from fmboost_jax.images.tiles import map_tiles, tile_starts
 
 
 def nearest(factor):
-    return lambda tiles: tiles.repeat(factor, axis=1).repeat(factor, axis=2)
+    return lambda tiles, _: tiles.repeat(factor, axis=1).repeat(factor, axis=2)
 
 
 @settings(max_examples=60, deadline=None)
@@ -21,17 +21,20 @@ def nearest(factor):
     tile=st.integers(8, 24),
     overlap=st.integers(0, 7),
     factor=st.integers(1, 3),
+    align=st.sampled_from((1, 2, 4)),
     batch_size=st.integers(1, 4),
 )
 def test_a_function_of_single_pixels_gives_what_it_gives_the_whole_image(
-    height, width, tile, overlap, factor, batch_size
+    height, width, tile, overlap, factor, align, batch_size
 ):
     image = np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+    tile += -tile % align
     shapes, seen = set(), []
 
-    def enlarge(tiles):
+    def enlarge(tiles, corners):
         shapes.add(tiles.shape)
-        return nearest(factor)(tiles)
+        assert not (corners % align).any()
+        return nearest(factor)(tiles, corners)
 
     result = map_tiles(
         enlarge,
@@ -39,10 +42,11 @@ def test_a_function_of_single_pixels_gives_what_it_gives_the_whole_image(
         factor=factor,
         tile=tile,
         overlap=overlap,
+        align=align,
         batch_size=batch_size,
         progress=lambda done, total: seen.append((done, total)),
     )
-    np.testing.assert_array_equal(result, nearest(factor)(image[None])[0])
+    np.testing.assert_array_equal(result, nearest(factor)(image[None], None)[0])
     assert shapes == {(batch_size, tile, tile, 3)}
     assert seen[-1][0] == seen[-1][1]
     assert seen == sorted(seen)
@@ -61,7 +65,7 @@ def test_tiles_that_disagree_are_blended_linearly():
     """Tiles of 0, then of 200: across the overlap the values rise without a jump larger than the ramp's step."""
     calls = []
 
-    def constant(tiles):
+    def constant(tiles, corners):
         calls.append(len(calls))
         return np.full((1, 16, 16, 3), 200 * (len(calls) - 1), np.uint8)
 

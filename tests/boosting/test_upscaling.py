@@ -1,0 +1,112 @@
+"""Images of any sizes: programs of a few shapes, tiles of large ones without a seam in the noise."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.inputs import noise_keys
+from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.upscaling import square_for
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.coupling import Coupling, noise_augment, sample_noise_field
+from fmboost_jax.images.value_range import to_float, to_uint8
+from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.unet import UNet, UNetConfig
+from tests.random_models import random_model
+
+UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16)
+COUPLING = Coupling(noise_step=300)
+
+
+def still(devices=None, spatial=1):
+    """A booster whose velocity is zero: it returns where the flow starts."""
+    graph, parameters = split(random_model(UNet, UNET))
+    network = merge(graph, jax.tree.map(jnp.zeros_like, parameters))
+    return Booster(network, load_first_stage("identity"), COUPLING, 2, devices=devices, spatial=spatial)
+
+
+@pytest.fixture(scope="module")
+def booster():
+    return still()
+
+
+def image(height, width):
+    return np.random.default_rng(height * width).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def test_a_folder_of_any_sizes_needs_at_most_four_shapes(booster, monkeypatch):
+    shapes = set()
+
+    def watched(graph, parameters, low, *arguments, **options):
+        shapes.add(low.shape)
+        return flow_from_keys(graph, parameters, low, *arguments, **options)
+
+    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", watched)
+    before = flow_from_keys._cache_size()
+    sizes = [(16, 16), (21, 40), (13, 9), (7, 8), (40, 5), (3, 2), (1, 1)]
+    for height, width in sizes:
+        assert booster.upscale(image(height, width), steps=1, tile=16).shape == (2 * height, 2 * width, 3)
+    assert shapes == {(1, side, side, 3) for side in (32, 16, 8, 4)}
+    assert flow_from_keys._cache_size() - before <= 4
+    compiled = flow_from_keys._cache_size()
+    several = booster.upscale([image(*size) for size in sizes], steps=1, tile=16, batch_size=1, seed=[0] * len(sizes))
+    assert flow_from_keys._cache_size() == compiled
+    for size, result in zip(sizes, several, strict=True):
+        np.testing.assert_array_equal(result, booster.upscale(image(*size), steps=1, tile=16))
+
+
+def test_tiles_draw_one_field_of_noise(booster):
+    """Where tiles overlap they start from the same noise; a mean of two would have less of it."""
+    grey = np.full((24, 40, 3), 128, np.uint8)
+    seen = []
+    found = booster.upscale(grey, steps=1, tile=16, seed=5, progress=lambda *done: seen.append(done))
+    assert seen == [(number, 6) for number in range(1, 7)]
+    keys = jax.vmap(lambda key: jax.random.split(key, 2))(noise_keys([5]))[:, 0]
+    noise = sample_noise_field(keys, jnp.zeros((1, 2), jnp.int32), (48, 80, 3))
+    start = noise_augment(to_float(jnp.full((1, 48, 80, 3), 128, jnp.uint8)), COUPLING.noise_step, noise)
+    assert np.abs(found.astype(int) - to_uint8(np.asarray(start))[0]).max() <= 1
+    many = still(jax.devices()[:2]).upscale(grey, steps=1, tile=16, seed=5)
+    assert np.abs(many.astype(int) - found).max() <= 1
+
+
+def test_what_stays_whole(booster):
+    low = image(20, 18)
+    whole = booster.upscale(low, steps=1, tile=0)
+    assert np.abs(whole.astype(int) - booster.upscale(low, steps=1, tile=16)).max() > 9
+    for one in (booster.upscale(low, steps=1, tile=16, return_trajectory=True)[-1], booster.upscale(low, steps=1)):
+        assert one.shape == whole.shape
+    np.testing.assert_array_equal(booster.upscale(low, steps=1, tile=16, return_trajectory=True)[-1], whole)
+    shared = still(jax.devices()[:2], spatial=2).upscale(low, steps=1, tile=16)
+    assert np.abs(shared.astype(int) - whole).max() <= 1
+    with pytest.raises(InputError, match="tile must be 0"):
+        booster.upscale(low, tile=-1)
+
+
+def test_the_alpha_of_a_large_image_is_kept(booster):
+    alpha = np.full((20, 33), 255, np.uint8)
+    alpha[:, 20:] = 0
+    large = booster.upscale(Image.fromarray(np.dstack([image(20, 33), alpha])), steps=1, tile=16)
+    assert (large.mode, large.size) == ("RGBA", (66, 40))
+    assert (np.asarray(large)[:, 50:, 3] == 0).all()
+
+
+def test_squares():
+    assert [square_for(side, 1, 256, 8) for side in (1, 32, 33, 64, 128, 129, 256)] == [32, 32, 64, 64, 128, 256, 256]
+    assert square_for(1, 257, 256, 8) is None
+    assert square_for(20, 1, 20, 8) == 24
+
+
+@pytest.mark.parametrize(
+    ("upsampling", "factor", "expected"), [("psu", 2, 2), ("psu", 3, 4), ("psu", 8, 1), ("lsu", 3, 2)]
+)
+def test_sides_that_autoencoder_and_network_can_halve(booster, upsampling, factor, expected):
+    """One halving in the network, none (identity) in the autoencoder; and an autoencoder of 2×."""
+    network = random_model(UNet, dataclasses.replace(UNET, channel_mult=(1, 1, 1) if upsampling == "psu" else (1, 1)))
+    one = Booster(network, booster.first_stage, dataclasses.replace(COUPLING, upsampling=upsampling), factor)
+    assert one._image_multiple() == expected
