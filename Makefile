@@ -29,7 +29,7 @@ test: .venv/dev.stamp
 	$(BIN)/lint-imports
 	$(BIN)/basedpyright
 	$(DOCS)
-	$(BIN)/python -m pytest --numprocesses 2 --durations 10
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile --durations 10
 
 demo: .venv/demo.stamp
 	$(BIN)/python tools/demo_photos.py $(DEMO)/photos

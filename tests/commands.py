@@ -1,9 +1,18 @@
-"""Commands as a user types them, in processes of their own, on small real data."""
+"""Commands as a user types them, on small real data: each in a new process, or faster within the tests' own."""
 
+import functools
+import importlib
 import os
 import pathlib
+import signal
 import subprocess
 import sys
+
+import jax
+import pytest
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.parallel.mesh import make_mesh
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -58,6 +67,30 @@ def refused(module: str, *arguments, **options) -> str:
     done = command(module, *arguments, status=2, **options)
     assert "Traceback" not in done.stderr, done.stderr
     (line,) = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    return line
+
+
+def call(module: str, *arguments) -> None:
+    """Run a command's main function within this process; training uses one device of eight."""
+    main = importlib.import_module(f"fmboost_jax.{module}")
+    handler = signal.getsignal(signal.SIGTERM)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(ROOT)
+        if module == "train":
+            patch.setattr(main, "make_mesh", functools.partial(make_mesh, devices=jax.devices()[:1]))
+            patch.setattr(main, "keep_freed_memory", lambda: False)  # it would hold for the tests that follow
+        try:
+            main.main([str(argument) for argument in arguments])
+        finally:
+            signal.signal(signal.SIGTERM, handler)
+
+
+def call_refused(module: str, *arguments) -> str:
+    """Run a command within this process that must fail as bad input does; returns its one line."""
+    with pytest.raises(InputError) as refusal:
+        call(module, *arguments)
+    line = str(refusal.value)
+    assert "\n" not in line
     return line
 
 

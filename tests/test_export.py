@@ -20,14 +20,14 @@ from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
-from tests.commands import command, environment, refused
+from tests.commands import call, call_refused, environment, refused
 from tests.random_models import random_model
 
 
 @pytest.fixture(scope="module")
 def bundle(run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("bundles") / "small"
-    command("export", "--checkpoint", run, "--out", folder, "--orbax", "--stablehlo", "--sizes", "8x16", "--steps", 2)
+    call("export", "--checkpoint", run, "--out", folder, "--orbax", "--stablehlo", "--sizes", "8x16", "--steps", 2)
     return folder
 
 
@@ -151,9 +151,8 @@ def test_nothing_is_left_of_an_export_that_failed(tmp_path):
 def test_bad_input_gets_one_line(run, bundle, tmp_path):
     assert "exists already" in refused("export", "--checkpoint", run, "--out", bundle)
     options = ("--checkpoint", run, "--out", tmp_path / "new", "--stablehlo", "--sizes")
-    assert "HEIGHTxWIDTH" in refused("export", *options, "8")
-    assert "is a bundle already" in refused("export", "--checkpoint", bundle, "--out", tmp_path / "new")
-    assert "no such folder" in refused("sample", "--checkpoint", "nowhere", "--input", ".", "--out", tmp_path / "new")
+    assert "HEIGHTxWIDTH" in call_refused("export", *options, "8")
+    assert "is a bundle already" in call_refused("export", "--checkpoint", bundle, "--out", tmp_path / "new")
     assert not list(tmp_path.iterdir())
 
 

@@ -15,7 +15,7 @@ from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.sample import main
-from tests.commands import command, refused
+from tests.commands import call_refused, refused
 
 
 @pytest.fixture(scope="module")
@@ -90,13 +90,13 @@ def test_devices_share_batches_and_heights(run, tmp_path):
             sample(*words, *options)
 
 
-def test_compare_and_latents(run, photographs, tmp_path):
-    done = command("sample", "--checkpoint", run, "--input", photographs / "rocket.png", "--compare", "--out", tmp_path)
-    assert "PSNR bilinear" in done.stdout
+def test_compare_and_latents(run, photographs, tmp_path, capsys):
+    sample("--checkpoint", run, "--input", photographs / "rocket.png", "--compare", "--out", tmp_path)
+    assert "PSNR bilinear" in capsys.readouterr().out
     assert (tmp_path / "rocket_comparison.png").exists()
     latents = np.random.default_rng(0).normal(size=(2, 8, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "latents.npz", latents)
-    command("sample", "--checkpoint", run, "--input", tmp_path / "latents.npz", "--out", tmp_path / "latents")
+    sample("--checkpoint", run, "--input", tmp_path / "latents.npz", "--out", tmp_path / "latents")
     with Image.open(tmp_path / "latents" / "00001.png") as image:
         assert image.size == (32, 16)
 
@@ -113,7 +113,7 @@ def test_compare_and_latents(run, photographs, tmp_path):
 )
 def test_bad_input_gets_one_line(run, photographs, tmp_path, change, expected):
     options = {"--checkpoint": run, "--input": photographs, "--out": tmp_path, **change}
-    assert expected in refused("sample", *[word for pair in options.items() for word in pair])
+    assert expected in call_refused("sample", *[word for pair in options.items() for word in pair])
 
 
 def test_first_velocity_is_the_sources(booster, photographs):

@@ -14,7 +14,7 @@ import pytest
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.errors import PREEMPTED
 from fmboost_jax.training.checkpoints import load_weights
-from tests.commands import ROOT, command, environment, refused, train_words, words
+from tests.commands import ROOT, call, call_refused, command, environment, refused, train_words, words
 
 STEPS = 24
 RESUMABLE = (f"--config.train.steps={STEPS}", "--config.checkpoint.every=3", "--config.checkpoint.keep=2")
@@ -79,17 +79,18 @@ def test_sigterm_saves_and_exits_cleanly(pairs, whole_run, tmp_path):
     assert_same_weights(tmp_path, whole_run[0])
 
 
-def test_what_a_person_sees(pairs, tmp_path):
-    done = command(
+def test_what_a_person_sees(pairs, tmp_path, capsys):
+    call(
         "train",
         *train_words(
             pairs, tmp_path, "--config.train.steps=4", "--config.evaluate.every=2", "--config.evaluate.images=4"
         ),
     )
+    printed = capsys.readouterr()
     for word in ("parameters", "devices", "mesh", "temporaries", "FLOP", "psnr", "finished; step 4 of 4"):
-        assert word in done.stdout
+        assert word in printed.out
     for word in ("loss", "samples/s", "data wait"):
-        assert word in done.stderr
+        assert word in printed.err
     lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     trained = [line for line in lines if "loss" in line]
     assert [line["step"] for line in trained] == [1, 2, 3, 4]
@@ -104,50 +105,52 @@ def test_what_a_person_sees(pairs, tmp_path):
 def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):
     assert sorted(int(p.name) for p in (whole_run[0] / "checkpoints").iterdir()) == [21, 24]
     options = ("--config.checkpoint.keep=1", "--config.checkpoint.keep_every=6")
-    command("train", *train_words(pairs, tmp_path, *RESUMABLE, *options, "--config.train.steps=15"))
+    call("train", *train_words(pairs, tmp_path, *RESUMABLE, *options, "--config.train.steps=15"))
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 12, 15]
 
 
-def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path):
-    command("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
+def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path, capsys):
+    call("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
     changed = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.optim.lr=7e-4")
-    line = refused("train", *changed)
+    line = call_refused("train", *changed)
     assert "optim.lr: " in line
     assert "→ 0.0007" in line
     assert "train.steps: 2 → 3" in line
-    assert "step 3 of 3" in command("train", *changed, "--allow-config-change").stdout
+    call("train", *changed, "--allow-config-change")
+    assert "step 3 of 3" in capsys.readouterr().out
     other = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.unet.num_res_blocks=2")
-    line = refused("train", *other, "--allow-config-change")
+    line = call_refused("train", *other, "--allow-config-change")
     assert "another architecture" in line
     assert "unet.num_res_blocks: 1 → 2" in line
 
 
 def test_starts_from_another_runs_weights(pairs, whole_run, tmp_path):
     words_ = train_words(pairs, tmp_path, "--config.train.steps=1", f"--config.train.init_from={whole_run[0]}")
-    command("train", *words_, "--config.optim.lr=1e-30")
+    call("train", *words_, "--config.optim.lr=1e-30")
     (found, _, _), (expected, _, _) = load_weights(str(tmp_path)), load_weights(str(whole_run[0]))
     for name in expected:
         np.testing.assert_array_equal(found[name], expected[name])
 
 
-def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path):
+def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, capsys):
     """A limit on the size of files stands for the disk: a later save fails as it would there."""
     short = train_words(pairs, tmp_path, "--config.train.steps=2")
-    command("train", *short)
+    call("train", *short)
     more = train_words(pairs, tmp_path, "--config.train.steps=4", "--allow-config-change")
     limit = (150_000, 150_000)
     line = refused("train", *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert "is the disk full?" in line
     assert "the last whole checkpoint is step 2" in line
     assert load_weights(str(tmp_path))[2] == 2
-    assert "step 4 of 4" in command("train", *more).stdout
+    call("train", *more)
+    assert "step 4 of 4" in capsys.readouterr().out
 
 
 def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_path):
-    command("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
+    call("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
     good = load_weights(str(tmp_path))[0]
     patience = 3
-    line = refused(
+    line = call_refused(
         "train",
         *train_words(pairs, tmp_path, "--config.train.steps=50", "--config.checkpoint.every=1"),
         "--config.optim.lr=1e38",
@@ -181,7 +184,7 @@ def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_
     ],
 )
 def test_bad_input_gets_one_line(pairs, tmp_path, override, expected):
-    assert expected in refused("train", *train_words(pairs, tmp_path, "--config.train.steps=2"), override)
+    assert expected in call_refused("train", *train_words(pairs, tmp_path, "--config.train.steps=2"), override)
     assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
 
 
@@ -192,6 +195,6 @@ def test_damaged_shard_is_named_with_its_record(pairs, tmp_path):
     content = bytearray(shard.read_bytes())
     content[len(content) // 2] ^= 4
     shard.write_bytes(content)
-    line = refused("train", *train_words(damaged, tmp_path / "run", "--config.train.steps=9"))
+    line = call_refused("train", *train_words(damaged, tmp_path / "run", "--config.train.steps=9"))
     assert shard.name in line
     assert "record" in line

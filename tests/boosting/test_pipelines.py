@@ -17,7 +17,7 @@ from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
-from tests.commands import command, refused
+from tests.commands import call, call_refused
 from tests.random_models import random_model
 
 torch = pytest.importorskip("torch")
@@ -188,13 +188,13 @@ def test_pipelines_without_latents_of_two_dimensions_are_refused(booster):
 
 def test_the_command(bases, bundle, tmp_path):
     options = ("--prompt", "a cat", "--base", bases / "lcm", "--base-steps", 2, "--booster", bundle, "--steps", 1)
-    command("sample", *options, "--seed", 5, "--out", tmp_path)
+    call("sample", *options, "--seed", 5, "--out", tmp_path)
     expected = boost_pipeline(load_pipeline(str(bases / "lcm")), "a cat", Booster.load(bundle), **COMMANDED)
     with Image.open(tmp_path / "00000.png") as image:
         assert np.abs(np.asarray(image).astype(int) - expected[0]).max() <= 1
         assert '"prompt": "a cat"' in image.text["fmboost"]
-    assert "--base" in refused("sample", *options[:2], *options[6:], "--out", tmp_path)
-    nowhere = refused("sample", *options[:2], "--base", tmp_path / "none", *options[6:], "--out", tmp_path)
+    assert "--base" in call_refused("sample", *options[:2], *options[6:], "--out", tmp_path)
+    nowhere = call_refused("sample", *options[:2], "--base", tmp_path / "none", *options[6:], "--out", tmp_path)
     assert "expected a diffusers pipeline's folder" in nowhere
 
 

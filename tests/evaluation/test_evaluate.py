@@ -25,7 +25,7 @@ from fmboost_jax.metrics.features import KINDS, Kind, load_features
 from fmboost_jax.metrics.frechet import patches
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
-from tests.commands import command
+from tests.commands import call
 from tests.random_models import random_model
 
 UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, dim_head=16)
@@ -344,11 +344,12 @@ def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_the_command(originals, noisy, tmp_path):
+def test_the_command(originals, noisy, tmp_path, capsys):
     words = ("--images", noisy, "--reference", originals, "--metrics", "psnr", "--out", tmp_path)
-    done = command("evaluate", *words)
-    assert "psnr" in done.stdout
-    assert "results in" in done.stdout
+    call("evaluate", *words)
+    printed = capsys.readouterr().out
+    assert "psnr" in printed
+    assert "results in" in printed
 
 
 def test_small_images_as_given(originals, tmp_path):

@@ -171,13 +171,12 @@ def test_small_limit_really_cuts():
     np.testing.assert_array_equal(out, x)
 
 
-@pytest.mark.parametrize(("size", "gibibytes"), [(1024, 3), (2048, 9.5)])
-def test_memory_of_a_decode_is_bounded(size, gibibytes):
+def test_memory_of_a_decode_is_bounded():
     """XLA's own account of its temporaries; weights and the runtime add 0.9 GiB (measured by bench/decode.py)."""
     graphdef, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=nnx.Rngs(0))))
-    latent = jax.ShapeDtypeStruct((1, size // 8, size // 8, 4), jnp.float32)
+    latent = jax.ShapeDtypeStruct((1, 256, 256, 4), jnp.float32)
     compiled = jax.jit(lambda state, z: nnx.merge(graphdef, state).decode(z)).lower(state, latent).compile()
-    assert compiled.memory_analysis().temp_size_in_bytes < gibibytes * 2**30
+    assert compiled.memory_analysis().temp_size_in_bytes < 9.5 * 2**30
 
 
 def test_bfloat16_computes_in_bfloat16_and_keeps_float32_parameters():

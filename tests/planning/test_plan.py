@@ -7,7 +7,7 @@ import pytest
 from fmboost_jax.planning.compile import wanted_memory
 from fmboost_jax.planning.costs import operations, total_flops
 from fmboost_jax.planning.hlo import parse
-from tests.commands import ROOT, command, refused
+from tests.commands import ROOT, call, call_refused, command
 
 pytest.importorskip("libtpu")
 
@@ -113,12 +113,14 @@ def test_what_a_program_wanted_that_did_not_fit(message, wanted):
 
 
 def test_unknown_topology_gets_one_line():
-    line = refused("plan", *TINY, "--topology=v7:2x2")
+    line = call_refused("plan", *TINY, "--topology=v7:2x2")
     assert "'v7:2x2' is unknown" in line
     assert "v5e:4x4, v5p:4x4x4, v6e:4x4" in line
 
 
-def test_help_teaches():
-    told = command("plan", "--help").stdout
+def test_help_teaches(capsys):
+    with pytest.raises(SystemExit):
+        call("plan", "--help")
+    told = capsys.readouterr().out
     for word in ("--topology", "v5p:4x4x4", "--sweep", "--mode", "decode", "--json", "docs/planning.md", "7 minutes"):
         assert word in told

@@ -95,13 +95,13 @@ def test_ten_updates_of_the_references_trainer(golden, monkeypatch):
             np.testing.assert_allclose(tree[name], value, atol=1e-6, err_msg=name)
 
 
-def test_three_hundred_updates_of_a_twin():
+def test_many_updates_of_a_twin():
     """The same batches, times and noise; Adam, warm-up and average as the reference orders them."""
     architecture = UNetConfig(
         model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_heads=1, dim_head=16
     )
     config = paper_config(architecture, lr=3e-4, warmup_steps=50)
-    steps, random, shape = 300, np.random.default_rng(0), (2, 4, 4, 4)
+    steps, random, shape = 150, np.random.default_rng(0), (2, 4, 4, 4)
     low, high = (random.normal(size=(steps, *shape)).astype(np.float32) / SCALE for _ in range(2))
     network = randomised(unet.UNet(architecture), 0).requires_grad_(True)
     weights = {name: value.clone() for name, value in network.state_dict().items()}
@@ -144,7 +144,7 @@ def test_three_hundred_updates_of_a_twin():
         optimizer.step()
         schedule.step()
     np.testing.assert_allclose(metrics["loss"], losses, rtol=1e-3)
-    assert losses[-1] < losses[0]
+    assert np.mean(losses[-20:]) < np.mean(losses[:20])
     assert distance(found, network.state_dict()) < 1e-3
     assert distance(average, expected_average) < 1e-3
 

@@ -1,5 +1,7 @@
 """The training step: its loss by hand, what it learns, what it leaves alone, and the same numbers on every mesh."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,9 +40,15 @@ def batch_of(seed, size=8, side=16):
     }
 
 
+@functools.cache
+def programs(config, latents):
+    """Compiled once for all tests of a config."""
+    return jax.jit(lambda: init_state(config)), jax.jit(make_train_step(config, latents))
+
+
 def run_steps(config, batches, **latents):
-    step = jax.jit(make_train_step(config, LatentSpec("identity", "", 3, 1, **latents)))
-    state, losses = jax.jit(lambda: init_state(config))(), []
+    init, step = programs(config, LatentSpec("identity", "", 3, 1, **latents))
+    state, losses = init(), []
     for batch in batches:
         state, metrics = step(state, batch)
         losses.append(float(metrics["loss"]))
@@ -100,8 +108,7 @@ def test_randomness_comes_from_seed_step_and_position_alone():
     assert run_steps(other, [batch])[1][0] != pytest.approx(loss, rel=1e-4)
 
 
-@pytest.mark.parametrize("upsampling", ["psu", "lsu"])
-@pytest.mark.parametrize("start", ["low_res", "noise"])
+@pytest.mark.parametrize(("upsampling", "start"), [("lsu", "low_res"), ("psu", "noise")])
 def test_sources_train(upsampling, start):
     config = tiny_config(f"--config.data.upsampling={upsampling}", f"--config.source.start={start}")
     batch = batch_of(0)
@@ -133,7 +140,7 @@ def one_device():
     return two_steps(make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (2, 4, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8), (4, 1, 2)])
+@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
 def test_every_mesh_gives_one_devices_numbers_in_less_memory(one_device, shape):
     state, losses, bytes_ = two_steps(make_mesh(dict(zip(("data", "fsdp", "spatial"), shape, strict=True))))
     expected, expected_losses, expected_bytes = one_device
