@@ -18,6 +18,7 @@ from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import abstract_network
 from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.sharding import batch_sharding
 from fmboost_jax.training.config import TrainingConfig
 
@@ -32,7 +33,7 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     Pairs are host arrays `low`, `high` of raw latents. Scores are means over them: `psnr`, `ssim` and
     `sharpness` (gradient energy over the original's) of the boosted images against the decoded high-res latents, and
     the same of the low-res ones under `low_res/`. The grid has rows low-res | boosted | original. The noise depends
-    on `config.seed` alone, so evaluations compare.
+    on `config.seed` and the batch size alone, so evaluations compare.
 
     Raises:
         InputError: `config.evaluate`'s method or steps are not those of a network with two times.
@@ -71,23 +72,24 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
         return scores
 
     def evaluate(parameters, pairs: dict[str, np.ndarray]):
-        count = pairs["low"].shape[0]
-        part = min(count, config.train.batch_size)
-        shards = mesh.shape["data"] * mesh.shape["fsdp"]
-        sharding = batch_sharding(mesh) if part % shards == 0 else replicated
-        scores, rows = [], []
-        for first in range(0, count - part + 1, part):
-            low, high = (
-                jax.make_array_from_callback(array.shape, sharding, array.__getitem__)
-                for array in (pairs["low"][first : first + part], pairs["high"][first : first + part])
-            )
+        rows: dict[int, list[np.ndarray]] = {}
+        sharding = batch_sharding(mesh)
+
+        def score_batch(low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+            pair = (jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in (low, high))
             # The boost runs on all devices; every process then decodes its own copy on one of its devices.
-            latents = jax.device_get(boost(parameters, low, high, np.uint32(first)))
+            latents = jax.device_get(boost(parameters, *pair, np.uint32(numbers[0])))
             images = [first_stage.decode(jnp.asarray(latent)) for latent in latents]
-            scores.append(jax.device_get(score(*images)))
-            images = jax.device_get(images)
-            rows += zip(*map(to_uint8, images), strict=True)
-        means = {name: float(np.mean([values[name] for values in scores])) for name in scores[0]}
-        return means, grid([list(row) for row in rows[:GRID_ROWS]], ["low-res", "boosted", "original"])
+            scores, images = jax.device_get((score(*images), images))
+            first = int(numbers[0])
+            for number in numbers[: max(0, GRID_ROWS - first)]:
+                rows[int(number)] = [to_uint8(image[number - first]) for image in images]
+            return scores
+
+        count, multiple = len(pairs["low"]), mesh.shape["data"] * mesh.shape["fsdp"]
+        arrays = [pairs["low"], pairs["high"], np.arange(count)]
+        scores = map_batches(score_batch, arrays, min(count, config.train.batch_size), multiple=multiple)
+        means = {name: float(np.mean(values)) for name, values in scores.items()}
+        return means, grid(list(rows.values()), ["low-res", "boosted", "original"])
 
     return evaluate

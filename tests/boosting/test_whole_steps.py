@@ -18,6 +18,7 @@ from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.metrics.images import psnr
 from fmboost_jax.models.first_stage import FirstStageConfig
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
@@ -131,11 +132,13 @@ def test_evaluation_in_training_takes_whole_steps(network):
     )
     mesh = make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
     stage = load_first_stage("identity")
-    high = np.tanh(normal(2, 16, 16, 3))
-    pairs = {"low": 0.9 * high, "high": high}
+    high = np.tanh(normal(3, 16, 16, 3))  # one more than a batch
+    pairs = {"low": np.reshape([0.9, 0.8, 0.3], (3, 1, 1, 1)).astype(np.float32) * high, "high": high}
     with jax.set_mesh(mesh):
-        scores, _ = make_evaluate(config, stage, mesh)(split(network)[1], pairs)
+        scores, image = make_evaluate(config, stage, mesh)(split(network)[1], pairs)
     assert np.isfinite(list(scores.values())).all()
+    assert scores["low_res/psnr"] == pytest.approx(float(np.mean(psnr(pairs["low"], high))), rel=1e-4)
+    assert image.shape[0] > 3 * 16  # a row for each pair
     config = dataclasses.replace(config, evaluate=EvaluateConfig())
     with pytest.raises(InputError, match=r"method must be euler, found rk4; set evaluate\.method and evaluate\.steps"):
         make_evaluate(config, stage, mesh)
