@@ -7,10 +7,11 @@ saved, the same command goes on. Anything else: it broke, the same command goes 
 import os
 import sys
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 BAD_INPUT = 2
 PREEMPTED = 143
+NAMED_AT_MOST = 5
 
 
 class InputError(ValueError):
@@ -20,6 +21,12 @@ class InputError(ValueError):
 def one_line(error: BaseException, limit: int = 300) -> str:
     """Return an exception's message in one line of at most `limit` characters, or its type's name without one."""
     return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
+def some(names: Sequence[str], limit: int = NAMED_AT_MOST) -> str:
+    """Join the first names of a list for a message, with the number of those left out."""
+    more = len(names) - limit
+    return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
 def printable(name: str) -> str:

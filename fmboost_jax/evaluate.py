@@ -28,7 +28,7 @@ import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.data.sources import FolderPhotos, Photos, TFDSPhotos
-from fmboost_jax.errors import InputError, run
+from fmboost_jax.errors import InputError, run, some
 from fmboost_jax.evaluation import checksums, report
 from fmboost_jax.evaluation.collection import Collection, check_pairs, read_captions
 from fmboost_jax.evaluation.degradations import FILTERS
@@ -45,21 +45,16 @@ from fmboost_jax.evaluation.subjects import (
     filter_enlarges,
 )
 from fmboost_jax.files import read_json
+from fmboost_jax.parallel.distributed import add_share_arguments, check_share
 from fmboost_jax.parallel.mesh import make_mesh
 
 DEFAULT_CONFIG = "protocols/folders.py"
-NAMED_AT_MOST = 20
 
 
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     argv = sys.argv[1:] if argv is None else argv
     arguments, protocol = parse_arguments(_parser(), argv, Protocol, default=DEFAULT_CONFIG, flag_overrides=_overrides)
-    if not 0 <= arguments.process_index < arguments.process_count:
-        raise InputError(
-            f"--process-index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
-            f"(--process-count {arguments.process_count})"
-        )
     try:
         evaluate(
             protocol,
@@ -107,16 +102,15 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="low-res images of the same names, to enlarge instead of the images made small",
     )
-    add("--out", required=True, metavar="DIR", help="where the results are to lie")
+    add("--out", required=True, metavar="DIR", help="folder that the results are written to")
     add("--metrics", metavar="A,B,…", help="instead of the protocol's")
     add("--features", metavar="NAME", help="network of the Fréchet distances, instead of the protocol's")
-    add("--weights", default="", metavar="FILE", help="the feature network's weights, where they lie elsewhere")
+    add("--weights", default="", metavar="FILE", help="the feature network's weights, default: their usual place")
     add("--captions", metavar="FILE", help="JSON of {name: caption}, or COCO's captions_*.json")
     add("--base", metavar="FOLDER_OR_ID", help="diffusers pipeline that makes the latents, for source 'prompts'")
     add("--first-stage", metavar="PATH", help="the booster's autoencoder, where it has moved")
     add("--cache", metavar="DIR", help="where statistics of reference sets are kept (~/.cache/fmboost_jax/statistics)")
-    add("--process-index", type=int, default=0, help="number of this process, from 0")
-    add("--process-count", type=int, default=1, help="processes that share the work")
+    add_share_arguments(parser)
     return parser
 
 
@@ -171,6 +165,7 @@ def evaluate(
     Raises:
         InputError: see the modules of `fmboost_jax.evaluation`.
     """
+    check_share(process_index, process_count)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images that are far too large are skipped
     out, images = pathlib.Path(out), Collection(photos, protocol)
     texts = _read_captions(protocol, captions, images)
@@ -316,10 +311,8 @@ def _print(out: pathlib.Path, results: dict) -> None:
     print(f"\n{results['protocol']}: {results['images']} images on {results['device']}\n\n{report.table(results)}\n")
     for warning in results["warnings"]:
         print(f"warning: {warning}", file=sys.stderr)
-    if results["skipped"]:
-        print(f"skipped {len(results['skipped'])}:", file=sys.stderr)
-    for name, reason in results["skipped"][:NAMED_AT_MOST]:
-        print(f"  {name}: {reason}", file=sys.stderr)
+    if skipped := results["skipped"]:
+        print(f"skipped {len(skipped)}: {some([': '.join(entry) for entry in skipped])}", file=sys.stderr)
     print(f"results in {out}: {report.RESULTS}, {report.TABLE}, {report.IMAGES}")
 
 

@@ -27,6 +27,7 @@ from fmboost_jax.data.pairs import precompute
 from fmboost_jax.data.sources import FolderPhotos, TFDSPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.parallel.distributed import add_share_arguments
 from fmboost_jax.training.config import TrainingConfig
 
 
@@ -38,17 +39,11 @@ def main(argv: list[str] | None = None) -> None:
     photos = parser.add_mutually_exclusive_group(required=True)
     photos.add_argument("--images", metavar="FOLDER", help="folder of JPEG, PNG and WebP files; subfolders count")
     photos.add_argument("--tfds", metavar="NAME:SPLIT[:DATA_DIR]", help="TFDS dataset, needs the extra [tfds]")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="where the dataset is to lie")
-    parser.add_argument("--process-index", type=int, default=0, help="number of this process, from 0")
-    parser.add_argument("--process-count", type=int, default=1, help="processes that share the work")
+    parser.add_argument("--out", required=True, metavar="FOLDER", help="folder that the dataset is written to")
+    add_share_arguments(parser)
     parser.add_argument("--records-per-shard", type=int, default=1024, help="about so many pairs to a file (1024)")
     parser.add_argument("--batch-size", type=int, default=8, help="images encoded at once (8)")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
-    if not 0 <= arguments.process_index < arguments.process_count:
-        raise InputError(
-            f"--process-index {arguments.process_index} is outside 0 to {arguments.process_count - 1} "
-            f"(--process-count {arguments.process_count})"
-        )
     for name in ("records_per_shard", "batch_size"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, expected 1 or more")

@@ -209,7 +209,7 @@ def test_bad_input_is_refused(whole_run, photographs, tmp_path):
             command.train_autoencoder(tiny_config(photographs, *overrides), str(workdir))
 
     refused("photo folder nowhere does not exist", "--config.data.dir=nowhere")
-    refused("data.dir: the folder of photographs is missing", "--config.data.dir=")
+    refused("data.dir is empty: set it to a folder of photographs", "--config.data.dir=")
     refused("none of 4 photographs has 512×512 pixels", "--config.data.crop=512")
     refused("data.crop is 36: enlarged latents need a multiple of 8", "--config.data.crop=36")
     refused("that run is finished", workdir=whole_run)

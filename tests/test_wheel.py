@@ -79,7 +79,7 @@ def test_the_package_is_the_wheels(python):
 def test_train_finds_a_config_by_name(python):
     done = python("-m", "fmboost_jax.train", "--config", "cfm1024.py:x4", "--workdir", "run")
     assert done.returncode == 2, done
-    assert "no dataset is named" in done.stderr
+    assert "data.dir is empty" in done.stderr
     assert "Traceback" not in done.stderr
 
 

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.inputs import SEEDS, check_seeds
 from fmboost_jax.boosting.outputs import Input, check_outputs, find_inputs, output_folder
-from fmboost_jax.errors import InputError, one_line, printable
+from fmboost_jax.errors import NAMED_AT_MOST, InputError, one_line, printable, some
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.grid import grid
@@ -26,7 +26,6 @@ from fmboost_jax.images.png import read_settings, write_png
 from fmboost_jax.metrics.comparison import compare, details
 
 COMPARISON = "_comparison"
-NAMED_AT_MOST = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -320,11 +319,9 @@ def print_report(report: Report) -> None:
     if report.present:
         print(f"{report.present} of {total} were there already")
     if report.problems:
-        more = len(report.problems) - NAMED_AT_MOST
-        if more > 0:
+        if len(report.problems) > NAMED_AT_MOST:
             print("not boosted:\n  " + "\n  ".join(report.problems), file=sys.stderr)
-        named = "; ".join(report.problems[:NAMED_AT_MOST]) + (f"; and {more} more, see above" if more > 0 else "")
-        raise InputError(f"{len(report.problems)} of {total} inputs were not boosted: {named}")
+        raise InputError(f"{len(report.problems)} of {total} inputs were not boosted: {some(report.problems)}")
 
 
 class _SizeBatches:

@@ -77,7 +77,7 @@ def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
         InputError: no folder told, none there, or no photograph of that size in it.
     """
     if not folder:
-        raise InputError("data.dir: the folder of photographs is missing; --config.data.dir=PHOTOS")
+        raise InputError("data.dir is empty: set it to a folder of photographs")
     photos, usable = FolderPhotos(folder), []
     for number in range(len(photos.names)):
         try:

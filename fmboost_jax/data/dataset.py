@@ -220,7 +220,7 @@ class DatasetInfo(Recipe):
             InputError: no dataset, an unfinished one, a damaged dataset.json, a shard missing or cut short.
         """
         if not folder:
-            raise InputError("no dataset is named: set --config.data.dir to the folder that precompute wrote")
+            raise InputError("data.dir is empty: set it to the folder that precompute wrote")
         folder = pathlib.Path(folder)
         path = folder / "dataset.json"
         if not folder.is_dir():

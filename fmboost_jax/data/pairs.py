@@ -18,7 +18,7 @@ from fmboost_jax.data.records import ShardWriter, encode
 from fmboost_jax.data.shards import FinishedShard, Plan
 from fmboost_jax.data.sources import Photos
 from fmboost_jax.data.threads import batched, in_order
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, some
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.photos import UnusablePhoto, load_photo
 from fmboost_jax.images.png import write_png
@@ -26,26 +26,18 @@ from fmboost_jax.images.resize import shrink, upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.parallel.batching import map_batches
+from fmboost_jax.parallel.distributed import check_share
 
 Encode = Callable[[UInt8[np.ndarray, "b h w 3"]], tuple[Array, Array]]
 
-
 PREVIEW_PAIRS = 6
-
-
 PREVIEW_HEIGHT = 2048  # pixels
-
-
-NAMED_AT_MOST = 50
 
 
 def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
     if skipped:
-        print(f"skipped {len(skipped)}:")
-    for name, reason in skipped[:NAMED_AT_MOST]:
-        print(f"  {name}: {reason}")
-    if len(skipped) > NAMED_AT_MOST:
-        print(f"  … and {len(skipped) - NAMED_AT_MOST} more, named in {out / 'shards'}/*.json")
+        named = some([": ".join(photo) for photo in skipped])
+        print(f"skipped {len(skipped)}: {named}; {out / 'shards'}/*.json name all of them")
 
 
 def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
@@ -124,7 +116,7 @@ def _check_range(low, high, recipe, name):
     if not largest <= float(jnp.finfo(DTYPES[recipe.dtype]).max):
         raise InputError(
             f"photograph {name}: its latent reaches {largest}, which {recipe.dtype} cannot hold; "
-            "try --config.data.dtype=bfloat16, and look at the first stage if it is not a number"
+            "set data.dtype to bfloat16, and look at the first stage if it is not a number"
         )
 
 
@@ -176,6 +168,7 @@ def precompute(
     Raises:
         InputError: `out` was begun with other settings, no photograph can be used, or the disk is full.
     """
+    check_share(process_index, process_count)
     plan = Plan(
         folder=out,
         recipe=recipe,

@@ -97,7 +97,7 @@ class ShardWriter:
                 f"cannot write {self._path}: {reason}; make room and run the same command again"
             ) from error
         if not self._temporary.exists():
-            raise InputError(f"another process makes {self._path} too; give each process its own --process-index")
+            raise InputError(f"another process makes {self._path} too; give each process its own process index")
         with open(self._temporary, "rb+") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()

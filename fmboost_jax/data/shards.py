@@ -72,7 +72,7 @@ class Plan:
             if differences:
                 raise InputError(
                     f"{self.folder} was begun with other settings or photographs: {'; '.join(differences)}; "
-                    "go on with those, or choose another --out"
+                    "go on with those, or choose another output folder"
                 )
             return
         self.shard_folder.mkdir(parents=True, exist_ok=True)

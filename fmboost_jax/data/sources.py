@@ -77,11 +77,13 @@ class TFDSPhotos:
         """
         match = re.fullmatch(r"(?P<name>[^:]+(:\d+\.[\d.*]+)?):(?P<split>(\[[^\]]*\]|[^:\[])+)(:(?P<folder>.+))?", name)
         if match is None:
-            raise InputError(f"--tfds {name!r}: expected NAME:SPLIT or NAME:SPLIT:DATA_DIR, as in coco/2017:validation")
+            raise InputError(
+                f"TFDS split {name!r}: expected NAME:SPLIT or NAME:SPLIT:DATA_DIR, as in coco/2017:validation"
+            )
         try:
             import tensorflow_datasets as tfds
         except ImportError as error:
-            raise InputError("--tfds needs tensorflow-datasets: pip install 'fmboost_jax[tfds]'") from error
+            raise InputError("TFDS needs the package tensorflow-datasets: pip install 'fmboost_jax[tfds]'") from error
         try:
             builder: Any = tfds.builder(match["name"], data_dir=match["folder"], file_format="array_record")
             images = [key for key, feature in builder.info.features.items() if isinstance(feature, tfds.features.Image)]

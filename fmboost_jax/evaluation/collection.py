@@ -8,13 +8,11 @@ from jaxtyping import UInt8
 
 from fmboost_jax.data.sources import Photos
 from fmboost_jax.data.threads import in_order
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, some
 from fmboost_jax.evaluation.degradations import FILTERS
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.files import read_json
 from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, photo_size
-
-NAMED_AT_MOST = 5
 
 
 class Collection:
@@ -92,7 +90,7 @@ def check_pairs(images: Collection, reference: Collection, protocol: Protocol) -
     alone = sorted(set(images.names) - set(reference.names)), sorted(set(reference.names) - set(images.names))
     if any(alone):
         sides = zip(("the images", "the reference"), alone, strict=True)
-        named = "; ".join(f"{len(names)} in {side} alone: {_some(names)}" for side, names in sides if names)
+        named = "; ".join(f"{len(names)} in {side} alone: {some(names)}" for side, names in sides if names)
         raise InputError(
             f"{', '.join(protocol.paired)} need pairs of the same name: {len(images.names)} images, "
             f"{len(reference.names)} in the reference; {named}"
@@ -106,7 +104,7 @@ def check_pairs(images: Collection, reference: Collection, protocol: Protocol) -
             unequal.append(f"{name} {size[0]}×{size[1]} against {expected[0]}×{expected[1]}")
     if unequal:
         raise InputError(
-            f"{len(unequal)} pairs of different sizes: {_some(unequal)}; set high_res to cut all to one size"
+            f"{len(unequal)} pairs of different sizes: {some(unequal)}; set high_res to cut all to one size"
         )
 
 
@@ -135,14 +133,9 @@ def read_captions(path: str, names: list[str]) -> dict[str, str]:
     captions = {name: value.strip() for name, value in firsts.items() if isinstance(value, str)}
     missing = [name for name in names if name not in captions]
     if missing:
-        raise InputError(f"captions {path}: {len(missing)} of {len(names)} images have none: {_some(missing)}")
+        raise InputError(f"captions {path}: {len(missing)} of {len(names)} images have none: {some(missing)}")
     return {name: captions[name] for name in names}
 
 
 def _stem(name: str) -> str:
     return str(pathlib.PurePosixPath(name).with_suffix("")) if pathlib.PurePosixPath(name).suffix else name
-
-
-def _some(names: list[str]) -> str:
-    more = len(names) - NAMED_AT_MOST
-    return ", ".join(names[:NAMED_AT_MOST]) + (f" and {more} more" if more > 0 else "")

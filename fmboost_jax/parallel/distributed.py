@@ -31,6 +31,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--process-index", type=int, help="number of this process, from 0")
 
 
+def add_share_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add `--process-index` and `--process-count` to a command whose processes work without each other."""
+    parser.add_argument("--process-index", type=int, default=0, help="number of this process, from 0 (default: 0)")
+    parser.add_argument("--process-count", type=int, default=1, help="processes that share the work (default: 1)")
+
+
+def check_share(process_index: int, process_count: int) -> None:
+    """Refuse an index that is not one of the processes'.
+
+    Raises:
+        InputError: an index outside 0 to process_count − 1.
+    """
+    if not 0 <= process_index < process_count:
+        raise InputError(f"process index {process_index} is outside 0 to {process_count - 1} (count {process_count})")
+
+
 @contextlib.contextmanager
 def processes(arguments: argparse.Namespace, timeout: int) -> Iterator[None]:
     """Join the other processes for as long as the context lasts; to be entered before jax meets a device.

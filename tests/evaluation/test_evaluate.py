@@ -149,7 +149,7 @@ def test_pairs_of_folders(originals, noisy, cache, tmp_path, capsys):
     assert sorted(path.name for path in out.iterdir()) == ["images.csv", "results.csv", "results.json"]
     # Once more: nothing is measured, the same table; with other settings: refused.
     assert evaluate(out, *words, cache=cache) == results
-    with pytest.raises(InputError, match=r"other settings.*seed: 0 → 1.*choose another --out"):
+    with pytest.raises(InputError, match=r"other settings.*seed: 0 → 1.*choose another output folder"):
         evaluate(out, *words, "--config.seed=1")
 
 
@@ -332,11 +332,11 @@ def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
             ("--metrics", "psnr", "--booster", bundle, "--config.low_res=8", "--config.high_res=32"),
             "low_res 8 gives 16",
         ),
-        (("--metrics", "psnr", "--resize", "bicubic"), "set --config.low_res"),
+        (("--metrics", "psnr", "--resize", "bicubic"), "set both"),
         (("--metrics", "clip", "--reference", noisy), "need --captions"),
         (("--metrics", "psnr", "--reference", tmp_path), "holds no photographs"),
         (("--metrics", "patch-fid", "--features", "tiny", "--reference", noisy), "smaller than a patch"),
-        (("--process-index", 2), "--process-index 2 is outside"),
+        (("--process-index", 2), "process index 2 is outside"),
         (("--metrics", "fid", "--weights", "none.pth", "--reference", noisy), r"weights none\.pth: no such file"),
     ):
         with pytest.raises(InputError, match=message) as error:
