@@ -89,7 +89,7 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     tensors = {name: np.ascontiguousarray(array, dtype) for name, array in parameters.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **to_mapping(config)}
-    # Defaults that version 0.1 does not know are left out, so that it reads the bundles of its own kind.
+    # Fields that version 0.1 does not know are left out where they have their default, so that it reads the bundle.
     for name in ("network", "objective", "steps"):
         if description[name] == _DEFAULTS[name]:
             del description[name]

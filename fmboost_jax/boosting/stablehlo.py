@@ -39,7 +39,7 @@ def write_programs(
     Args:
         folder: the function makes it.
         booster: what to export.
-        sizes: (height, width) of low-res latents that get a program of their own, beside the one for any size.
+        sizes: (height, width) of low-res latents; each gets a program, beside the one for any size.
         steps, method: of the integration, fixed in the programs.
 
     Raises:

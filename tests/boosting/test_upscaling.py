@@ -1,6 +1,7 @@
 """Images of any sizes: programs of a few shapes, tiles of large ones without a seam in the noise."""
 
 import dataclasses
+import json
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.folder import boost_folder
 from fmboost_jax.boosting.inputs import noise_keys
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.boosting.upscaling import square_for
@@ -94,6 +96,15 @@ def test_the_alpha_of_a_large_image_is_kept(booster):
     large = booster.upscale(Image.fromarray(np.dstack([image(20, 33), alpha])), steps=1, tile=16)
     assert (large.mode, large.size) == ("RGBA", (66, 40))
     assert (np.asarray(large)[:, 50:, 3] == 0).all()
+
+
+def test_a_folder_goes_through_tiles_of_the_given_size(booster, tmp_path):
+    Image.fromarray(image(18, 33)).save(tmp_path / "wide.png")
+    for tile in (16, 0):
+        boost_folder(booster, tmp_path / "wide.png", tmp_path / str(tile), steps=1, tile=tile)
+        with Image.open(tmp_path / str(tile) / "wide.png") as found:
+            np.testing.assert_array_equal(np.asarray(found), booster.upscale(image(18, 33), steps=1, tile=tile))
+            assert json.loads(found.text["fmboost"])["tile"] == tile
 
 
 def test_squares():
