@@ -1,13 +1,13 @@
-"""What training costs on TPU slices, by XLA's TPU compiler, and how its estimates compare with what the chips can do.
+"""Predict the cost of training on TPU slices with XLA's TPU compiler, and compare its estimates with the chips' peaks.
 
-    python -m bench.tpu measure --label after          # plans, minutes each; goes on where it was interrupted
+    python -m bench.tpu measure --label after          # plans, minutes each; continues after an interruption
     python -m bench.tpu measure --label after --configs cfm1024 --kinds v5e v6e --chips 4 256
-    python -m bench.tpu table                          # the table of bench/tpu.md out of bench/tpu.jsonl
-    python -m bench.tpu reckon                         # larger slices out of the rows of 4 chips, nothing compiled
+    python -m bench.tpu table                          # the table of bench/tpu.md from bench/tpu.jsonl
+    python -m bench.tpu extrapolate                    # larger slices from the rows of 4 chips, without compiling
     python -m bench.tpu calibrate                      # matrix products and copies against the peaks; a minute
-    python -m bench.tpu blocks                         # single layers, and what they replaced; half an hour
+    python -m bench.tpu blocks                         # single layers and what they replaced; half an hour
 
-Each row of a plan is a run of python -m fmboost_jax.plan, added to bench/tpu.jsonl as soon as it is there.
+Each plan is a run of python -m fmboost_jax.plan, appended to bench/tpu.jsonl as soon as it is done.
 """
 
 import argparse
@@ -44,33 +44,35 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         "bench.tpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("act", choices=("measure", "table", "reckon", "calibrate", "blocks"))
-    parser.add_argument("--label", default="after", help="of the rows to measure (after)")
+    parser.add_argument("command", choices=("measure", "table", "extrapolate", "calibrate", "blocks"))
+    parser.add_argument("--label", default="after", help="label of the rows (default: after)")
     parser.add_argument("--configs", nargs="+", choices=CONFIGS, default=CONFIGS)
     parser.add_argument("--kinds", nargs="+", choices=CHIPS, default=list(CHIPS))
     parser.add_argument("--chips", nargs="+", type=int, choices=SIDES[2], default=list(SIDES[2]))
-    parser.add_argument("--batch-per-chip", type=int, default=8, help="images a chip; multiples of 8 go best (8)")
+    parser.add_argument(
+        "--batch-per-chip", type=int, default=8, help="images a chip, best a multiple of 8 (default: 8)"
+    )
     arguments = parser.parse_args()
-    if arguments.act == "measure":
+    if arguments.command == "measure":
         measure(arguments)
-    elif arguments.act == "table":
+    elif arguments.command == "table":
         print(table(rows()))
-    elif arguments.act == "reckon":
-        print(table(reckoned([row for row in rows() if row["label"] == arguments.label])))
-    elif arguments.act == "calibrate":
+    elif arguments.command == "extrapolate":
+        print(table(extrapolate([row for row in rows() if row["label"] == arguments.label])))
+    elif arguments.command == "calibrate":
         calibrate()
     else:
         blocks(arguments.kinds)
 
 
 def measure(arguments) -> None:
-    """Plan what is asked for and is not there yet."""
-    there = {_key(row) for row in rows()}
+    """Make the plans of the arguments that bench/tpu.jsonl lacks."""
+    present = {_key(row) for row in rows()}
     for config in arguments.configs:
         for kind in arguments.kinds:
             for chips in arguments.chips:
                 topology, batch = f"{kind}:{SIDES[CHIPS[kind].axes][chips]}", arguments.batch_per_chip
-                if (arguments.label, config, topology, batch) in there:
+                if (arguments.label, config, topology, batch) in present:
                     continue
                 print(f"{config}, {topology}, {batch} a chip", file=sys.stderr, flush=True)
                 words = [f"--config=configs/{config}.py", f"--topology={topology}", f"--batch-per-chip={batch}"]
@@ -85,7 +87,7 @@ def measure(arguments) -> None:
 
 
 def table(measured: list[dict]) -> str:
-    """Markdown; the loss is that of images a second and chip against the smallest slice of its kind."""
+    """Format rows as Markdown; "loss" compares images a second and chip with the smallest slice of the kind."""
     lines = [
         "| config | slice | chips | batch a chip | | HBM | step | compute | MFU | images/s | loss |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
@@ -109,30 +111,30 @@ def table(measured: list[dict]) -> str:
     return "\n".join(lines)
 
 
-def reckoned(measured: list[dict]) -> list[dict]:
-    """Rows of larger slices out of those of 4 chips: their compute, and the gradients' sum on the larger slice's links.
+def extrapolate(measured: list[dict]) -> list[dict]:
+    """Extrapolate rows of 4 chips to larger slices: same compute, the gradients' sum on the larger slice's links.
 
-    With data parallel alone every chip runs the same program on its own images, whatever the number of chips.
+    In data-parallel training every chip runs the same program on its images, for any number of chips.
     """
     small = [row for row in measured if row["chips"] == 4 and row["prediction"]]
     slices = {}
     for kind in {row["topology"].partition(":")[0] for row in small}:
         slices[kind] = [tpu_slice(f"{kind}:{sides}") for sides in SIDES[CHIPS[kind].axes].values()]
-    return [_reckon(row, larger) for row in small for larger in slices[row["topology"].partition(":")[0]]]
+    return [_extrapolate(row, larger) for row in small for larger in slices[row["topology"].partition(":")[0]]]
 
 
-def _reckon(row: dict, tpus: Slice) -> dict:
+def _extrapolate(row: dict, tpus: Slice) -> dict:
     found, chips = row["prediction"], len(tpus.devices)
     summed = sum(collective["bytes"] for collective in found["collectives"])
     seconds = found["compute_seconds"] + link_seconds("all-reduce", summed, list(range(chips)), tpus)
     change = found["seconds"] / seconds
     images = found["images_per_second"] * change * chips / row["chips"]
     found = found | {"seconds": seconds, "mfu": found["mfu"] * change, "images_per_second": images}
-    return row | {"label": "reckoned", "topology": tpus.name, "chips": chips, "prediction": found}
+    return row | {"label": "extrapolated", "topology": tpus.name, "chips": chips, "prediction": found}
 
 
 def blocks(kinds: list[str]) -> None:
-    """Print the cycles of the layers that bench/tpu.md speaks of, as soon as each is compiled."""
+    """Print the cycles of the layers in bench/tpu.md, each as soon as it is compiled."""
     _for_slices()
     print("| chip | layer, bfloat16 | images | forward | forward and backward |")
     print("| --- | --- | --- | --- | --- |")
@@ -143,8 +145,8 @@ def blocks(kinds: list[str]) -> None:
             ("residual block, 128 channels at 128²", residual_block(128), 128, (1, 2, 4, 8)),
             ("residual block, 128 + 128 channels at 128²", residual_block(256), 128, (large,)),
             ("the same with flax.nnx.GroupNorm", residual_block(256, norm=_grouped_norm), 128, (large,)),
-            ("enlarging, 256 channels, 64² → 128²", enlarging(256), 64, (large,)),
-            ("the same by way of the large map", enlarging(256, at_once=False), 64, (large,)),
+            ("upsampling, 256 channels, 64² → 128²", upsampling(256), 64, (large,)),
+            ("the same in two operations", upsampling(256, fused=False), 64, (large,)),
         ):
             for batch in batches:
                 numbers = [cycles(layer, batch, side, device, gradient) for gradient in (False, True)]
@@ -153,7 +155,7 @@ def blocks(kinds: list[str]) -> None:
 
 
 def residual_block(channels: int, norm=None):
-    """Residual block of the base network that makes 128 channels of these; `norm` takes the place of its norms."""
+    """Residual block of the base network from `channels` to 128 channels; `norm` replaces its norms."""
     config = UNetConfig(dtype="bfloat16")
 
     def make():
@@ -169,17 +171,17 @@ def _grouped_norm(channels: int) -> nnx.GroupNorm:
     return nnx.GroupNorm(channels, num_groups=GROUPS, epsilon=EPSILON, rngs=nnx.Rngs(0))
 
 
-def enlarging(channels: int, at_once: bool = True):
-    """Nearest neighbours and a convolution, `at_once` as the network has them, else one after the other."""
+def upsampling(channels: int, fused: bool = True):
+    """Nearest ×2 and a convolution: `fused`, as in the network, or as two operations."""
 
     def make():
-        return conv(channels, channels, upsample=at_once, dtype="bfloat16", rngs=nnx.Rngs(0))
+        return conv(channels, channels, upsample=fused, dtype="bfloat16", rngs=nnx.Rngs(0))
 
-    return channels, make, lambda layer, x: layer(x if at_once else upsample_nearest(x))
+    return channels, make, lambda layer, x: layer(x if fused else upsample_nearest(x))
 
 
 def cycles(layer, batch: int, side: int, device: jax.Device, gradient: bool) -> int:
-    """Of one run on one chip; the gradient is that by parameters and input."""
+    """Cycles of one run on one chip; the gradient is with respect to parameters and input."""
     channels, make, apply = layer
     graph, parameters = nnx.split(nnx.eval_shape(make))
     sharding = SingleDeviceSharding(device)
@@ -201,13 +203,13 @@ def cycles(layer, batch: int, side: int, device: jax.Device, gradient: bool) -> 
 
 
 def _for_slices() -> None:
-    """jax itself on CPUs, and every program compiled anew."""
+    """Run JAX on CPUs, without its compilation cache."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
 
 
 def calibrate() -> None:
-    """Print what share of peaks the compiler's cycles make of programs that should reach them."""
+    """Print the share of the peaks that the compiler predicts for programs that should reach them."""
     _for_slices()
     print("| chip | bfloat16 product, 8192³ | 16384³ | of the peak | HBM, x ← 2x + 1 of 1 GiB |")
     print("| --- | --- | --- | --- | --- |")
@@ -228,7 +230,7 @@ def calibrate() -> None:
 
 
 def rows() -> list[dict]:
-    """What was measured so far, the first the oldest."""
+    """Read the measured rows, the oldest first."""
     return [json.loads(line) for line in ROWS.read_text().splitlines()] if ROWS.exists() else []
 
 

@@ -1,5 +1,4 @@
-"""Predict memory and speed of a run on TPUs without any: XLA's TPU compiler compiles the program, and its estimates are
-added up.
+"""Predict memory and speed of a run on TPUs, without TPUs: XLA's TPU compiler compiles it and estimates cycles.
 
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5e:4x4 --batch-per-chip 8
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5p:4x4x4 --sweep
@@ -24,7 +23,7 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.parallel.mesh import AXES, make_mesh
-from fmboost_jax.planning.compile import compile_for, kept_folder
+from fmboost_jax.planning.compile import cache_folder, compile_for
 from fmboost_jax.planning.programs import MODES, lower
 from fmboost_jax.planning.report import Plan, describe, make_plan
 from fmboost_jax.planning.sweep import BATCHES, meshes, recommend, sweep
@@ -100,7 +99,7 @@ def plan(
     hlo: str | None = None,
     name: str = "",
 ) -> Plan:
-    """Compile a program for a slice of TPUs and add up XLA's estimates.
+    """Compile a program for a TPU slice and sum XLA's estimates.
 
     Args:
         config: of the run.
@@ -114,7 +113,7 @@ def plan(
         name: of the config, for the report.
 
     Raises:
-        InputError: an unknown topology or mode, a batch that the mesh cannot share, or numbers below 1.
+        InputError: an unknown topology or mode, a batch that the mesh does not divide, or numbers below 1.
     """
     if batch_per_chip is not None and batch_per_chip < 1:
         raise InputError(f"the batch per chip is {batch_per_chip}, expected 1 or more")
@@ -126,7 +125,7 @@ def plan(
         config = dataclasses.replace(config, train=train)
     print(f"compiling {mode} for {tpus.name}, {config.train.batch_size} images", file=sys.stderr, flush=True)
     lowered = lower(config, mode, devices, solver)
-    compiled = compile_for(lowered, tpus.name, devices, kept_folder(config.compilation_cache))
+    compiled = compile_for(lowered, tpus.name, devices, cache_folder(config.compilation_cache))
     if hlo and compiled.text:
         with open(hlo, "w", encoding="utf-8") as file:
             file.write(compiled.text)

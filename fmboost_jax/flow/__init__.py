@@ -1,1 +1,1 @@
-"""The method itself: paths, couplings, losses and solvers; nothing here knows a network."""
+"""The method: paths, couplings, objectives and solvers, without any network."""

@@ -19,11 +19,11 @@ _FLOW = FlowMatching()
 
 
 def check_solver(objective: Objective, solver: Solver | StochasticSolver) -> None:
-    """Refuse a solver that a network with two times was not trained for; other networks take every solver.
+    """Refuse a solver for which a network with two times was not trained; other networks take every solver.
 
     Raises:
         InputError: the network predicts the mean velocity over a whole step, and the method is not Euler's, or the
-            objective has no steps of that number.
+            objective does not support this number of steps.
     """
     if objective.time_inputs != 2:
         return
@@ -54,14 +54,14 @@ def boost_latents(
         velocity_fn: (x, t, context) → dx/dt; (x, t, context, second_time=…) → mean velocity over a whole step, where
             the objective has two times.
         low_res: scaled low-res latents; with PSU they already have the noise's size.
-        noise: standard normal, of the high-res latents' shape.
-        coupling: how x0 and context follow from the low-res latents.
-        solver: how to integrate: the ODE, or the SDE of a flow that starts from noise.
-        objective: what the network was trained for. Default: flow matching.
+        noise: standard normal noise of the high-res latents' shape.
+        coupling: maps low-res latents to x0 and context.
+        solver: integrates the ODE, or the SDE of a flow that starts from noise.
+        objective: the network's training objective. Default: flow matching.
         upsampling_noise: standard normal, where `coupling.draws_upsampling_noise`.
-        step_noise: standard normal, one slice a step of a `StochasticSolver`.
-        guidance: scale of classifier-free guidance with a context of zeros as the null context; default: none.
-        return_trajectory: return the states at all points of the time grid; of a `Solver` alone.
+        step_noise: standard normal noise, one slice for each step of a `StochasticSolver`.
+        guidance: scale of classifier-free guidance with zeros as the null context. Default: no guidance.
+        return_trajectory: return the states at all points of the time grid; only with a `Solver`. Default: False.
 
     Returns:
         Scaled high-res latents, float32.
@@ -90,7 +90,7 @@ def boost_latents(
 
 
 def _whole_steps(velocity_fn, x0, context, solver, objective, guidance, return_trajectory) -> Array:
-    """Integrate a network that predicts the mean velocity from t to the arrival of a step."""
+    """Integrate a network that predicts the mean velocity over a step, from t to its arrival."""
 
     def conditioned(x, t, conditioning):
         context, arrival = conditioning

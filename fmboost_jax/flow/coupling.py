@@ -1,6 +1,6 @@
-"""From a low-res latent to the two things that the flow sees of it: where it starts, and its conditioning.
+"""The coupling: a low-res latent → the flow's start x0 and its conditioning, the context.
 
-Both have the high-res latent's size, and they are not the same thing. With SD latents and 512² → 1024²:
+Both have the high-res latent's size. With SD latents and 512² → 1024²:
 
     low-res latent   (b,  64,  64, 4)    from the base model, or (b, 128, 128, 4) where it was upsampled in pixels (PSU)
     context          (b, 128, 128, 4)    the low-res latent upsampled; clean
@@ -9,7 +9,7 @@ Both have the high-res latent's size, and they are not the same thing. With SD l
     x1               (b, 128, 128, 4)    the high-res latent, where the flow ends
 
 Noise augmentation is variance-preserving Gaussian noise on x0 alone, at one fixed diffusion step of 1000. "Step 400"
-means ᾱ(400) = 0.6539, so x0 = √0.6539 z + √(1 − 0.6539) ε = 0.809 z + 0.588 ε. It has nothing to do with the flow's
+means ᾱ(400) = 0.6539, so x0 = √0.6539 z + √(1 − 0.6539) ε = 0.809 z + 0.588 ε. It is independent of the flow's
 time t. All latents here are scaled ones (variance about 1).
 
 Sources: arXiv 2312.07360 (coupling and noise augmentation); Hoogeboom et al., "simple diffusion", arXiv 2301.11093 (the
@@ -97,10 +97,10 @@ class Coupling:
 
 
 def cosine_alpha_bar(steps: int = DIFFUSION_STEPS, image_size: int = 64) -> Float[Array, "steps"]:
-    """ᾱ of the cosine schedule: the share of the variance that is signal, 1 at step 0 and (almost) 0 at the last.
+    """ᾱ of the cosine schedule: the signal's share of the variance, 1 at step 0 and almost 0 at the last.
 
     log ᾱ/(1 − ᾱ) = −2 ln(tan(πs/2) + 1e-5) + 2 ln(64 / image_size) for s = linspace(0, 1, steps). The method keeps
-    `image_size` at 64 whatever the latent's size.
+    `image_size` at 64 for all latent sizes.
     """
     s = np.linspace(0, 1, steps)
     log_snr = -2 * np.log(np.tan(np.pi * s / 2) + 1e-5) + 2 * np.log(64 / image_size)
@@ -114,20 +114,20 @@ def noise_augment(
 
     Args:
         latent: scaled latent.
-        step: diffusion step, 0 (no noise) to 999 (nothing but noise); may be traced, and is then clamped to the range.
+        step: diffusion step, 0 (no noise) to 999 (pure noise); a traced step is clamped to the range.
         noise: standard normal.
 
     Raises:
         InputError: a step (not traced) outside 0 to 999.
     """
     if not isinstance(step, jax.Array) and not 0 <= step < DIFFUSION_STEPS:
-        raise InputError(f"noise augmentation step {step} is outside 0 to {DIFFUSION_STEPS - 1}; the paper takes 400")
+        raise InputError(f"noise augmentation step {step} is outside 0 to {DIFFUSION_STEPS - 1}; the paper uses 400")
     alpha_bar = cosine_alpha_bar()[step]
     return jnp.sqrt(alpha_bar) * latent + jnp.sqrt(1 - alpha_bar) * noise
 
 
 def sample_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
-    """Standard normal noise of `shape` for each example from its own key; the keys may serve no other draw."""
+    """Standard normal noise of `shape` for each example from its own key; use the keys for no other draw."""
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
@@ -157,9 +157,9 @@ def pixel_space_upsample(
     encode: Callable[[Array], Array],
     decode: Callable[[Array], Array],
 ) -> Float[Array, "b H W c"]:
-    """PSU: decode, resize the image bilinearly by as much as the latent must grow, encode.
+    """PSU: decode, resize the image bilinearly by the factor of the latent, encode.
 
-    The paper's choice (arXiv 2312.07360): images interpolate well, an autoencoder's latents less so.
+    The paper's choice (arXiv 2312.07360): images interpolate better than an autoencoder's latents.
 
     Args:
         latent: as `decode` takes it.
@@ -190,7 +190,7 @@ def couple(
         size: the high-res latent's (height, width), or one number for a square.
         start: "low_res": x0 is the context, noise-augmented; "noise": x0 is the noise itself, as in ordinary
             conditional generation.
-        noise_step: diffusion step of the augmentation, 400 in the paper, 0 for none; of no effect on start "noise".
+        noise_step: diffusion step of the augmentation, 400 in the paper, 0 for none; without effect with start "noise".
         mode: how to upsample, see `upsample`.
         noise: standard normal, of the high-res latent's shape.
         upsampling_noise: standard normal, of the high-res latent's shape and independent of `noise`; mode "noise" only.
@@ -199,7 +199,7 @@ def couple(
         x0, context.
 
     Raises:
-        InputError: an unknown start, noise of another shape, or what `upsample` and `noise_augment` refuse.
+        InputError: an unknown start, noise of another shape, or an error of `upsample` or `noise_augment`.
     """
     context = upsample(low_res, size, mode, upsampling_noise)
     if noise.shape != context.shape:

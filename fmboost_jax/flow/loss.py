@@ -12,7 +12,7 @@ from fmboost_jax.flow.paths import Path
 
 
 def sample_time(keys: Key[Array, "b"]) -> Float[Array, "b"]:
-    """Draw t ~ U[0, 1) for each example from its own key, so that t depends neither on the batch nor on the devices.
+    """Draw t ~ U[0, 1) for each example from its own key, independent of batch and devices.
 
     Args:
         keys: typed keys (`jax.random.key`), one for each example.
@@ -31,7 +31,7 @@ class Uniform:
 
 @dataclasses.dataclass(frozen=True)
 class LogitNormal:
-    """t = 1 / (1 + exp(−n)) with n ~ N(mean, deviation²): more times from the middle of the flow.
+    """t = 1 / (1 + exp(−n)) with n ~ N(mean, deviation²): samples more times in the middle of the flow.
 
     Source: Esser et al. 2024, arXiv 2403.03206, equation 19.
 

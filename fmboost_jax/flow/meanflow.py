@@ -1,4 +1,4 @@
-"""MeanFlow: the network predicts the mean velocity over an interval, learnt from a differential identity.
+"""MeanFlow: the network predicts the mean velocity over an interval, trained by a differential identity.
 
 u(x, t, r) is the mean of the marginal velocity v along the flow from t to r ≥ t:
 
@@ -8,7 +8,7 @@ Differentiating both sides along the flow with respect to t (dx_t/dt = v, r fixe
 
     −u + (r − t) du/dt = −v,    that is    u = v + (r − t) du/dt,    du/dt = ∂u/∂x · v + ∂u/∂t.
 
-The paper's time runs from data (0) to noise (1) and its interval ends at t, which turns the sign:
+The paper's time runs from data (0) to noise (1) and its interval ends at t, which changes the sign:
 u = v − (t − r) du/dt.
 
 Source: Geng et al. 2025, "Mean Flows for One-step Generative Modeling", arXiv 2505.13447, equations 4, 6, 10 and 22.
@@ -55,10 +55,10 @@ class MeanFlow:
         return arrival - t
 
     def check_steps(self, steps: int) -> None:
-        """Every number of steps will do.
+        """Accept every number of steps from 1.
 
         Raises:
-            InputError: fewer than 1.
+            InputError: fewer than 1 step.
         """
         if steps < 1:
             raise InputError(f"steps must be 1 or more, found {steps}")

@@ -1,4 +1,4 @@
-"""What a network is trained for: the loss, the distribution of its times, and what it needs of the network.
+"""Training objectives: the loss, the distribution of its times, and the network inputs that it needs.
 
 An objective is a frozen dataclass whose fields are its settings; `config.objective` names one, such as
 `"flow(time='logit_normal')"`. A new one is a class in a file and a line in `OBJECTIVES`.
@@ -25,7 +25,7 @@ Network = Callable[..., Array]
 
 @runtime_checkable
 class Objective(Protocol):
-    """What `fmboost_jax.training.step` and the samplers need of an objective."""
+    """The interface that `fmboost_jax.training.step` and the samplers use."""
 
     @property
     def time_inputs(self) -> int:

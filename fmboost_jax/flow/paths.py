@@ -1,6 +1,6 @@
 """Probability paths between a source x0 (t = 0) and a target x1 (t = 1).
 
-A path is a pair of coefficients, x_t = α(t) x1 + σ(t) x0, and everything else follows from them: the velocity that the
+A path is a pair of coefficients, x_t = α(t) x1 + σ(t) x0, and determines the velocity that the
 network learns, and the score and noise that stochastic sampling needs. Times have shape (b,), one for each example, and
 broadcast over the rest.
 
@@ -24,10 +24,10 @@ DIFFUSION_FORMS = ("constant", "SBDM", "sigma", "linear", "decreasing", "increas
 
 @dataclasses.dataclass(frozen=True)
 class Path(abc.ABC):
-    """Common to all paths.
+    """Base class of all paths.
 
     `score` and `noise` assume x0 ~ N(0, I), independent of x1. They are exact under that assumption (with `sigma_min`
-    too); where the flow starts at a low-res latent instead, they are no more than a formal change of variables.
+    too); where the flow starts at a low-res latent, they are only a formal change of variables.
 
     Attributes:
         sigma_min: standard deviation of the noise that blurs x_t along the whole path; 0 for none.
@@ -58,7 +58,7 @@ class Path(abc.ABC):
         t: Float[Array, "b"],
         noise: Float[Array, "b *d"] | None = None,
     ) -> Float[Array, "b *d"]:
-        """x_t = α x1 + σ x0 + σ_min ε; the standard normal ε (`noise`) is wanted only where σ_min > 0.
+        """x_t = α x1 + σ x0 + σ_min ε; the standard normal ε (`noise`) is needed only where σ_min > 0.
 
         Raises:
             InputError: σ_min > 0 and no noise.
@@ -69,7 +69,7 @@ class Path(abc.ABC):
             return mixed
         if noise is None:
             raise InputError(
-                f"a path with sigma_min {self.sigma_min} needs standard normal noise to interpolate: none given"
+                f"a path with sigma_min {self.sigma_min} needs standard normal noise to interpolate; none was given"
             )
         return mixed + self.sigma_min * noise
 
@@ -91,7 +91,7 @@ class Path(abc.ABC):
     def noise(
         self, velocity: Float[Array, "b *d"], x: Float[Array, "b *d"], t: Float[Array, "b"]
     ) -> Float[Array, "b *d"]:
-        """E[x0 | x_t = x] from the marginal velocity at x, as a noise-predicting network would say."""
+        """E[x0 | x_t = x] from the marginal velocity at x, the prediction of a noise-predicting network."""
         t = _like(t, x)
         blur = self.alpha_dot(t) * self.sigma_min**2 / self.sigma(t) if self.sigma_min else 0.0
         return (self.alpha_dot(t) * x - self.alpha(t) * velocity) / (self._wronskian(t) + blur)
@@ -127,7 +127,7 @@ class Path(abc.ABC):
         raise unknown("diffusion form", form, DIFFUSION_FORMS)
 
     def _wronskian(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """α′σ − ασ′, which is zero nowhere: x_t and its velocity determine x0 and x1."""
+        """α′σ − ασ′, which is never zero: x_t and its velocity determine x0 and x1."""
         return self.alpha_dot(t) * self.sigma(t) - self.alpha(t) * self.sigma_dot(t)
 
 

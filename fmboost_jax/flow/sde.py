@@ -1,9 +1,9 @@
 """Stochastic sampling: dx = (v + w s) dt + √(2w) dW, whose marginals are the path's for any diffusion w(t) ≥ 0.
 
-v is the network's velocity, s the score that follows from it (`Path.score`). It needs x0 ~ N(0, I): a model that starts
-from noise. On one that starts at a low-res latent it still runs, and is no longer exact.
+v is the network's velocity, s the score that follows from it (`Path.score`). It is exact for x0 ~ N(0, I), a flow that
+starts from noise, and only approximate for a flow that starts at a low-res latent.
 
-The score is infinite at t = 1, so the grid stops at 1 − last_step_size and a last step without noise goes the rest.
+The score is infinite at t = 1, so the grid stops at 1 − last_step_size and a last step without noise covers the rest.
 
 Source: Ma et al., "SiT", arXiv 2401.08740, section 2.
 """
@@ -38,17 +38,17 @@ def integrate_sde(
     last_step: str | None = "Mean",
     last_step_size: float = 0.04,
 ) -> Float[Array, "b *d"]:
-    """Carry x from t = 0 to t = 1: `steps` noisy steps on linspace(0, 1 − last_step_size, steps + 1), then a last one.
+    """Integrate from t = 0 to t = 1: noisy steps on linspace(0, 1 − last_step_size, steps + 1), then a last step.
 
     Methods, with drift f = v + w s:
         "euler": Euler–Maruyama, x + f h + √(2wh) ε; 1 evaluation a step.
-        "heun": the noise first, x̂ = x + √(2wh) ε, then a Heun step along f from x̂; 2 evaluations a step.
+        "heun": add the noise first, x̂ = x + √(2wh) ε, then a Heun step along f from x̂; 2 evaluations a step.
 
     Last steps, from t = 1 − last_step_size, without noise and with 1 evaluation:
         "Mean": along the drift, x + f · last_step_size.
         "Euler": along the velocity, x + v · last_step_size.
         "Tweedie": E[x1 | x], the expected target (Tweedie's formula).
-        None: no such step; the noisy state at 1 − last_step_size. A size of 0 goes to t = 1 with Euler–Maruyama.
+        None: no last step; return the noisy state at 1 − last_step_size. A size of 0 goes to t = 1 with Euler–Maruyama.
 
     Args:
         velocity_fn: (x, t) → dx/dt, where t has shape (b,).
@@ -58,12 +58,12 @@ def integrate_sde(
         method: "euler" or "heun".
         steps: noisy steps.
         diffusion: form of w, see `Path.diffusion`. For "SBDM", infinite at t = 0, the grid starts at 0.001.
-        norm: scale of w; 0 makes it an ODE.
+        norm: scale of w; 0 gives the ODE.
         last_step: see above.
-        last_step_size: in [0, 1); above 0 but for Euler–Maruyama without a last step.
+        last_step_size: in [0, 1); 0 only for Euler–Maruyama without a last step.
 
     Returns:
-        The state at t = 1 (or where None leaves it), float32.
+        The state at t = 1 (at 1 − last_step_size for None), float32.
 
     Raises:
         InputError: unknown method, form or last step, fewer than 1 step, noise of another shape, or a
@@ -82,10 +82,10 @@ def integrate_sde(
 
     def step(n, x):
         t, h = times[n], times[n + 1] - times[n]
-        kick = jnp.sqrt(2 * path.diffusion(x, over_batch(t), diffusion, norm) * h) * noise[n]
+        increment = jnp.sqrt(2 * path.diffusion(x, over_batch(t), diffusion, norm) * h) * noise[n]
         if method == "heun":
-            return runge_kutta_step(drift, x + kick, t, h, FIXED_GRID["heun"])
-        return runge_kutta_step(drift, x, t, h, FIXED_GRID["euler"]) + kick
+            return runge_kutta_step(drift, x + increment, t, h, FIXED_GRID["heun"])
+        return runge_kutta_step(drift, x, t, h, FIXED_GRID["euler"]) + increment
 
     x = lax.fori_loop(0, steps, step, x.astype(jnp.float32))
     end = times[-1]
@@ -107,17 +107,17 @@ def _check(state, noise, method, steps, last_step, last_step_size):
         raise InputError(f"steps must be at least 1, found {steps}")
     if noise != (steps, *state):
         raise InputError(f"noise has shape {noise}, expected {(steps, *state)}: one slice of the state's shape a step")
-    zero_will_do = method == "euler" and last_step is None
-    if not 0 <= last_step_size < 1 or (last_step_size == 0 and not zero_will_do):
+    zero_allowed = method == "euler" and last_step is None
+    if not 0 <= last_step_size < 1 or (last_step_size == 0 and not zero_allowed):
         raise InputError(
             f"last_step_size must be above 0 and below 1, found {last_step_size}; "
-            "0 needs method 'euler' and last step None, for the score is infinite at t = 1"
+            "0 needs method 'euler' and last step None, since the score is infinite at t = 1"
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class StochasticSolver:
-    """How to sample stochastically; what `Solver` is for the ODE.
+    """Settings of stochastic sampling, the counterpart of `Solver` for the SDE.
 
     Attributes:
         method, steps, diffusion, norm, last_step, last_step_size: see `integrate_sde`.
@@ -143,6 +143,6 @@ class StochasticSolver:
     def integrate(
         self, velocity_fn: Velocity, x: Float[Array, "b *d"], noise: Float[Array, "steps b *d"]
     ) -> Float[Array, "b *d"]:
-        """Carry x from t = 0 to t = 1; arguments and errors as for `integrate_sde`."""
+        """Integrate from t = 0 to t = 1; arguments and errors as for `integrate_sde`."""
         fields = dataclasses.asdict(self)
         return integrate_sde(velocity_fn, x, noise, **{**fields, "path": make_path(self.path)})

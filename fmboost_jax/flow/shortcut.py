@@ -1,7 +1,7 @@
 """Shortcut models: one network that takes steps of any size along the flow.
 
 The network predicts s(x, t, d), the mean velocity over the step from t to t + d, so that the flow arrives at
-x + d · s(x, t, d). Two half steps must arrive where one whole step does; that is the second part of the loss.
+x + d · s(x, t, d). Two half steps must arrive where one whole step does: the second part of the loss.
 
 Source: Frans et al. 2024, "One Step Diffusion via Shortcut Models", arXiv 2410.12557, equations 4 and 5.
 """
@@ -87,7 +87,7 @@ class Shortcut:
             x0: source.
             x1: target.
             keys: one typed key for each example.
-            teacher_fn: takes the two half steps, as a rule with the averaged weights. Default: `velocity_fn`.
+            teacher_fn: velocity of the two half steps, usually with the averaged weights. Default: `velocity_fn`.
 
         Raises:
             InputError: a batch that is not a multiple of 1 / `bootstrap`.
@@ -107,7 +107,7 @@ class Shortcut:
         bootstrapped = jnp.arange(batch) % self.group == 0
         step = jnp.where(bootstrapped, 2.0**-drawn, 1.0 / self.smallest)
         uniform = jax.vmap(jax.random.uniform)(time_keys)
-        # Steps start on the points of their own grid, so that none of them passes t = 1.
+        # Steps start on the points of the grid of their size, so that no step passes t = 1.
         t = jnp.where(bootstrapped, jnp.floor(uniform / step) * step, uniform)
         x = path.interpolate(x0, x1, t)
 

@@ -1,11 +1,11 @@
 """Integration of dx/dt = v(x, t) over t in [0, 1], or back.
 
-A method is a Butcher tableau; one loop runs all of them. The compiled program holds the network once, whatever the
-method and the number of steps, since both steps and stages are loops. State and times are float32.
+A method is a Butcher tableau; one loop runs all of them. Steps and stages are loops, so that the compiled program holds
+the network once for every method and number of steps. State and times are float32.
 
-These are pure functions for the inside of `jax.jit`; outside of it, every call compiles its loop again.
+Call these pure functions inside `jax.jit`; outside of it, every call compiles its loop again.
 
-A step is one interval of the time grid, as a rule of linspace(0, 1, steps + 1). The reference counts *points* instead,
+A step is one interval of the time grid, by default linspace(0, 1, steps + 1). The reference counts *points* instead,
 one more than steps.
 
 Sources: Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I", 2nd edition, sections II.1 (tableaus) and
@@ -60,7 +60,7 @@ class Tableau:
 
     @property
     def c(self) -> Float[np.ndarray, "stages"]:
-        """Where in the step each slope is taken: the sums of a's rows."""
+        """The slopes' times as fractions of the step: the sums of a's rows."""
         return np.array([sum(row) for row in self.a], np.float32)
 
     @property
@@ -131,7 +131,7 @@ class ShiftedGrid:
         return (1 - tau) / (1 + (self.shift - 1) * tau)
 
 
-# Both tables as one, the entries that extensions add included.
+# Both tables as one, with the entries of extensions.
 METHODS: Mapping[str, Tableau] = ChainMap(ADAPTIVE, FIXED_GRID)
 
 
@@ -150,12 +150,12 @@ def tableau(method: str) -> Tableau:
 
 @dataclasses.dataclass(frozen=True)
 class Solver:
-    """How to integrate a flow.
+    """Settings of an ODE integration.
 
     Attributes:
         method: entry of `FIXED_GRID` or `ADAPTIVE`. Default: "euler".
-        steps: intervals of the time grid, 1 or more. An adaptive method takes as many steps as it needs and lands on
-            the grid's points. Default: 4.
+        steps: intervals of the time grid, 1 or more. An adaptive method takes as many steps as it needs and hits
+            every point of the grid. Default: 4.
         grid: entry of `GRIDS`, with its settings, such as "shifted(shift=3.0)". Default: "uniform".
         rtol, atol, max_steps: tolerances of an adaptive method, see `integrate_adaptive`.
 
@@ -190,7 +190,7 @@ class Solver:
         reverse: bool = False,
         return_trajectory: bool = False,
     ) -> Float[Array, "..."]:
-        """Carry x along the velocity, see the function `integrate`."""
+        """Integrate the velocity, see the function `integrate`."""
         settings = dataclasses.asdict(self)
         return integrate(velocity_fn, x, reverse=reverse, return_trajectory=return_trajectory, **settings)
 
@@ -203,7 +203,7 @@ def evaluations(method: str, steps: int) -> int:
             `integrate_adaptive` counts.
     """
     if method in ADAPTIVE:
-        raise InputError(f"method {method!r} chooses its evaluations; integrate_adaptive reports them")
+        raise InputError(f"method {method!r} has no fixed number of evaluations; integrate_adaptive reports it")
     return tableau(method).stages * _positive("steps", steps)
 
 
@@ -220,13 +220,13 @@ def integrate(
     atol: float = 1e-6,
     max_steps: int = 1000,
 ) -> Float[Array, "b *d"] | Float[Array, "n b *d"]:
-    """Carry x along the velocity from t = 0 to t = 1.
+    """Integrate the velocity from t = 0 to t = 1.
 
     Args:
         velocity_fn: (x, t) → dx/dt, where t has shape (b,) and runs in [0, 1].
         x: state at t = 0, or at t = 1 when `reverse`.
         method: entry of `FIXED_GRID` or `ADAPTIVE`.
-        steps: intervals of the time grid. An adaptive method takes as many steps as it needs and lands on its points.
+        steps: intervals of the time grid. An adaptive method takes as many steps as it needs and hits its points.
         reverse: go from t = 1 to t = 0. Default: False.
         return_trajectory: return the states at all steps + 1 points, in the order of integration. Default: False.
         grid: entry of `GRIDS`, with its settings. A reverse integration takes the same steps from t = 1. Default:
@@ -234,8 +234,8 @@ def integrate(
         rtol, atol, max_steps: tolerances of an adaptive method, see `integrate_adaptive`.
 
     Returns:
-        The state at the end, or the trajectory; float32. NaN where an adaptive method gave up before it: a state from
-        half-way must not pass for a result.
+        The state at the end, or the trajectory; float32. NaN where an adaptive method gave up: an intermediate
+        state is no result.
 
     Raises:
         InputError: an unknown method or grid, fewer than 1 step, or a velocity whose shape is not the state's.
@@ -277,9 +277,9 @@ def integrate_mean_velocity(
     grid: str = "uniform",
     return_trajectory: bool = False,
 ) -> Float[Array, "..."]:
-    """Carry x from t = 0 to t = 1 by a network that predicts the mean velocity over a whole step.
+    """Integrate from t = 0 to t = 1 with a network that predicts the mean velocity over a whole step.
 
-    x_{n+1} = x_n + (t_{n+1} − t_n) · u(x_n, t_n, t_{n+1}), which is exact for an exact u, however few the steps
+    x_{n+1} = x_n + (t_{n+1} − t_n) · u(x_n, t_n, t_{n+1}), which is exact for an exact u and any number of steps
     (shortcut models, MeanFlow). One evaluation a step.
 
     Args:
@@ -309,7 +309,7 @@ def integrate_mean_velocity(
 
 
 def velocity_at(velocity_fn: Velocity, x: Float[Array, "b *d"], t: Float[Array, ""]) -> Float[Array, "b *d"]:
-    """The velocity of a batch at one time for all, float32.
+    """The velocity of a batch at one common time, float32.
 
     Raises:
         InputError: its shape is not the state's.
@@ -329,16 +329,16 @@ def runge_kutta_step(
 
 
 class Solution(NamedTuple):
-    """What an adaptive integration found.
+    """Result of an adaptive integration.
 
     Attributes:
         x: the state at the end, or where the integration gave up.
         trajectory: states at the points of the grid, the start included; NaN after the integration gave up.
         evaluations: network evaluations (NFE), rejected steps included.
         steps: steps, rejected ones included.
-        reached_end: False if the integration gave up: for max_steps, or because no step size makes the error small
-            enough (or other than NaN).
-        reached_max_steps: True if it gave up for max_steps.
+        reached_end: False if the integration gave up: at max_steps, or because no step size makes the error small
+            enough (or finite).
+        reached_max_steps: True if it gave up at max_steps.
     """
 
     x: Float[Array, "b *d"]
@@ -349,8 +349,8 @@ class Solution(NamedTuple):
     reached_max_steps: Bool[Array, ""]
 
 
-# In units of the whole interval. The controller corrects a poor first step by up to GROWTH a step; a better guess would
-# need the network in the program a second time.
+# In units of the whole interval. The controller corrects a poor first step by up to GROWTH a step; a better guess
+# would put the network into the program a second time.
 FIRST_STEP = 0.01
 SMALLEST_STEP = 1e-7
 SAFETY, SHRINKAGE, GROWTH = 0.9, 0.2, 10.0
@@ -378,7 +378,7 @@ def integrate_adaptive(
         velocity_fn: (x, t) → dx/dt, where t has shape (b,).
         x: state at t = 0, or at t = 1 when `reverse`.
         method: entry of `ADAPTIVE`. Default: "dopri5" (Dormand and Prince's 5(4) pair).
-        steps: intervals of the time grid, on whose points the solution lands. Default: 1, the end alone.
+        steps: intervals of the time grid, whose points the solution hits. Default: 1, only the end.
         grid: entry of `GRIDS`, with its settings. Default: "uniform".
         reverse: go from t = 1 to t = 0. Default: False.
         rtol: error allowed relative to the state's magnitude. Default: 1e-5.
@@ -446,7 +446,7 @@ def guided(
     Args:
         velocity_fn: (x, t, conditioning) → dx/dt; called with batch 2b, the unconditional half first.
         conditional: conditioning; any pytree of arrays whose first axis is the batch.
-        unconditional: the same tree; the first axis may be 1, to serve all examples.
+        unconditional: the same tree; a first axis of 1 is broadcast to all examples.
         scale: 0 is unconditional, 1 conditional, more is guidance.
 
     Returns:
@@ -490,7 +490,7 @@ def _times(grid: str, steps: int) -> Float[Array, "n"]:
 
 
 def _slope(velocity_fn: Velocity, reverse: bool) -> Slope:
-    """The velocity as seen by a clock that always runs from 0 to 1."""
+    """Return the velocity with respect to a clock that runs from 0 to 1 in both directions of t."""
 
     if reverse:
         return lambda x, clock: -velocity_at(velocity_fn, x, 1 - clock)
@@ -498,7 +498,7 @@ def _slope(velocity_fn: Velocity, reverse: bool) -> Slope:
 
 
 def _slopes(slope, x, t, h, tableau, slopes, start: int | Array = 0):
-    """The slopes k_i of a step; those before `start` are taken as they stand."""
+    """The slopes k_i of a step; those before `start` are given."""
     a, c = jnp.asarray(tableau.matrix), jnp.asarray(tableau.c)
 
     def stage(i, slopes):
@@ -508,7 +508,7 @@ def _slopes(slope, x, t, h, tableau, slopes, start: int | Array = 0):
 
 
 def _weighted(weights, slopes):
-    """Σ_i w_i k_i, exactly float32 on every device (a matmul need not be)."""
+    """Σ_i w_i k_i, exactly float32 on every device (a matmul may round more)."""
     weights = jnp.asarray(weights, jnp.float32)
     return jnp.sum(weights.reshape(-1, *(1,) * (slopes.ndim - 1)) * slopes, axis=0)
 

@@ -1,1 +1,1 @@
-"""Plans of runs on TPUs that are not there: what XLA's TPU compiler says of the very program that would run."""
+"""Plans of runs on TPUs without TPUs: XLA's TPU compiler compiles the program of the run and estimates its cost."""

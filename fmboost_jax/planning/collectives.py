@@ -1,8 +1,9 @@
-"""Communication between the chips of a compiled program: how often, how much, and whether work hides it.
+"""Communication between the chips of a compiled program: runs, bytes, and overlap with other work.
 
-The compiler gives no estimate of a collective's time. Here it is what its bytes need on the links that its chips share:
-rings along every axis of the slice that the group spans, both ways where the axis closes to a ring, and a latency for
-each hop (Chan et al. 2007, "Collective communication: theory, practice, and experience", section 5).
+The compiler gives no estimate of a collective's time. The estimate here is the time that the bytes take on the links of
+the group's chips: rings along every axis of the slice that the group spans, in both directions where the axis closes to
+a ring, plus a latency for each hop (Chan et al. 2007, "Collective communication: theory, practice, and experience",
+section 5).
 """
 
 import dataclasses
@@ -28,16 +29,16 @@ _MESH = re.compile(r"replica_groups=mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-    """One kind of communication of one group of chips, as often as it runs.
+    """One collective of a group of chips.
 
     Attributes:
         kind: one of `KINDS`.
-        runs: how often a step.
-        bytes: of the whole array (gathered, reduced or sent), in one run, a chip.
-        chips: that take part together.
-        seconds: that the links need for one run.
-        exposed: seconds of one run in which no other work goes on.
-        asynchronous: whether it has a start and an end, so that other work can go on meanwhile.
+        runs: runs in one step.
+        bytes: size of the whole array (gathered, reduced or sent), in one run, on each chip.
+        chips: size of the group.
+        seconds: time on the links of one run.
+        exposed: seconds of one run that no other work hides.
+        asynchronous: whether it has a start and an end, so that other work can run in between.
     """
 
     kind: str
@@ -50,14 +51,14 @@ class Collective:
 
     @property
     def overlapped(self) -> bool:
-        """Whether other work goes on meanwhile."""
+        """Whether other work hides a part of it."""
         return self.asynchronous and self.exposed < self.seconds
 
 
 def collectives(program: Program, found: list[Operation], tpus: Slice) -> list[Collective]:
-    """Every collective of a program, in the order of the schedule.
+    """Return every collective of a program, in the order of the schedule.
 
-    Other work hides a collective where it stands between a start and its done; the links carry one after the other.
+    Work between a collective's start and its done hides it; the links carry one collective at a time.
     """
     fused = {
         name: next((i for i in inside if _KIND.match(i.opcode)), None) for name, inside in program.computations.items()
@@ -91,7 +92,7 @@ def collectives(program: Program, found: list[Operation], tpus: Slice) -> list[C
 
 
 def summary(found: list[Collective]) -> list[dict]:
-    """One row for collectives that are alike: kind, chips, overlapped or not; those that take longest first."""
+    """Sum collectives of the same kind, group size and overlap to one row; the longest time first."""
     groups: dict[tuple, list[Collective]] = {}
     for collective in found:
         groups.setdefault((collective.kind, collective.chips, collective.overlapped), []).append(collective)
@@ -111,13 +112,13 @@ def summary(found: list[Collective]) -> list[dict]:
 
 
 def _phase(instruction: Instruction, inner: Instruction) -> tuple[str, str]:
-    """What starts and ends of one collective have in common, and which of the two this is: start, done, or whole."""
+    """Return a key that a collective's start and done share, and the phase: start, done or whole."""
     suffix = match_of(_KIND, inner.opcode)[2]
     if suffix == "-start":
         return instruction.name, "start"
     if suffix == "-done":
         return instruction.operands[0], "done"
-    # The compiler's own asynchronous fusions: start, parts within other fusions, done; all of one channel.
+    # Asynchronous fusions of the compiler: start, parts inside other fusions, done; all have one channel.
     for phase in ("start", "done"):
         if instruction.name.startswith(f"async-collective-{phase}"):
             return match_of(_CHANNEL, inner.attributes)[1], phase
@@ -129,7 +130,7 @@ def _measure(instruction: Instruction, inner: Instruction, runs: int, asynchrono
     found = arrays(inner.shape)
     payload = size_in_bytes(found)
     if suffix == "-start" and kind != "all-reduce":
-        payload = max(size_in_bytes([array]) for array in found)  # beside the result stand the operand and marks
+        payload = max(size_in_bytes([array]) for array in found)  # the tuple also has the operand and flags
     group = _group(inner.attributes, len(tpus.devices))
     if kind == "all-reduce" and instruction.opcode == "fusion":
         kind = "reduce-scatter"
@@ -139,12 +140,12 @@ def _measure(instruction: Instruction, inner: Instruction, runs: int, asynchrono
 
 
 def link_seconds(kind: str, payload: int, group: list[int], tpus: Slice) -> float:
-    """What the links between chips need for one collective.
+    """Estimate the time of one collective on the links between chips.
 
     Args:
         kind: one of `KINDS`.
-        payload: bytes of the whole array, a chip.
-        group: who takes part, by place in `tpus.devices`.
+        payload: bytes of the whole array on each chip.
+        group: indices of the members in `tpus.devices`.
         tpus: their slice.
     """
     count, chip = len(group), tpus.chip
@@ -152,9 +153,9 @@ def link_seconds(kind: str, payload: int, group: list[int], tpus: Slice) -> floa
         return 0.0
     places = np.array([tpus.devices[member].coords for member in group])
     extents = [int(extent) for extent in places.max(0) - places.min(0) + 1]
-    # An axis that closes to a ring has a link either way; on a line, the way back takes half of it.
+    # An axis that closes to a ring has links in two directions; on a line, the return path takes half of them.
     sides = (*tpus.sides, 1)[: len(extents)]
-    ways = [
+    links = [
         0 if extent == 1 else 2 if side == extent >= chip.closes else 1
         for extent, side in zip(extents, sides, strict=True)
     ]
@@ -162,11 +163,11 @@ def link_seconds(kind: str, payload: int, group: list[int], tpus: Slice) -> floa
         return payload / chip.link + HOP_SECONDS * (sum(extents) - len(extents))
     share = (count - 1) / count * (2 if kind == "all-reduce" else 1)
     hops = sum(extent - 1 for extent in extents) * (2 if kind == "all-reduce" else 1)
-    return share * payload / (chip.link * max(1, sum(ways))) + HOP_SECONDS * hops
+    return share * payload / (chip.link * max(1, sum(links))) + HOP_SECONDS * hops
 
 
 def _group(attributes: str, devices: int) -> list[int]:
-    """The devices, by their place in the mesh, of the first group; all of them where it is not written."""
+    """Indices in the mesh of the first group's devices; all devices where the text has no groups."""
     if pair := _PAIRS.search(attributes):
         return [int(pair[1]), int(pair[2])]
     if listed := _LISTED.search(attributes):

@@ -1,4 +1,4 @@
-"""Compiling for a slice that is not there, and keeping what came of it: the text of the program and its memory."""
+"""Compilation for an absent slice, with a cache of the results: the program's text and its memory."""
 
 import dataclasses
 import gzip
@@ -21,36 +21,36 @@ _WANTED = re.compile(r"\(([\d.]+)([KMGT]?)\) exceeds available|Used ([\d.]+)([KM
 
 @dataclasses.dataclass(frozen=True)
 class Compiled:
-    """What the compiler made of a program.
+    """Result of a compilation.
 
     Attributes:
         text: its HLO; "" where it did not fit.
         memory: bytes a chip of `argument`, `output`, `alias`, `temp` and `generated_code`; empty where it did not fit.
-        wanted: bytes a chip that it wanted where it did not fit, else 0.
-        seconds: that the compiler took, maybe in an earlier plan.
-        kept: whether this was kept from an earlier plan.
+        wanted: bytes a chip that the program needs where it did not fit, else 0.
+        seconds: compilation time, of an earlier plan where `cached`.
+        cached: whether the result was read from the cache.
     """
 
     text: str
     memory: dict[str, int]
     wanted: int
     seconds: float
-    kept: bool = False
+    cached: bool = False
 
 
 def compile_for(lowered: jax.stages.Lowered, topology: str, mesh: Mesh, folder: str | None) -> Compiled:
-    """Compile a lowered program, or read what came of it before.
+    """Compile a lowered program, or read the result from the cache.
 
     Args:
-        lowered: for the mesh's devices.
+        lowered: the program, lowered for the mesh's devices.
         topology: the slice's name.
-        mesh: over its devices.
-        folder: where results are kept; None for nowhere. A kept program's source lines are those of its time.
+        mesh: mesh of its devices.
+        folder: the cache; None for no cache. The source lines of a cached program are those of its compilation.
     """
     path = os.path.join(folder, f"{_key(lowered, topology, mesh)}.json.gz") if folder else None
     if path and os.path.exists(path):
         with gzip.open(path, "rt", encoding="utf-8") as file:
-            return Compiled(**json.load(file), kept=True)
+            return Compiled(**json.load(file), cached=True)
     started = time.perf_counter()
     try:
         program = lowered.compile()
@@ -64,12 +64,12 @@ def compile_for(lowered: jax.stages.Lowered, topology: str, mesh: Mesh, folder: 
         memory = {name: getattr(stats, f"{name}_size_in_bytes") for name in _MEMORY}
         compiled = Compiled(program.as_text() or "", memory, 0, time.perf_counter() - started)
     if path:
-        _keep(compiled, path)
+        _save(compiled, path)
     return compiled
 
 
 def wanted_memory(message: str) -> int | None:
-    """Bytes that a program wanted, from the compiler's complaint; None where it complains of something else."""
+    """Parse the bytes that a program needs from the compiler's message; None for another error."""
     if "RESOURCE_EXHAUSTED" not in message:
         return None
     found = _WANTED.search(message)
@@ -79,8 +79,8 @@ def wanted_memory(message: str) -> int | None:
     return int(float(number) * _UNITS[unit])
 
 
-def kept_folder(compilation_cache: str) -> str | None:
-    """Where results are kept: beside the programs of `compilation_cache` (a folder, "auto" or "")."""
+def cache_folder(compilation_cache: str) -> str | None:
+    """Return the folder of the cache, inside `compilation_cache` (a folder, "auto" or ""); None for ""."""
     where = compilation_cache
     if where == "auto":
         where = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fmboost_jax")
@@ -94,7 +94,7 @@ def _key(lowered: jax.stages.Lowered, topology: str, mesh: Mesh) -> str:
     return hashlib.sha256("\n".join([lowered.as_text(), topology, *devices, *versions, *flags]).encode()).hexdigest()
 
 
-def _keep(compiled: Compiled, path: str) -> None:
+def _save(compiled: Compiled, path: str) -> None:
     fields = dataclasses.asdict(compiled)
-    del fields["kept"]
+    del fields["cached"]
     write_atomically(path, gzip.compress(json.dumps(fields).encode(), compresslevel=3))

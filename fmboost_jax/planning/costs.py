@@ -1,4 +1,4 @@
-"""What a compiled program costs: its operations as often as they run, by category, the dearest of them, their FLOPs."""
+"""Costs of a compiled program: its operations with their runs, categories, cycles and FLOPs."""
 
 import collections
 import dataclasses
@@ -19,32 +19,34 @@ _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([\d,]*)\}")
 
 @dataclasses.dataclass(frozen=True)
 class Operation:
-    """An instruction with the number of times that it runs.
+    """An instruction and its number of runs.
 
     Attributes:
-        instruction: as it stands in the program.
-        runs: how often it runs; the inside of a loop whose length is not known counts as one run.
+        instruction: the instruction in the program.
+        runs: number of runs; the body of a loop of unknown length counts as one run.
         category: see `by_category`.
-        flops: of one run: see `flops_of`.
-        endless: a loop whose length is not known.
+        flops: FLOPs of one run, see `flops_of`.
+        unknown_length: whether it is a loop of unknown length.
     """
 
     instruction: Instruction
     runs: int
     category: str
     flops: int
-    endless: bool = False
+    unknown_length: bool = False
 
     @property
     def cycles(self) -> int:
-        """In all its runs."""
+        """Cycles of all runs."""
         return self.instruction.cycles * self.runs
 
 
 def operations(program: Program) -> list[Operation]:
-    """All that runs, in the order of the schedule: a loop's body by its trips, the dearest branch of a conditional.
+    """Return all operations that run, in the order of the schedule.
 
-    The inside of a fusion is not listed: its cycles are the fusion's.
+    A loop's body counts with the loop's trips, a conditional with its most expensive branch.
+
+    Instructions inside a fusion are not listed: the fusion has their cycles.
     """
     flops = {
         name: {instruction.name: flops_of(instruction, inside) for instruction in inside.values()}
@@ -53,20 +55,20 @@ def operations(program: Program) -> list[Operation]:
     }
 
     def walk(computation: str, runs: int) -> Iterator[Operation]:
-        own = flops.get(computation, {})
+        computation_flops = flops.get(computation, {})
         for instruction in program.computations[computation]:
             fused = [flops[name] for name in instruction.calls if name in flops and instruction.opcode == "fusion"]
-            endless = False
+            unknown_length = False
             trips = 1
             if instruction.opcode == "while":
                 trips = program.trips(instruction, computation)
-                endless, trips = trips is None, 1 if trips is None else trips
+                unknown_length, trips = trips is None, 1 if trips is None else trips
             yield Operation(
                 instruction,
                 runs,
                 "convolution fusion" if fused else _category(instruction),
-                own.get(instruction.name, 0) + sum(sum(inside.values()) for inside in fused),
-                endless,
+                computation_flops.get(instruction.name, 0) + sum(sum(inside.values()) for inside in fused),
+                unknown_length,
             )
             if instruction.opcode == "conditional":
                 yield from max((list(walk(name, runs)) for name in instruction.calls), key=total_cycles)
@@ -77,20 +79,20 @@ def operations(program: Program) -> list[Operation]:
 
 
 def total_cycles(found: list[Operation]) -> int:
-    """Sum over operations."""
+    """Sum the cycles of all runs."""
     return sum(operation.cycles for operation in found)
 
 
 def total_flops(found: list[Operation]) -> int:
-    """Sum over operations."""
+    """Sum the FLOPs of all runs."""
     return sum(operation.flops * operation.runs for operation in found)
 
 
 def by_category(found: list[Operation]) -> dict[str, int]:
-    """Cycles of each category, the largest first.
+    """Sum the cycles of each category, the largest first.
 
-    A category is `convolution fusion` for what holds a convolution or matrix product, else a fusion's name, which lists
-    its parts, else the opcode.
+    The category of operations with a convolution or matrix product is `convolution fusion`. Of other fusions it is the
+    name, which lists the parts; of other operations the opcode.
     """
     sums: collections.Counter[str] = collections.Counter()
     for operation in found:
@@ -98,19 +100,19 @@ def by_category(found: list[Operation]) -> dict[str, int]:
     return {name: cycles for name, cycles in sums.most_common() if cycles}
 
 
-def dearest(found: list[Operation], count: int) -> list[Operation]:
-    """The operations of most cycles."""
+def most_expensive(found: list[Operation], count: int) -> list[Operation]:
+    """Return the `count` operations of most cycles."""
     return sorted(found, key=lambda operation: -operation.cycles)[:count]
 
 
 def flops_of(instruction: Instruction, inside: dict[str, Instruction]) -> int:
-    """FLOPs of a convolution or matrix product, 0 for anything else: two for each product of numbers.
+    """FLOPs of a convolution or matrix product, 0 for other instructions; a multiply-add is two.
 
-    What meets padding or the holes of a dilated input does not count, as in XLA's own analysis.
+    Products with padding or with the zeros of a dilated input do not count, as in XLA's own analysis.
 
     Args:
-        instruction: the one to count.
-        inside: its computation's instructions by name.
+        instruction: the instruction to count.
+        inside: the instructions of its computation by name.
     """
     if not _multiplies(instruction):
         return 0
@@ -146,8 +148,8 @@ def flops_of(instruction: Instruction, inside: dict[str, Instruction]) -> int:
 
 @functools.cache
 def _pairs(size: int, extent: int, outputs: int, *, stride: int, before: int, spread: int, dilation: int) -> int:
-    """Pairs of an output and a tap of the kernel that meet a number of the input, along one axis."""
-    # The input's numbers stand at 0, spread, 2·spread, …
+    """Count the pairs of an output and a kernel tap that use a value of the input, along one axis."""
+    # The input's values are at 0, spread, 2·spread, …
     places = np.arange(outputs)[:, None] * stride + np.arange(extent) * dilation - before
     return int(((places >= 0) & (places <= (size - 1) * spread) & (places % spread == 0)).sum())
 

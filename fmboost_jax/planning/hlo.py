@@ -1,6 +1,6 @@
-"""A compiled program's text, read: computations of instructions, with the compiler's own estimate of each one's cycles.
+"""A parser of compiled programs: computations, their instructions, and the compiler's estimates of cycles.
 
-The text is XLA's HLO (openxla.org/xla/operation_semantics), as `compiled.as_text()` gives it.
+The text is XLA's HLO (openxla.org/xla/operation_semantics), as `compiled.as_text()` returns it.
 """
 
 import dataclasses
@@ -19,10 +19,10 @@ _CONDITION = re.compile(r"condition=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _OPERAND = re.compile(r"%([\w.\-]+)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\w*\[([\d,]*)\]")
-# A row of the tables in front: `7 "path"`, `3 {file_name_id=4 function_name_id=2 line=41 …}`.
+# A row of the tables before the computations: `7 "path"`, `3 {file_name_id=4 function_name_id=2 line=41 …}`.
 _ROW = re.compile(r'(\d+) (?:"(.*)"|\{(.*)\})$')
 _BITS = {"pred": 8, "c64": 64, "c128": 128, "token": 0}
-# How many calls of this package to tell of one instruction.
+# Calls of this package that an instruction's source lists at most.
 CALLS = 4
 
 
@@ -32,16 +32,16 @@ class Instruction:
 
     Attributes:
         name: unique in the program.
-        shape: with its layout, as it stands there.
+        shape: element type, dimensions and layout, as in the text.
         opcode: such as `fusion`, `all-reduce-start`.
         operands: names of instructions that it reads.
-        literal: what stands between its parentheses: a constant's value, a parameter's number.
-        calls: names of computations: of a loop its body, of a conditional its branches.
-        cycles: the compiler's estimate; 0 where it has none.
-        op_name: the JAX operation that it comes of.
+        literal: the text between its parentheses: a constant's value, a parameter's number.
+        calls: names of the computations that it calls: a loop's body, a conditional's branches.
+        cycles: the compiler's estimate; 0 where there is none.
+        op_name: the JAX operation that it comes from.
         source: `file:line` of the innermost calls in this package, the innermost first.
         attributes: the rest of the line.
-        is_root: whether it is what its computation gives back.
+        is_root: whether it is the result of its computation.
     """
 
     name: str
@@ -59,18 +59,18 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """Computations by name, each its instructions in the order in which they are scheduled."""
+    """Computations by name, each a list of instructions in the order of the schedule."""
 
     entry: str
     computations: dict[str, list[Instruction]]
 
     def trips(self, loop: Instruction, caller: str) -> int | None:
-        """How often the body of a `while` instruction of computation `caller` runs; None where that is not known.
+        """Return the trip count of a `while` instruction of computation `caller`; None where it is unknown.
 
-        Known are loops that count one of their variables up by one from a constant to a constant.
+        It is known for loops that count a variable up by one between constants.
         """
-        if told := _TRIPS.search(loop.attributes):
-            return int(told[1])
+        if known := _TRIPS.search(loop.attributes):
+            return int(known[1])
         condition = self.by_name(match_of(_CONDITION, loop.attributes)[1])
         test = next(instruction for instruction in condition.values() if instruction.is_root)
         if test.opcode != "compare" or "direction=LT" not in test.attributes:
@@ -91,7 +91,7 @@ class Program:
         return {instruction.name: instruction for instruction in self.computations[computation]}
 
     def _constant(self, computation: str, name: str) -> int | None:
-        """The value of an integer constant, or of copies of it."""
+        """Value of an integer constant, or of a copy of one."""
         instructions = self.by_name(computation)
         found = instructions.get(name)
         while found is not None and found.opcode in ("copy", "copy-start", "copy-done", "bitcast"):
@@ -102,7 +102,7 @@ class Program:
 
 
 def arrays(shape: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Element type and dimensions of the arrays of a shape, a tuple's one after the other."""
+    """Element type and dimensions of a shape's arrays; a tuple has several."""
     return [(kind, tuple(int(side) for side in sides.split(",") if side)) for kind, sides in _ARRAY.findall(shape)]
 
 
@@ -112,7 +112,7 @@ def size_in_bytes(found: Iterable[tuple[str, tuple[int, ...]]]) -> int:
 
 
 def match_of(pattern: re.Pattern | str, text: str) -> re.Match:
-    """Return the first match of a pattern that every program's text has.
+    """Return the first match of a pattern.
 
     Raises:
         ValueError: no match; XLA writes its programs in another form.
@@ -128,7 +128,7 @@ def _bits(kind: str) -> int:
 
 
 def parse(text: str) -> Program:
-    """The program of `compiled.as_text()`."""
+    """Parse the text of `compiled.as_text()`."""
     tables: dict[str, dict] = {}
     computations: dict[str, list[Instruction]] = {}
     entry, table, current = "", None, None
@@ -155,7 +155,7 @@ def _fields(row: str) -> dict[str, int]:
 
 
 def _sources(tables: dict[str, dict]) -> dict[int, tuple[str, ...]]:
-    """For each stack frame `file:line` of its innermost calls in this package."""
+    """Map each stack frame to `file:line` of its innermost calls in this package."""
     files, places, frames = (tables.get(name, {}) for name in ("FileNames", "FileLocations", "StackFrames"))
     found: dict[int, tuple[str, ...]] = {}
     for number, frame in frames.items():
@@ -163,7 +163,7 @@ def _sources(tables: dict[str, dict]) -> dict[int, tuple[str, ...]]:
         path = files[place["file_name_id"]].replace("\\", "/")
         ours = "/fmboost_jax/" in path and "/site-packages/" not in path
         line = (f"{path.rpartition('/fmboost_jax/')[2]}:{place['line']}",) if ours else ()
-        # Frames are counted from 1; a parent stands there as its number and one, and before its children.
+        # Frames count from 1. A parent is listed before its children, who refer to it by its number plus one.
         found[number] = (line + found.get(frame.get("parent_frame_id", 0) - 1, ()))[:CALLS]
     return found
 

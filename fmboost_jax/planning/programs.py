@@ -23,16 +23,16 @@ MODES = ("train", "sample", "decode")
 
 
 def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
-    """The program of a mode for `config.train.batch_size` images on the devices of a mesh; to be compiled.
+    """Lower the program of a mode for `config.train.batch_size` images on the devices of a mesh.
 
     Raises:
-        InputError: a batch that the mesh cannot share, a config whose parts do not fit each other.
+        InputError: a batch that the mesh does not divide, or a config with contradictory parts.
     """
     rows = math.prod(mesh.shape[axis] for axis in ("data", "fsdp"))
     parts = rows * (config.optim.accumulate if mode == "train" else 1)
     if config.train.batch_size % parts:
         raise InputError(
-            f"a batch of {config.train.batch_size} cannot be shared by the mesh: expected a multiple of {parts}, "
+            f"the mesh does not divide a batch of {config.train.batch_size}: expected a multiple of {parts}, "
             "data × fsdp × optim.accumulate; set --batch-per-chip or --config.train.batch_size"
         )
     stage = first_stage(config)
@@ -46,7 +46,7 @@ def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.
 
 
 def first_stage(config: TrainingConfig) -> FirstStage:
-    """The config's first stage; where it names no weights, Stable Diffusion's architecture of its kind, without any."""
+    """Return the config's first stage; without a path, Stable Diffusion's architecture with abstract weights."""
     kind, path = config.first_stage.kind, config.first_stage.path
     if path or not choose("first stage kind", kind, AUTOENCODERS).has_weights:
         return load_first_stage(kind, path, config.first_stage.dtype)
@@ -55,10 +55,10 @@ def first_stage(config: TrainingConfig) -> FirstStage:
 
 
 def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
-    """How the run's latent pairs would be made.
+    """Return the recipe of the run's latent pairs.
 
     Raises:
-        InputError: latents that the UNet does not take.
+        InputError: the latents' channels are not those of the network's state.
     """
     if stage.channels != config.architecture.state_channels:
         raise InputError(
@@ -69,7 +69,7 @@ def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
 
 
 def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
-    """The Booster's own program: noise from keys, coupling, integration. Every chip has the whole network."""
+    """The Booster's program: noise from keys, coupling, integration. Every chip has all parameters."""
     graph, parameters = split(abstract_network(config.architecture))
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
     return flow_from_keys.lower(
@@ -98,6 +98,6 @@ def _lower_decode(config: TrainingConfig, recipe: Recipe, stage: FirstStage, mes
 
 
 def _everywhere(parameters: Parameters, mesh: Mesh) -> Parameters:
-    """Shapes of parameters that every chip holds whole, as the Booster's does."""
+    """Shapes of parameters that are replicated on every chip, as in the Booster."""
     sharding = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding), parameters)

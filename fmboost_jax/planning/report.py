@@ -1,4 +1,4 @@
-"""A plan: what one run would need and how fast it would be, for people and, as JSON, for machines."""
+"""A plan: predicted memory and speed of one run, as text and as JSON."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ NAMED_CATEGORIES = 12
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """HBM of one chip in bytes: a compiled program's parts, or in all what one that does not fit wanted."""
+    """HBM of one chip in bytes: the parts of a compiled program, or the total of one that does not fit."""
 
     arguments: int | None
     temporaries: int | None
@@ -34,7 +34,7 @@ class Memory:
 
     @classmethod
     def of(cls, compiled: Compiled, available: int) -> "Memory":
-        """Of what the compiler says; outputs without those that take an argument's place."""
+        """Build from the compiler's result; donated arguments do not count as outputs."""
         parts = compiled.memory
         if not parts:
             total, named = compiled.wanted, (None, None, None, None)
@@ -47,22 +47,22 @@ class Memory:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """How fast a program that fits would be.
+    """Predicted speed of a program that fits.
 
     Attributes:
         cycles: sum of the compiler's `estimated_cycles`, loops by their trips.
-        compute_seconds: these over the chip's clock.
-        collective_seconds: what collectives need on the links beside, as far as nothing hides it (our model).
-        seconds: both: one step, or one batch sampled or decoded.
-        flops: of the compiled program's convolutions and matrix products, all chips.
-        model_flops: the model's own count; a train step is three forward passes.
-        mfu: model_flops over what the chips could do in `seconds`.
-        images_per_second: batch over `seconds`.
-        days: of a million steps.
+        compute_seconds: cycles divided by the chip's clock.
+        collective_seconds: communication that no computation hides (our model).
+        seconds: the sum, for one step or one batch sampled or decoded.
+        flops: FLOPs of the compiled program's convolutions and matrix products on all chips.
+        model_flops: FLOPs by the model's own count; a train step is three forward passes.
+        mfu: model FLOPs utilisation: model_flops over the chips' peak FLOPs in `seconds`.
+        images_per_second: batch divided by `seconds`.
+        days: time of a million steps.
         categories: cycles by `fmboost_jax.planning.costs.by_category`.
         collectives: rows of `fmboost_jax.planning.collectives.summary`.
-        operations: the dearest, with their source lines.
-        unknown_loops: loops whose length is not known, each counted as one run.
+        operations: the most expensive operations, with their source lines.
+        unknown_loops: number of loops of unknown length, each counted as one run.
     """
 
     cycles: int
@@ -94,7 +94,7 @@ class Plan:
     memory: Memory
     prediction: Prediction | None
     compile_seconds: float
-    kept: bool
+    cached: bool
 
 
 def make_plan(
@@ -107,17 +107,17 @@ def make_plan(
     compiled: Compiled,
     top: int,
 ) -> Plan:
-    """What the compiler's result says.
+    """Make a plan from the compiler's result.
 
     Args:
-        name: of the config, as it was asked for.
-        config: with `train.batch_size` images in all.
-        mode: which program.
-        tpus: the slice that it was compiled for.
-        mesh: over the slice's devices.
-        solver: of mode "sample".
+        name: the config's name on the command line.
+        config: the config, with the total batch as `train.batch_size`.
+        mode: the program, one of `MODES`.
+        tpus: the slice.
+        mesh: mesh of the slice's devices.
+        solver: solver of mode "sample".
         compiled: the compiler's result.
-        top: how many of the most expensive operations to name.
+        top: number of the most expensive operations to list.
     """
     prediction = None
     if compiled.text:
@@ -133,38 +133,40 @@ def make_plan(
         Memory.of(compiled, tpus.chip.memory),
         prediction,
         compiled.seconds,
-        compiled.kept,
+        compiled.cached,
     )
 
 
 def _predict(config: TrainingConfig, mode: str, tpus: Slice, solver: Solver, text: str, top: int) -> Prediction:
     program = parse(text)
     found = costs.operations(program)
-    talk = collectives(program, found, tpus)
+    communication = collectives(program, found, tpus)
     cycles, chips, batch = costs.total_cycles(found), len(tpus.devices), config.train.batch_size
-    compute, exposed = cycles / tpus.chip.clock, sum(c.runs * c.exposed for c in talk)
+    compute, exposed = cycles / tpus.chip.clock, sum(c.runs * c.exposed for c in communication)
     seconds = compute + exposed
-    own = model_flops(config, mode, solver)
+    expected = model_flops(config, mode, solver)
     return Prediction(
         cycles=cycles,
         compute_seconds=compute,
         collective_seconds=exposed,
         seconds=seconds,
         flops=costs.total_flops(found) * chips,
-        model_flops=own,
-        mfu=own / (seconds * chips * tpus.chip.peak),
+        model_flops=expected,
+        mfu=expected / (seconds * chips * tpus.chip.peak),
         images_per_second=batch / seconds,
         days=seconds * STEPS / 86400,
         categories=costs.by_category(found),
-        collectives=summary(talk),
-        operations=[_operation(operation, tpus) for operation in costs.dearest(found, top)],
-        unknown_loops=sum(operation.endless for operation in found),
+        collectives=summary(communication),
+        operations=[_operation(operation, tpus) for operation in costs.most_expensive(found, top)],
+        unknown_loops=sum(operation.unknown_length for operation in found),
     )
 
 
 def model_flops(config: TrainingConfig, mode: str, solver: Solver) -> int:
-    """The model's own count for `config.train.batch_size` images: a backward pass is twice a forward one; what is
-    recomputed does not count."""
+    """Count the model's FLOPs for `config.train.batch_size` images.
+
+    A backward pass counts as two forward passes; recomputation does not count.
+    """
     stage = first_stage(config)
     height, width, _ = recipe_of(config, stage).high_shape
     batch = config.train.batch_size
@@ -193,7 +195,7 @@ def _operation(operation: costs.Operation, tpus: Slice) -> dict:
 
 
 def describe(plan: Plan) -> str:
-    """The plan for people."""
+    """Format the plan as text."""
     memory, prediction = plan.memory, plan.prediction
     rows = {
         "program": f"{plan.mode}, {plan.config}",
@@ -201,7 +203,7 @@ def describe(plan: Plan) -> str:
         "mesh": ", ".join(f"{axis} {length}" for axis, length in plan.mesh.items()),
         "batch": f"{plan.batch_per_chip:g} a chip, {plan.batch} in all",
         "HBM a chip": _memory(memory),
-        "compiled": f"in {plan.compile_seconds:.0f} s" + (", kept from an earlier plan" if plan.kept else ""),
+        "compiled": f"in {plan.compile_seconds:.0f} s" + (", read from the cache" if plan.cached else ""),
     }
     if prediction is None:
         return table(rows)

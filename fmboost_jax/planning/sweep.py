@@ -1,11 +1,11 @@
-"""Which batch and mesh: plans of several, and the one to take."""
+"""Sweeps over batch sizes and meshes, and the recommended plan."""
 
 from collections.abc import Callable, Iterable, Iterator
 
 from fmboost_jax.planning.report import Plan
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
-# Speeds that differ by less count as one: the batch that needs less memory wins.
+# Relative difference below which speeds are equal; the plan of less memory wins.
 TIE = 0.02
 
 Sizes = dict[str, int]
@@ -13,7 +13,7 @@ Try = Callable[[Sizes, int], Plan]
 
 
 def meshes(chips: int, first: Sizes) -> list[Sizes]:
-    """The meshes to try: the config's own, then parameters sharded over all chips, over four, height over two."""
+    """Return the meshes to try: the config's, parameters over all chips, parameters over four, height over two."""
     candidates = [
         first,
         {"data": 1, "fsdp": chips, "spatial": 1},
@@ -25,24 +25,24 @@ def meshes(chips: int, first: Sizes) -> list[Sizes]:
 
 
 def sweep(try_one: Try, found_meshes: list[Sizes], batches: Iterable[int] = BATCHES) -> Iterator[Plan]:
-    """Plans, each as soon as it is made.
+    """Yield plans, each as soon as it is made.
 
     The first mesh gets batches that grow until one does not fit; the others get its best batch, and the one that did
-    not fit, since they may have room for it.
+    not fit, since it may fit there.
 
     Args:
-        try_one: the plan of a mesh and a batch a chip.
+        try_one: makes the plan of a mesh and a batch a chip.
         found_meshes: see `meshes`.
-        batches: a chip, ascending.
+        batches: images a chip, ascending.
     """
-    own: list[Plan] = []
+    tried: list[Plan] = []
     for batch in batches:
-        own.append(try_one(found_meshes[0], batch))
-        yield own[-1]
-        if not own[-1].memory.fits:
+        tried.append(try_one(found_meshes[0], batch))
+        yield tried[-1]
+        if not tried[-1].memory.fits:
             break
-    best = recommend(own)
-    again = {int(plan.batch_per_chip) for plan in own if plan is best or not plan.memory.fits}
+    best = recommend(tried)
+    again = {int(plan.batch_per_chip) for plan in tried if plan is best or not plan.memory.fits}
     for sizes in found_meshes[1:]:
         for batch in sorted(again):
             plan = try_one(sizes, batch)
@@ -52,7 +52,7 @@ def sweep(try_one: Try, found_meshes: list[Sizes], batches: Iterable[int] = BATC
 
 
 def recommend(plans: list[Plan]) -> Plan | None:
-    """The fastest that fits, in images a second; of those that are as fast the one of least memory."""
+    """Return the fastest plan that fits; of plans within 2% of its images a second, the one of least memory."""
     fitting = [(plan, plan.prediction.images_per_second) for plan in plans if plan.memory.fits and plan.prediction]
     if not fitting:
         return None

@@ -1,7 +1,7 @@
-"""TPU slices by name, as libtpu knows them, and what their chips can do.
+"""TPU slices by libtpu's names, and the peaks of their chips.
 
-libtpu compiles for slices that are not there. It writes a lock file so that one process at a time may drive a machine's
-chips; nothing here touches a chip, so any number of plans may run beside each other and beside a training run.
+libtpu compiles for absent slices. It writes a lock file so that only one process uses a machine's chips. Plans use no
+chip, so any number of plans may run in parallel, also beside a training run.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from jax.experimental import topologies
 
 from fmboost_jax.errors import InputError
 
-# What libtpu would else look for on a TPU machine, wait for, or write about it to stderr.
+# Without these, libtpu queries the TPU machine's metadata server, waits for it, and logs to stderr.
 _QUIET = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
@@ -32,13 +32,13 @@ class Chip:
     """One device of a slice.
 
     Attributes:
-        name: as in a topology's name.
-        clock: cycles a second that `estimated_cycles` count.
-        peak: bfloat16 FLOP a second.
-        memory: bytes of HBM that a program may have.
-        link: bytes a second that one link to a neighbour carries, one way.
-        axes: of a slice: 2 or 3.
-        closes: length from which on an axis of a slice closes to a ring.
+        name: name in a topology.
+        clock: cycles a second, in the unit of `estimated_cycles`.
+        peak: peak bfloat16 FLOP a second.
+        memory: bytes of HBM available to a program.
+        link: bytes a second of one link to a neighbour, in one direction.
+        axes: number of a slice's axes, 2 or 3.
+        closes: least length of an axis that closes to a ring.
     """
 
     name: str
@@ -64,7 +64,7 @@ CHIPS = {
 
 @dataclasses.dataclass(frozen=True)
 class Slice:
-    """A slice of TPUs to compile for: its name, its kind of chip, its sides in chips, its devices."""
+    """A TPU slice: its name, kind of chip, sides in chips and devices."""
 
     name: str
     chip: Chip
@@ -73,10 +73,10 @@ class Slice:
 
 
 def tpu_slice(name: str) -> Slice:
-    """The slice of a name such as `v5e:2x2`, `v5p:4x4x4`, `v6e:16x16`; on no hardware.
+    """Return the slice of a name such as `v5e:2x2`, `v5p:4x4x4` or `v6e:16x16`; needs no hardware.
 
     Raises:
-        InputError: a name that there is no such slice for, or no libtpu.
+        InputError: an unknown slice, or libtpu is not installed.
     """
     kind, _, sides = name.partition(":")
     shape = [int(side) for side in sides.split("x")] if re.fullmatch(r"[1-9]\d*(x[1-9]\d*){1,2}", sides) else []

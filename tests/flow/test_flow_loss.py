@@ -54,7 +54,7 @@ def test_the_network_is_asked_at_each_examples_own_time():
 
 
 def test_half_precision_is_left_at_the_door():
-    """bfloat16 has 8 bits: 256 + 1 − 256 is 0 in it, and 1 in the float32 that the loss is reckoned in."""
+    """bfloat16 has 8 bits: 256 + 1 − 256 is 0 in it, and 1 in the float32 of the loss."""
     x0, x1 = jnp.zeros((1, 2), jnp.float16), jnp.full((1, 2), 257.0, jnp.float16)
     loss = flow_matching_loss(lambda x, t: jnp.full(x.shape, 256, jnp.bfloat16), LinearPath(), x0, x1, jnp.array([0.5]))
     assert loss.dtype == jnp.float32

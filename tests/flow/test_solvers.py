@@ -220,7 +220,7 @@ def test_an_unknown_method_is_answered_with_those_that_are():
             InputError, match="'rk45' is unknown; expected one of euler, midpoint, heun, heun3, rk4, dopri5, bosh3"
         ):
             call()
-    with pytest.raises(InputError, match="integrate_adaptive reports them"):
+    with pytest.raises(InputError, match="integrate_adaptive reports it"):
         evaluations("dopri5", 1)
 
 

@@ -67,7 +67,7 @@ def test_reference_numbers(golden, variant):
 def test_a_training_checkpoint_in_another_attention_layout_is_refused(config):
     checkpoint = ReferenceCheckpoint("last.ckpt", {"ema_model.ema_model.net.out.2.bias": np.zeros(4)}, 1, None)
     with pytest.raises(
-        InputError, match=r'last\.ckpt: its network computes attention_layout "interleaved", .* "heads"'
+        InputError, match=r'last\.ckpt: the reference computes attention_layout "interleaved", .* "heads"'
     ):
         checkpoint.unet(config=config)
 

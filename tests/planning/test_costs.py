@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fmboost_jax.planning.costs import by_category, dearest, operations, total_cycles, total_flops
+from fmboost_jax.planning.costs import by_category, most_expensive, operations, total_cycles, total_flops
 from fmboost_jax.planning.hlo import arrays, parse, size_in_bytes
 
 # A loop of three iterations around a convolution fusion, a copy before, a conditional behind.
@@ -20,11 +20,11 @@ def test_counts_what_runs_as_often_as_it_runs():
     found = operations(parse(PROGRAM))
     assert total_cycles(found) == 200 + 3 * 1000 + 50
     assert by_category(found) == {"convolution fusion": 3000, "copy": 200, "multiply reduce fusion": 50}
-    assert not any(operation.endless for operation in found)
+    assert not any(operation.unknown_length for operation in found)
 
 
-def test_dearest_with_its_place_in_our_source():
-    first, second = dearest(operations(parse(PROGRAM)), 2)
+def test_most_expensive_with_its_place_in_our_source():
+    first, second = most_expensive(operations(parse(PROGRAM)), 2)
     assert (first.instruction.name, first.runs, first.cycles) == ("add_fusion.7", 3, 3000)
     assert first.instruction.op_name == "jit(step)/conv"
     assert first.instruction.source == ("models/unet.py:116", "training/step.py:70")
@@ -41,7 +41,7 @@ def test_loops_of_told_and_of_unknown_length():
     assert total_cycles(operations(parse(told))) == 200 + 7 * 1000 + 50
     unknown = operations(parse(PROGRAM.replace("direction=LT", "direction=NE")))
     assert total_cycles(unknown) == 200 + 1000 + 50
-    assert [o.instruction.name for o in unknown if o.endless] == ["while.1"]
+    assert [o.instruction.name for o in unknown if o.unknown_length] == ["while.1"]
 
 
 def test_arrays_of_a_tuple():

@@ -26,7 +26,7 @@ TINY = (
 
 @pytest.fixture(scope="module")
 def cache(tmp_path_factory):
-    return f"--config.compilation_cache={tmp_path_factory.mktemp('kept')}"
+    return f"--config.compilation_cache={tmp_path_factory.mktemp('plans')}"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +67,7 @@ def test_what_machines_read(on_four_chips):
 def test_what_people_read_is_kept_from_before(on_four_chips, cache):
     plan, _ = on_four_chips
     told = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--top=3").stdout
-    assert "kept from an earlier plan" in told
+    assert "read from the cache" in told
     for line in (
         "batch       2 a chip, 8 in all",
         f"for {plan['prediction']['cycles']:,} cycles",
