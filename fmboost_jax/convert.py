@@ -1,4 +1,4 @@
-"""Carry weights between this project and others.
+"""Convert weights between this project and others.
 
     from-reference    a training checkpoint of the PyTorch reference → a run for sampling and training
     to-reference      a run → a state dict under the reference's names

@@ -158,7 +158,7 @@ class AutoencoderKind:
         model: class of the network, an `Autoencoder`, constructed as `model(config, rngs=nnx.Rngs(0))`.
         tables: weight names of other projects by format. Default: none.
         load: (path, dtype) → model, from other projects' files. Default: None, only folders of this package.
-        has_weights: False where there is nothing to load. Default: True.
+        has_weights: whether there are weights to load. Default: True.
     """
 
     config: type

@@ -34,7 +34,7 @@ def _unet_numbers(config, i: int = 0, j: int = 0) -> dict[str, int]:
     """The reference counts blocks and changes of level in one list down and one list up.
 
     Down: conv_in, then for each level its blocks and its downsampling. Up: blocks alone; the upsampling is the last
-    child of its level's last block, behind an attention where there is one.
+    child of its level's last block, after its attention, if any.
     """
     blocks = config.num_res_blocks
     depth = len(config.channel_mult) - 1 - i

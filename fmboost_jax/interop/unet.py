@@ -24,7 +24,7 @@ def unet_config(arguments: Mapping[str, Any]) -> UNetConfig:
     Raises:
         InputError: unknown arguments; one message names all.
     """
-    return UNetConfig.of({"attention_layout": "interleaved", **arguments})
+    return UNetConfig.from_dict({"attention_layout": "interleaved", **arguments})
 
 
 def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, Any]) -> UNet:

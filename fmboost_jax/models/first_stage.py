@@ -1,4 +1,4 @@
-"""The frozen autoencoder beside the flow, with the facts of its latents.
+"""The first stage: the frozen autoencoder around the flow, and the shape and scale of its latents.
 
 Two kinds of latents appear in this package. The encoder's own output is the *raw* latent; datasets store it. The flow
 works on *scaled* latents, (raw − shift_factor) · scaling_factor, whose standard deviation is about 1.
@@ -21,7 +21,7 @@ RawLatent: TypeAlias = Float[Array, "b h w c"]
 
 @runtime_checkable
 class AutoencoderConfig(Protocol):
-    """What the config of every autoencoder says about its latents."""
+    """Fields that the config of every autoencoder has."""
 
     @property
     def latent_channels(self) -> int:
@@ -99,7 +99,7 @@ class LatentSpec:
             if abs(expected - found) > 1e-6 * abs(expected):
                 raise InputError(
                     f"{name}: its autoencoder has {field} {found}, this booster was trained for {expected} "
-                    f"({self.kind} {self.path}); take the autoencoder or the booster that fits"
+                    f"({self.kind} {self.path}); use the autoencoder of the booster, or another booster"
                 )
 
 
@@ -171,7 +171,7 @@ class FirstStageConfig:
 
 @dataclasses.dataclass(frozen=True)
 class FirstStage:
-    """A frozen autoencoder with the facts of its latents.
+    """A frozen autoencoder with the spec of its latents.
 
     Attributes:
         spec: kind, path, channels, downsampling and scale of the latents.

@@ -69,7 +69,7 @@ class UNetConfig:
     replicated: ClassVar[str] = r"(norm\w*|time\d)\.(scale|bias|kernel)$"
 
     @classmethod
-    def of(cls, fields: Mapping[str, Any]) -> "UNetConfig":
+    def from_dict(cls, fields: Mapping[str, Any]) -> "UNetConfig":
         """Return the config of a mapping from JSON (lists for tuples).
 
         Raises:

@@ -1,7 +1,7 @@
-"""What lies where: one table of rules for the training state, one sharding for batches.
+"""Shardings: one rule for the training state, one sharding for batches.
 
-Parameters, their EMA and the optimiser's moments follow the same rule, so a parameter and all that belongs to it lie on
-the same devices (ZeRO stage 3, Rajbhandari et al. 2019, arXiv 1910.02054).
+A parameter, its EMA and its optimizer moments follow the same rule and so have the same devices (ZeRO stage 3,
+Rajbhandari et al. 2019, arXiv 1910.02054).
 """
 
 import re
@@ -13,24 +13,24 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from fmboost_jax.errors import InputError
 
 AXIS = "fsdp"
-# Below this many scalars a gather costs more than the memory is worth.
+# Arrays of fewer scalars are replicated: a gather would cost more than the memory that it saves.
 FLOOR = 2**14
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of (batch, height, …) arrays: examples over `data` and `fsdp`, height over `spatial`."""
+    """Return the sharding of (batch, height, …) arrays: examples over `data` and `fsdp`, height over `spatial`."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "spatial"))
 
 
 def example_sharding(mesh: Mesh) -> NamedSharding:
-    """Of (batch,) arrays."""
+    """Return the sharding of (batch,) arrays."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def shared(x: jax.Array) -> jax.Array:
-    """A (batch, height, …) array within a jitted function, held to `batch_sharding` of the mesh in `jax.set_mesh`.
+    """Constrain a (batch, height, …) array to `batch_sharding` of the mesh in `jax.set_mesh`, inside a jitted function.
 
-    Resizing leaves every device with whole maps; from here on each has its examples and rows. Without a mesh: x itself.
+    After resizing, every device has whole maps; the constraint keeps its examples and rows. Without a mesh: x.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -38,17 +38,17 @@ def shared(x: jax.Array) -> jax.Array:
 
 
 def process_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
-    """Which share of a global batch this process has to read, and how many shares there are.
+    """Return the index of the share of a global batch that this process reads, and the number of shares.
 
-    As a rule a process reads what its devices hold: share p of P. Processes that hold different heights of the same
-    examples have a share in common, and each reads all of it.
+    A process reads the examples of its devices, usually share p of P. Processes with different heights of the same
+    examples have the same share, and each reads all of it.
 
     Args:
-        sharding: of the batch's examples.
-        batch_size: of the global batch.
+        sharding: sharding of the batch's examples.
+        batch_size: size of the global batch.
 
     Raises:
-        InputError: a mesh that gives processes different parts of a batch that overlap.
+        InputError: the processes' shares overlap without being equal.
     """
     held: dict[int, set[int]] = {}
     for device, index in sharding.devices_indices_map((batch_size,)).items():
@@ -58,10 +58,10 @@ def process_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
 
 
 def distinct_shares(held: dict[int, set[int]]) -> list[list[int]]:
-    """The different sets of rows that processes hold (process → first rows of its devices' parts), in order.
+    """Return the distinct sets of rows of the processes (process → first rows of its devices' parts), sorted.
 
     Raises:
-        InputError: sets of different sizes, or that overlap.
+        InputError: sets overlap or differ in size.
     """
     shares = sorted(map(sorted, {frozenset(rows) for rows in held.values()}))
     if sum(map(len, shares)) != len(set().union(*shares)) or len({len(share) for share in shares}) > 1:
@@ -75,13 +75,13 @@ def distinct_shares(held: dict[int, set[int]]) -> list[list[int]]:
 def state_shardings(mesh: Mesh, state, replicated: str):
     """Return a sharding for each leaf of a tree of arrays or of their shapes.
 
-    Every device holds biases, small leaves and those that match `replicated`. The `fsdp` axis splits the largest
-    dimension of the others that it divides.
+    Biases, small leaves and those that match `replicated` are replicated. Of the others, the `fsdp` axis shards the
+    largest dimension that it divides.
 
     Args:
-        mesh: of the devices.
+        mesh: mesh of the devices.
         state: the tree; the path of a leaf ends in the name of its parameter.
-        replicated: regular expression, the network's own (`fmboost_jax.models.networks.NetworkConfig`).
+        replicated: regular expression of the network (`fmboost_jax.models.networks.NetworkConfig`).
     """
     pattern = re.compile(rf"({replicated})|\bbias$")
     return jax.tree_util.tree_map_with_path(lambda path, leaf: _leaf_sharding(mesh, path, leaf, pattern), state)
@@ -97,10 +97,10 @@ def _leaf_sharding(mesh: Mesh, path, leaf, replicated: re.Pattern) -> NamedShard
 
 
 def place(tree, shardings):
-    """Arrays of a tree, which all processes hold alike, copied to the given shardings."""
+    """Copy a tree of arrays, equal in all processes, to the given shardings."""
 
     def copy(array, sharding):
-        # A copy each: memory that two arrays shared could not be donated.
+        # Copy each array: arrays that share memory cannot be donated.
         return jax.make_array_from_callback(array.shape, sharding, lambda index: np.array(array[index]))
 
     return jax.tree.map(copy, jax.device_get(tree), shardings)

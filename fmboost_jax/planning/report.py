@@ -33,7 +33,7 @@ class Memory:
     fits: bool
 
     @classmethod
-    def of(cls, compiled: Compiled, available: int) -> "Memory":
+    def from_compiled(cls, compiled: Compiled, available: int) -> "Memory":
         """Build from the compiler's result; donated arguments do not count as outputs."""
         parts = compiled.memory
         if not parts:
@@ -130,7 +130,7 @@ def make_plan(
         dict(mesh.shape),
         config.train.batch_size / len(tpus.devices),
         config.train.batch_size,
-        Memory.of(compiled, tpus.chip.memory),
+        Memory.from_compiled(compiled, tpus.chip.memory),
         prediction,
         compiled.seconds,
         compiled.cached,
@@ -235,7 +235,7 @@ def describe(plan: Plan) -> str:
 def _memory(memory: Memory) -> str:
     of = f"{size(memory.available)}: {'fits' if memory.fits else 'DOES NOT FIT'}"
     if memory.arguments is None:
-        return f"{size(memory.total)} wanted, {memory.share:.0%} of {of}"
+        return f"{size(memory.total)} needed, {memory.share:.0%} of {of}"
     rest = f"{size(memory.outputs or 0)} outputs, {size(memory.code or 0)} program"
     return (
         f"{size(memory.total)}, {memory.share:.0%} of {of} ({size(memory.arguments)} arguments, "

@@ -173,6 +173,6 @@ def test_other_formats_and_missing_files(tmp_path):
     torch.save({"a": torch.ones(2)}, tmp_path / "good.pth")
     (tmp_path / "cut.pth").write_bytes((tmp_path / "good.pth").read_bytes()[:-300])
     (tmp_path / "text.pth").write_text("no weights")
-    for name, message in (("text", "torch.save wrote"), ("cut", "damaged"), ("absent", "No such file")):
+    for name, message in (("text", "expected a file of torch.save"), ("cut", "damaged"), ("absent", "No such file")):
         with pytest.raises(InputError, match=message):
             read_torch_file(str(tmp_path / f"{name}.pth"))

@@ -106,7 +106,7 @@ architectures = st.fixed_dictionaries(
 @example(architecture={**SMALL, "pool_factor": 8}, seed=0, height=1, width=2)
 @given(architecture=architectures, seed=st.integers(0, 1000), height=st.integers(1, 2), width=st.integers(1, 3))
 def test_twin(architecture, seed, height, width):
-    config = UNetConfig.of(architecture)
+    config = UNetConfig.from_dict(architecture)
     theirs = randomised(Twin(config), seed)
     ours = load_unet(theirs.state_dict(), config)
     x, t, context = inputs(config, seed, 2 * height * config.size_multiple, 2 * width * config.size_multiple)

@@ -61,8 +61,8 @@ def test_winograds_values_and_gradients_are_those_of_a_convolution(height, paddi
     x = jnp.asarray(generator.standard_normal((2, height, 40, WIDE), np.float32))
     kernel = jnp.asarray(generator.standard_normal((3, 3, WIDE, WIDE + 1), np.float32) / np.sqrt(9 * WIDE))
     ours, plain = (
-        _value_and_gradients(lambda x, kernel, way=way: way(x, kernel, (1, 1), padding), x, kernel)
-        for way in (winograd, direct)
+        _value_and_gradients(lambda x, kernel, form=form: form(x, kernel, (1, 1), padding), x, kernel)
+        for form in (winograd, direct)
     )
     for found, expected in zip(ours, plain, strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-5 * np.max(np.abs(expected)))
@@ -125,9 +125,9 @@ def test_upsample_conv_is_that_of_the_upsampled_map(size, padding, on_accelerato
         np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
-def _value_and_gradients(way, x, kernel):
+def _value_and_gradients(form, x, kernel):
     def total(x, kernel):
-        out = way(x, kernel)
+        out = form(x, kernel)
         return jnp.sum(jnp.sin(out)), out
 
     (_, out), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, kernel)

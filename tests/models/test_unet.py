@@ -75,7 +75,7 @@ def test_configs_that_no_network_can_have(field, value, expected):
     with pytest.raises(InputError, match=expected):
         UNetConfig(**{field: value})
     with pytest.raises(InputError, match="widths"):
-        UNetConfig.of({"widths": [1]})
+        UNetConfig.from_dict({"widths": [1]})
 
 
 def test_remat_keeps_less_for_the_same_gradient():

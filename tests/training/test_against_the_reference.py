@@ -69,7 +69,7 @@ def distance(found: dict, expected: dict) -> float:
 
 def test_ten_updates_of_the_references_trainer(golden, monkeypatch):
     file = golden("training.npz")
-    architecture = UNetConfig.of(json.loads(str(file["config"])) | {"attention_layout": "interleaved"})
+    architecture = UNetConfig.from_dict(json.loads(str(file["config"])) | {"attention_layout": "interleaved"})
     config = paper_config(architecture, lr=float(file["lr"]), warmup_steps=int(file["warmup"]))
     low, high, noise = (file[name].transpose(0, 1, 3, 4, 2) for name in ("low", "high", "noise"))
     steps, examples = low.shape[:2]
