@@ -8,7 +8,7 @@ from bench.tpu import cycles, extrapolate, residual_block, rows, upsampling
 from fmboost_jax.planning.topologies import tpu_slice
 
 
-@pytest.mark.parametrize("layer", [residual_block(256), upsampling(64), upsampling(64, at_once=False)])
+@pytest.mark.parametrize("layer", [residual_block(256), upsampling(64), upsampling(64, fused=False)])
 def test_cycles_grow_with_batch_and_gradient(layer):
     chip = tpu_slice("v5e:2x2").devices[0]
     one, eight = (cycles(layer, batch, 16, chip, gradient=False) for batch in (1, 8))
