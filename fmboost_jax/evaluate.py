@@ -30,20 +30,20 @@ from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.data.sources import FolderPhotos, Photos, TFDSPhotos
 from fmboost_jax.errors import InputError, run, some
 from fmboost_jax.evaluation import checksums, report
-from fmboost_jax.evaluation.collection import Collection, check_pairs, read_captions
 from fmboost_jax.evaluation.degradations import FILTERS
-from fmboost_jax.evaluation.measures import Measures
-from fmboost_jax.evaluation.parts import Parts, refuse_other_settings
-from fmboost_jax.evaluation.protocol import Protocol
-from fmboost_jax.evaluation.session import Session
-from fmboost_jax.evaluation.subjects import (
+from fmboost_jax.evaluation.evaluator import Evaluator
+from fmboost_jax.evaluation.image_set import ImageSet, check_pairs, read_captions
+from fmboost_jax.evaluation.image_sources import (
     Folder,
+    ImageSource,
     Prompts,
     SmallPhotographs,
-    Subject,
     boosters_enlarge,
     filter_enlarges,
 )
+from fmboost_jax.evaluation.metrics import Metrics
+from fmboost_jax.evaluation.partial_results import PartialResults, refuse_other_settings
+from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.files import read_json
 from fmboost_jax.parallel.distributed import add_share_arguments, check_share
 from fmboost_jax.parallel.mesh import make_mesh
@@ -167,21 +167,21 @@ def evaluate(
     """
     check_share(process_index, process_count)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images that are far too large are skipped
-    out, images = pathlib.Path(out), Collection(photos, protocol)
+    out, images = pathlib.Path(out), ImageSet(photos, protocol)
     texts = _read_captions(protocol, captions, images)
     compared_with = images
     if protocol.source == "prompts":
-        subject, made_by = _prompts(protocol, texts, base, boosters, first_stage)
+        source, made_by = _prompts(protocol, texts, base, boosters, first_stage)
     elif boosters or resize:
-        subject, made_by = _enlarged(protocol, images, low_res, boosters, resize, first_stage)
+        source, made_by = _enlarged(protocol, images, low_res, boosters, resize, first_stage)
     elif low_res is not None:
         raise InputError("small images need something that enlarges them: --booster or --resize")
     else:
-        subject, compared_with = _folder(protocol, images, reference)
+        source, compared_with = _folder(protocol, images, reference)
         made_by = []
 
     # ------------------------------------------------------------------------------------------------- settings
-    measures = Measures(protocol, make_mesh({"data": -1, "fsdp": 1, "spatial": 1}), weights)
+    metrics = Metrics(protocol, make_mesh({"data": -1, "fsdp": 1, "spatial": 1}), weights)
     checksum = images.checksum()
     reference_checksum = ""
     if compared_with is not None:
@@ -196,7 +196,7 @@ def evaluate(
         "reference": reference_checksum,
         "made_by": made_by,
         "captions": checksums.of_facts(**texts) if texts else "",
-        "feature_weights": measures.feature_weights,
+        "feature_weights": metrics.feature_weights,
     }
     if (out / report.RESULTS).exists():
         results = read_json(out / report.RESULTS)
@@ -209,25 +209,25 @@ def evaluate(
         idle = f"batch_size {protocol.batch_size} leaves some of {jax.device_count()} devices idle"
         print(f"{idle}; a multiple of their number is faster: --config.batch_size", file=sys.stderr)
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
-    session = Session(
+    evaluator = Evaluator(
         protocol,
-        measures,
-        Parts(out, settings),
+        metrics,
+        PartialResults(out, settings),
         pathlib.Path(cache) if cache else caches / "fmboost_jax" / "statistics",
         process_index=process_index,
         process_count=process_count,
     )
     compared = compared_with if protocol.feature_sets else None
     if compared:
-        session.prepare_reference(compared, reference_checksum)
-    session.evaluate(subject, texts)
+        evaluator.prepare_reference(compared, reference_checksum)
+    evaluator.evaluate(source, texts)
 
     # -------------------------------------------------------------------------------------------------- results
-    left = session.unfinished(subject, compared, reference_checksum)
+    left = evaluator.unfinished(source, compared, reference_checksum)
     if left:
         print(f"{left} batches are left to other processes; the last one to finish writes the results")
         return None
-    numbers, rows = session.results(subject, compared, reference_checksum)
+    numbers, rows = evaluator.results(source, compared, reference_checksum)
     results = {
         "protocol": protocol.name,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -237,12 +237,12 @@ def evaluate(
         "settings": settings,
     }
     report.write(out, results, rows)
-    session.remove_parts()
+    evaluator.remove_parts()
     _print(out, results)
     return results
 
 
-def _read_captions(protocol: Protocol, path: str | None, images: Collection) -> dict[str, str]:
+def _read_captions(protocol: Protocol, path: str | None, images: ImageSet) -> dict[str, str]:
     if not protocol.needs_captions:
         return {}
     if not path:
@@ -258,7 +258,7 @@ def _load_boosters(paths: Sequence[str], first_stage: str | None) -> tuple[list[
 
 def _prompts(
     protocol: Protocol, captions: dict[str, str], base: str | None, paths: Sequence[str], first_stage: str | None
-) -> tuple[Subject, list[str]]:
+) -> tuple[ImageSource, list[str]]:
     """What a base model makes of captions, boosted; and what it is made by."""
     if not (paths and base):
         raise InputError("source 'prompts' needs --base, a diffusers pipeline, and --booster")
@@ -273,12 +273,12 @@ def _prompts(
 
 def _enlarged(
     protocol: Protocol,
-    images: Collection,
+    images: ImageSet,
     low_res: Photos | None,
     paths: Sequence[str],
     resize: str | None,
     first_stage: str | None,
-) -> tuple[Subject, list[str]]:
+) -> tuple[ImageSource, list[str]]:
     """Small images, given or made by the protocol, enlarged by boosters or by a filter; and what they are made by."""
     if resize:
         enlarge, made_by = filter_enlarges(resize, protocol), [resize]
@@ -287,12 +287,12 @@ def _enlarged(
         enlarge = boosters_enlarge(boosters, protocol)
     if low_res is None:
         return SmallPhotographs(images, protocol, enlarge), made_by
-    small = Collection(low_res, dataclasses.replace(protocol, high_res=protocol.low_res, patches=()))
+    small = ImageSet(low_res, dataclasses.replace(protocol, high_res=protocol.low_res, patches=()))
     check_pairs(small, images, protocol)
     return SmallPhotographs(images, protocol, enlarge, small), [*made_by, small.checksum()]
 
 
-def _folder(protocol: Protocol, images: Collection, photos: Photos | None) -> tuple[Subject, Collection | None]:
+def _folder(protocol: Protocol, images: ImageSet, photos: Photos | None) -> tuple[ImageSource, ImageSet | None]:
     """Images as they are, and the reference."""
     if photos is None:
         if protocol.paired or protocol.feature_sets:
@@ -301,7 +301,7 @@ def _folder(protocol: Protocol, images: Collection, photos: Photos | None) -> tu
                 "or --booster DIR to boost them from small ones"
             )
         return Folder(images), None
-    reference = Collection(photos, protocol)
+    reference = ImageSet(photos, protocol)
     if protocol.paired:
         check_pairs(images, reference, protocol)
     return Folder(images, reference if protocol.paired else None), reference

@@ -106,7 +106,7 @@ def centres(folder: str | None, size: int) -> Float[np.ndarray, "n size size 3"]
 def crop_batches(photographs: list[Image.Image], data: CropsConfig, *, seed: int, batch_size: int) -> grain.IterDataset:
     """An endless stream of batches: `image` (b, crop, crop, 3) uint8 and `record` (b,), the photographs' numbers.
 
-    Every epoch takes each photograph once, in an order of its own, at a random square, half of them mirrored.
+    Every epoch takes each photograph once, in a new order, at a random square, half of them mirrored.
     """
     size, scale = data.crop, data.crop_scale
 

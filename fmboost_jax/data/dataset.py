@@ -188,7 +188,7 @@ class DatasetInfo(Recipe):
     """A finished dataset: its recipe and what came of it.
 
     Attributes:
-        folder: where it lies; not part of dataset.json, so that a dataset may be moved.
+        folder: of the dataset; not part of dataset.json, so that a dataset may be moved.
         photos: photographs that it was made of, the skipped ones left out.
         skipped: photographs left out; the shards' own JSON files name them.
         shards: in the records' order.

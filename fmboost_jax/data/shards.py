@@ -31,10 +31,10 @@ class FinishedShard(Shard):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The work to be done in a folder; plan.json keeps it, so that a continued run is the same run.
+    """The work in a folder; plan.json keeps it, so that a continued run makes the same dataset.
 
     Attributes:
-        folder: where the dataset is to lie.
+        folder: folder of the dataset.
         recipe: how pairs are made.
         photos: number of photographs.
         photos_per_shard: photographs to a shard.

@@ -1,1 +1,1 @@
-"""What `python -m fmboost_jax.evaluate` is made of."""
+"""Protocols, image sources, metrics and results of `fmboost_jax.evaluate`."""

@@ -17,7 +17,7 @@ from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluate import main
 from fmboost_jax.evaluation.degradations import degrade
-from fmboost_jax.evaluation.measures import Measures
+from fmboost_jax.evaluation.metrics import Metrics
 from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
@@ -199,7 +199,7 @@ def test_interrupted_and_shared_work_gives_the_same_numbers(originals, bundle, c
     words = ("--images", originals, "--booster", bundle, *SMALL, *metrics)
     whole = evaluate(tmp_path / "whole", *words, cache=cache)
 
-    measured, rows = [], Measures.rows
+    measured, rows = [], Metrics.rows
     left = 3
 
     def counted(self, names, *others):
@@ -208,7 +208,7 @@ def test_interrupted_and_shared_work_gives_the_same_numbers(originals, bundle, c
         measured.append(names)
         return rows(self, names, *others)
 
-    monkeypatch.setattr(Measures, "rows", counted)
+    monkeypatch.setattr(Metrics, "rows", counted)
     with pytest.raises(Interrupted):
         evaluate(tmp_path / "cut", *words, cache=cache)
     assert not (tmp_path / "cut" / "results.json").exists()
@@ -228,8 +228,8 @@ def test_interrupted_and_shared_work_gives_the_same_numbers(originals, bundle, c
 
 
 def test_reference_statistics_are_kept_while_the_images_are_the_same(originals, noisy, tmp_path, monkeypatch):
-    computed, features = [], Measures.features
-    monkeypatch.setattr(Measures, "features", lambda *a: computed.append(a[1]) or features(*a))
+    computed, features = [], Metrics.features
+    monkeypatch.setattr(Metrics, "features", lambda *a: computed.append(a[1]) or features(*a))
     words = ("--images", noisy, "--metrics", "fid", "--features", "tiny", "--config.batch_size=11")
 
     def batches(out, reference):

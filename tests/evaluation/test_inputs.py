@@ -9,7 +9,7 @@ from PIL import Image
 from fmboost_jax.configuration import read_config
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError
-from fmboost_jax.evaluation.collection import Collection, check_pairs, read_captions
+from fmboost_jax.evaluation.image_set import ImageSet, check_pairs, read_captions
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.images.photos import UnusablePhoto
 
@@ -27,7 +27,7 @@ def folder(path, **pictures):
 
 
 def collection(path, *overrides):
-    return Collection(FolderPhotos(path), protocol("folders.py", *overrides))
+    return ImageSet(FolderPhotos(path), protocol("folders.py", *overrides))
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fmboost_jax.files import read_json
 from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, photo_size
 
 
-class Collection:
+class ImageSet:
     """A protocol's choice of the images of a source.
 
     Args:
@@ -81,7 +81,7 @@ class Collection:
         return hashlib.sha256("".join(lines).encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def check_pairs(images: Collection, reference: Collection, protocol: Protocol) -> None:
+def check_pairs(images: ImageSet, reference: ImageSet, protocol: Protocol) -> None:
     """Refuse two collections whose images are no pairs.
 
     Raises:

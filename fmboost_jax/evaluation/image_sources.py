@@ -1,4 +1,4 @@
-"""What is evaluated: images as they lie in a folder, photographs made small and boosted, or boosted prompts."""
+"""What is evaluated: images of a folder, photographs made small and boosted, or boosted prompts."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, runtime_checkable
@@ -10,8 +10,8 @@ from PIL import Image
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError
-from fmboost_jax.evaluation.collection import Collection
 from fmboost_jax.evaluation.degradations import FILTERS, degrade
+from fmboost_jax.evaluation.image_set import ImageSet
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.images.photos import UnusablePhoto
 from fmboost_jax.parallel.batching import map_batches
@@ -35,7 +35,7 @@ class Batch(NamedTuple):
 
 
 @runtime_checkable
-class Subject(Interface):
+class ImageSource(Interface):
     """Something to evaluate, image by image.
 
     Attributes:
@@ -61,7 +61,7 @@ class Folder:
         originals: their originals, or None where no metric compares with them.
     """
 
-    def __init__(self, images: Collection, originals: Collection | None = None):
+    def __init__(self, images: ImageSet, originals: ImageSet | None = None):
         self.names = images.names
         self._images, self._originals = images, originals
 
@@ -85,7 +85,7 @@ class SmallPhotographs:
         small: small images of the same names; None: the originals, made small by the protocol.
     """
 
-    def __init__(self, originals: Collection, protocol: Protocol, enlarge: Callable, small: Collection | None = None):
+    def __init__(self, originals: ImageSet, protocol: Protocol, enlarge: Callable, small: ImageSet | None = None):
         self.names = originals.names
         self._originals, self._protocol, self._enlarge, self._small = originals, protocol, enlarge, small
         self._number = {name: number for number, name in enumerate(self.names)}
@@ -187,9 +187,9 @@ def filter_enlarges(name: str, protocol: Protocol) -> Callable:
     )
 
 
-def load_quietly(subject: Subject, name: str) -> tuple[str, Any]:
+def load_quietly(source: ImageSource, name: str) -> tuple[str, Any]:
     """(name, what `load` gives), an UnusablePhoto as a value, for threads."""
     try:
-        return name, subject.load(name)
+        return name, source.load(name)
     except UnusablePhoto as reason:
         return name, reason

@@ -21,7 +21,7 @@ from fmboost_jax.files import read_json, write_atomically
 _FACTS = "facts"
 
 
-class Part(NamedTuple):
+class PartialResult(NamedTuple):
     """What one batch gave.
 
     Attributes:
@@ -37,7 +37,7 @@ class Part(NamedTuple):
     features: dict[str, np.ndarray]
 
 
-class Parts:
+class PartialResults:
     """The parts of one evaluation.
 
     Args:
@@ -45,7 +45,7 @@ class Parts:
         settings: what its numbers depend on; anything that JSON can hold.
 
     Raises:
-        InputError: parts of other settings lie there.
+        InputError: the folder holds results of other settings.
     """
 
     def __init__(self, out: pathlib.Path, settings: dict):
@@ -61,7 +61,7 @@ class Parts:
         """Whether a part is there."""
         return self._path(kind, number).exists()
 
-    def write(self, kind: str, number: int, part: Part) -> None:
+    def write(self, kind: str, number: int, part: PartialResult) -> None:
         """Write a part, whole or not at all."""
         facts = json.dumps({"rows": part.rows, "skipped": part.skipped, "seconds": part.seconds})
         content = io.BytesIO()
@@ -69,7 +69,7 @@ class Parts:
         np.savez(content, **arrays)
         write_atomically(self._path(kind, number), content.getvalue())
 
-    def read(self, kind: str, number: int) -> Part:
+    def read(self, kind: str, number: int) -> PartialResult:
         """A part.
 
         Raises:
@@ -79,7 +79,7 @@ class Parts:
         try:
             with np.load(path, allow_pickle=False) as file:
                 facts = json.loads(file[_FACTS].tobytes())
-                return Part(**facts, features={name: file[name] for name in file.files if name != _FACTS})
+                return PartialResult(**facts, features={name: file[name] for name in file.files if name != _FACTS})
         except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise InputError(f"partial result {path} is damaged ({error}); delete it and run again") from error
 

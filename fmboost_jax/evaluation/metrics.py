@@ -15,7 +15,7 @@ from fmboost_jax.parallel.batching import data_parallel
 Picture = UInt8[np.ndarray, "_ _ 3"]
 
 
-class Measures:
+class Metrics:
     """The networks of a protocol's metrics, loaded, and the metrics by name.
 
     Args:

@@ -11,25 +11,25 @@ from tqdm import tqdm
 from fmboost_jax.data.threads import in_order
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation import checksums
-from fmboost_jax.evaluation.collection import Collection
-from fmboost_jax.evaluation.measures import Measures
-from fmboost_jax.evaluation.parts import Part, Parts
+from fmboost_jax.evaluation.image_set import ImageSet
+from fmboost_jax.evaluation.image_sources import Batch, Folder, ImageSource, load_quietly
+from fmboost_jax.evaluation.metrics import Metrics
+from fmboost_jax.evaluation.partial_results import PartialResult, PartialResults
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.evaluation.report import summary
-from fmboost_jax.evaluation.subjects import Batch, Folder, Subject, load_quietly
 from fmboost_jax.images.photos import UnusablePhoto
 from fmboost_jax.metrics.frechet import FeatureStatistics, frechet_distance
 
 EVALUATED, REFERENCE = "images", "reference"
 
 
-class Session:
+class Evaluator:
     """The work of one evaluation, shared among processes by batches.
 
     Args:
         protocol: what to measure, and how.
-        measures: the metrics.
-        parts: where the results of batches lie.
+        metrics: the metrics.
+        parts: results of the batches on disk.
         cache: folder of the reference sets' statistics.
         process_index: this process does batches process_index, process_index + process_count, ….
         process_count: processes that share the work.
@@ -38,57 +38,57 @@ class Session:
     def __init__(
         self,
         protocol: Protocol,
-        measures: Measures,
-        parts: Parts,
+        metrics: Metrics,
+        parts: PartialResults,
         cache: pathlib.Path,
         *,
         process_index: int = 0,
         process_count: int = 1,
     ):
-        self._protocol, self._measures, self._parts, self._cache = protocol, measures, parts, cache
+        self._protocol, self._metrics, self._parts, self._cache = protocol, metrics, parts, cache
         self._process_index, self._process_count = process_index, process_count
 
-    def evaluate(self, subject: Subject, captions: dict[str, str]) -> None:
+    def evaluate(self, source: ImageSource, captions: dict[str, str]) -> None:
         """Do this process's batches of the images, those that are not there yet."""
 
-        def act(names: list[str], batch: Batch) -> Part:
-            rows = self._measures.rows(names, batch.images, batch.originals, captions)
-            return Part(rows, [], batch.seconds, self._measures.features(names, batch.images))
+        def act(names: list[str], batch: Batch) -> PartialResult:
+            rows = self._metrics.rows(names, batch.images, batch.originals, captions)
+            return PartialResult(rows, [], batch.seconds, self._metrics.features(names, batch.images))
 
-        self._work(EVALUATED, subject, act)
+        self._work(EVALUATED, source, act)
 
-    def prepare_reference(self, reference: Collection, checksum: str) -> None:
+    def prepare_reference(self, reference: ImageSet, checksum: str) -> None:
         """Do this process's batches of the reference's features, unless the cache has their statistics."""
         if any(not path.exists() for path in self._cached(checksum).values()):
 
-            def act(names: list[str], batch: Batch) -> Part:
-                return Part([], [], 0.0, self._measures.features(names, batch.images))
+            def act(names: list[str], batch: Batch) -> PartialResult:
+                return PartialResult([], [], 0.0, self._metrics.features(names, batch.images))
 
             self._work(REFERENCE, Folder(reference), act)
 
-    def _work(self, kind: str, subject: Subject, act: Callable[[list[str], Batch], Part]) -> None:
+    def _work(self, kind: str, source: ImageSource, act: Callable[[list[str], Batch], PartialResult]) -> None:
         size = self._protocol.batch_size
-        own = range(self._process_index, _batches(subject.names, size), self._process_count)
+        own = range(self._process_index, _batches(source.names, size), self._process_count)
         missing = [number for number in own if not self._parts.has(kind, number)]
-        names = [(number, name) for number in missing for name in subject.names[number * size : (number + 1) * size]]
-        total = sum(len(subject.names[number * size : (number + 1) * size]) for number in own)
-        loaded = in_order(lambda item: (item[0], *load_quietly(subject, item[1])), names, self._protocol.num_threads)
+        names = [(number, name) for number in missing for name in source.names[number * size : (number + 1) * size]]
+        total = sum(len(source.names[number * size : (number + 1) * size]) for number in own)
+        loaded = in_order(lambda item: (item[0], *load_quietly(source, item[1])), names, self._protocol.num_threads)
         bar = tqdm(total=total, initial=total - len(names), desc=kind, unit="image", dynamic_ncols=True)
         with bar:
             for number, group in itertools.groupby(loaded, lambda item: item[0]):
-                part = _one_batch(subject, act, group)
+                part = _one_batch(source, act, group)
                 self._parts.write(kind, number, part)
-                bar.update(len(subject.names[number * size : (number + 1) * size]))
+                bar.update(len(source.names[number * size : (number + 1) * size]))
 
-    def unfinished(self, subject: Subject, reference: Collection | None, checksum: str) -> int:
+    def unfinished(self, source: ImageSource, reference: ImageSet | None, checksum: str) -> int:
         """How many batches other processes have still to do."""
-        wanted = [(EVALUATED, number) for number in range(_batches(subject.names, self._protocol.batch_size))]
+        wanted = [(EVALUATED, number) for number in range(_batches(source.names, self._protocol.batch_size))]
         if reference is not None and any(not path.exists() for path in self._cached(checksum).values()):
             count = _batches(reference.names, self._protocol.batch_size)
             wanted += [(REFERENCE, number) for number in range(count)]
         return sum(not self._parts.has(*part) for part in wanted)
 
-    def results(self, subject: Subject, reference: Collection | None, checksum: str) -> tuple[dict, list[dict]]:
+    def results(self, source: ImageSource, reference: ImageSet | None, checksum: str) -> tuple[dict, list[dict]]:
         """The numbers of all batches: the results, and a row an image.
 
         Raises:
@@ -96,16 +96,16 @@ class Session:
         """
         rows, skipped, seconds = [], [], 0.0
         found = self._empty()
-        for part in self._all(EVALUATED, subject.names):
+        for part in self._all(EVALUATED, source.names):
             rows += part.rows
             skipped += part.skipped
             seconds += part.seconds
             for name, statistics in found.items():
                 statistics.update(part.features[name])
         if not rows:
-            raise InputError(f"none of the {len(subject.names)} images could be used: {': '.join(skipped[0])}")
+            raise InputError(f"none of the {len(source.names)} images could be used: {': '.join(skipped[0])}")
         metrics = summary(rows)
-        told = []
+        notes = []
         if found:
             assert reference is not None, "the commands ask for a reference where a metric compares two sets"
             expected, skipped_there = self._reference(reference, checksum)
@@ -114,17 +114,17 @@ class Session:
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     distance = frechet_distance(statistics, expected[name])
-                told += [f"{name}: {warning.message}" for warning in caught]
+                notes += [f"{name}: {warning.message}" for warning in caught]
                 metrics[name] = {"value": distance, "standard_error": None, "images": statistics.count}
         wanted = self._protocol.count
         if len(rows) < wanted:
-            told.append(f"the protocol asks for {wanted} images, {len(rows)} were measured: compare with no other set")
+            notes.append(f"the protocol asks for {wanted} images, {len(rows)} were measured: compare with no other set")
         results = {
             "images": len(rows),
             "skipped": skipped,
             "metrics": metrics,
             "seconds_an_image": seconds / len(rows) if seconds else None,
-            "warnings": list(dict.fromkeys(told)),
+            "warnings": list(dict.fromkeys(notes)),
         }
         return results, rows
 
@@ -132,7 +132,7 @@ class Session:
         """Delete the results of batches, once the whole's are written."""
         self._parts.remove()
 
-    def _reference(self, reference: Collection, checksum: str) -> tuple[dict[str, FeatureStatistics], list[list[str]]]:
+    def _reference(self, reference: ImageSet, checksum: str) -> tuple[dict[str, FeatureStatistics], list[list[str]]]:
         """The reference's statistics, from the cache or from its parts, which then go into the cache."""
         paths = self._cached(checksum)
         if all(path.exists() for path in paths.values()):
@@ -148,13 +148,13 @@ class Session:
         return expected, skipped
 
     def _cached(self, checksum: str) -> dict[str, pathlib.Path]:
-        """Where the statistics of a reference set lie, for each distance: the name is of all that they depend on."""
+        """File of a reference set's statistics for each distance, named by a checksum of all that they depend on."""
         protocol = self._protocol
         paths = {}
         for name, patch in protocol.feature_sets.items():
             key = checksums.of_facts(
                 distance=name,
-                weights=self._measures.feature_weights,
+                weights=self._metrics.feature_weights,
                 images=checksum,
                 size=[protocol.high_res, protocol.high_res_filter, protocol.enlarge],
                 patch=patch and [*patch, protocol.seed],
@@ -163,13 +163,13 @@ class Session:
         return paths
 
     def _empty(self) -> dict[str, FeatureStatistics]:
-        return {name: FeatureStatistics(self._measures.dimensions) for name in self._protocol.feature_sets}
+        return {name: FeatureStatistics(self._metrics.dimensions) for name in self._protocol.feature_sets}
 
-    def _all(self, kind: str, names: list[str]) -> Iterator[Part]:
+    def _all(self, kind: str, names: list[str]) -> Iterator[PartialResult]:
         return (self._parts.read(kind, number) for number in range(_batches(names, self._protocol.batch_size)))
 
 
-def _one_batch(subject: Subject, act: Callable, loaded: Iterator[tuple[int, str, Any]]) -> Part:
+def _one_batch(source: ImageSource, act: Callable, loaded: Iterator[tuple[int, str, Any]]) -> PartialResult:
     usable, skipped = [], []
     for _, name, content in loaded:
         if isinstance(content, UnusablePhoto):
@@ -177,9 +177,9 @@ def _one_batch(subject: Subject, act: Callable, loaded: Iterator[tuple[int, str,
         else:
             usable.append((name, content))
     if not usable:
-        return Part([], skipped, 0.0, act([], Batch([], None, 0.0)).features)
+        return PartialResult([], skipped, 0.0, act([], Batch([], None, 0.0)).features)
     names, contents = map(list, zip(*usable, strict=True))
-    return act(names, subject.batch(names, contents))._replace(skipped=skipped)
+    return act(names, source.batch(names, contents))._replace(skipped=skipped)
 
 
 def _batches(names: list[str], size: int) -> int:
