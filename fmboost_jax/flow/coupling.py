@@ -126,8 +126,11 @@ def noise_augment(
     return jnp.sqrt(alpha_bar) * latent + jnp.sqrt(1 - alpha_bar) * noise
 
 
-def sample_noise(keys: Key[Array, "b"], shape: tuple[int, ...]) -> Float[Array, "b *shape"]:
-    """Standard normal noise of `shape` for each example from its own key; use the keys for no other draw."""
+def sample_noise(keys: Key[Array, "b"], shape: tuple) -> Float[Array, "b *shape"]:
+    """Standard normal noise of `shape` for each example from its own key; use the keys for no other draw.
+
+    Dimensions may be symbolic, as in a program exported for any size.
+    """
     return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
