@@ -48,7 +48,7 @@ def latents():
 def test_a_bundle_boosts_as_its_run(run, bundle, latents):
     trained, shared = Booster.load(run), Booster.load(bundle)
     np.testing.assert_array_equal(trained.boost(latents, steps=2), shared.boost(latents, steps=2))
-    assert (shared.factor, shared.source) == (trained.factor, trained.source)
+    assert (shared.factor, shared.coupling) == (trained.factor, trained.coupling)
     card = (bundle / "README.md").read_text()
     assert "16² → 32²" in card
     config = json.loads((bundle / "config.json").read_text())
