@@ -89,7 +89,7 @@ def test_damage_is_named_in_one_line(damage, message, dataset):
 
 @pytest.mark.parametrize("nothing", ["", None])
 def test_no_folder_names_the_field(nothing):
-    with pytest.raises(InputError, match=r"--config\.data\.dir"):
+    with pytest.raises(InputError, match=r"data\.dir is empty"):
         DatasetInfo.read(nothing)
 
 
