@@ -32,6 +32,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.low_res = choose("variant", variant, LOW_RES)
     config.data.high_res = 1024
     config.data.upsampling = "psu"
+    config.data.low_res_source = "latents"  # ours: what a diffusion model's latents, decoded, look like
     config.data.crops = 0  # one centre crop a photograph
 
     config.source.start = "low_res"

@@ -36,6 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
     # Networks trained on crops of 128² do worse on whole photographs (docs/weights.md).
     config.data.high_res = 256
     config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
+    # What "psu" enlarges: "pixels" (the small photograph), "latents" (that photograph after a round trip through the
+    # autoencoder: what there is where small latents come in), or "mixed" (half of each).
+    config.data.low_res_source = "pixels"
     config.data.crops = 16  # random crops a photograph; 0 for one from the centre
     config.data.crop_scale = 2.0  # largest side of a random crop in units of high_res; smaller ones are native pixels
     config.data.dtype = "float16"  # of stored latents

@@ -5,7 +5,8 @@
 
 Each photograph gives one centre crop or `config.data.crops` random ones (see fmboost_jax.images.photos). A crop is the
 high-res image; shrunk to `config.data.low_res`, each pixel the mean of what it covers, it is the low-res one. Both are
-encoded by the first stage, with PSU the low-res one after bilinear enlargement.
+encoded by the first stage, with PSU the low-res one after bilinear enlargement. A booster for small latents wants
+`config.data.low_res_source` "latents": the low-res image then is the decoded latent of the small photograph.
 
 Interrupted at any moment, the same command goes on where it was, and on the same kind of device its result has the
 same bytes. A shard that no longer has its checksum is made again. To share the work give each process the same command

@@ -1,5 +1,6 @@
 """Photographs to latent pairs, from the command line to the bytes; interrupted, shared out, damaged."""
 
+import dataclasses
 import os
 import pathlib
 import random
@@ -16,12 +17,15 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmboost_jax.data import shards as plan
-from fmboost_jax.data.dataset import DatasetInfo
+from fmboost_jax.data.dataset import DataConfig, DatasetInfo, Recipe
+from fmboost_jax.data.pairs import make_encode
 from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.data.records import PairSource
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.photos import random_square
-from fmboost_jax.images.resize import shrink
+from fmboost_jax.images.resize import shrink, upsample
+from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.precompute import main
 
 CONFIG = """
@@ -111,6 +115,25 @@ def test_shrinking_keeps_the_mean_and_reads_no_farther_than_a_pixel_covers(befor
     np.testing.assert_allclose(
         shrink(jnp.asarray(ramp), after)[0, :, 0, 0], centres, atol=0.5 * (before % after > 0) + 1e-4
     )
+
+
+class Drifting(Identity):
+    """A round trip adds 1, so that what made one more is 1 away."""
+
+    def encode(self, image):
+        return image + 1, None
+
+
+@pytest.mark.parametrize(("source", "trips"), [("pixels", (0, 0, 0)), ("latents", (1, 1, 1)), ("mixed", (0, 1, 0))])
+def test_low_res_source_says_which_small_images_make_a_round_trip(source, trips):
+    stage = dataclasses.replace(load_first_stage("identity"), model=Drifting())
+    recipe = Recipe.of(DataConfig(high_res=16, low_res=8, low_res_source=source), stage, seed=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    lows, highs = make_encode(stage, recipe)(pixels, np.arange(3))
+    high = pixels / 127.5 - 1
+    np.testing.assert_allclose(highs, high + 1, atol=1e-5)
+    plain = upsample(shrink(jnp.asarray(high), 8), 16, "bilinear") + 1
+    np.testing.assert_allclose(lows, plain + np.array(trips)[:, None, None, None], atol=1e-5)
 
 
 def test_lsu_keeps_the_low_res_small(config, photos, tmp_path):

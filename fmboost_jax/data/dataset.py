@@ -24,7 +24,10 @@ from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.registry import check_name
 
 FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing
+LOW_RES_SOURCES = ("pixels", "latents", "mixed")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
+# Fields of a config's `data` that a dataset must have, too.
+COMPARED = ("high_res", "low_res", "upsampling", "low_res_source", "dtype")
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
 REDO = "run the dataset's precompute command again, it redoes damaged shards"
 
@@ -35,7 +38,7 @@ class DataConfig:
 
     Attributes:
         dir: folder that precompute wrote.
-        low_res, high_res, upsampling, crops, crop_scale, dtype: see `Recipe`, which checks them.
+        low_res, high_res, upsampling, low_res_source, crops, crop_scale, dtype: see `Recipe`, which checks them.
         num_threads: threads that read; 0 reads in the calling thread.
         prefetch: batches read ahead.
     """
@@ -44,6 +47,7 @@ class DataConfig:
     low_res: int = 512
     high_res: int = 1024
     upsampling: str = "psu"
+    low_res_source: str = "pixels"
     crops: int = 0
     crop_scale: float = 1.0
     dtype: str = "float16"
@@ -73,6 +77,10 @@ class Recipe:
         crops: random crops a photo; 0 means one centre crop.
         crop_scale: largest side of a random crop in units of `high_res`.
         seed: of the random crops.
+        low_res_source: with PSU, the image that is resized to `high_res`. "pixels": the shrunk photograph; "latents":
+            its round trip through the autoencoder, which is what a booster gets that starts from small latents;
+            "mixed": pixels for a photograph's first crop, latents for its second, and so on in turn. LSU encodes the
+            shrunk photograph whatever stands here. Default: "pixels".
     """
 
     first_stage: str
@@ -88,6 +96,7 @@ class Recipe:
     crops: int
     crop_scale: float
     seed: int
+    low_res_source: str = dataclasses.field(default="pixels", kw_only=True)
 
     @classmethod
     def of(cls, data: DataConfig, first_stage: FirstStage, seed: int) -> "Recipe":
@@ -115,6 +124,7 @@ class Recipe:
             crops=data.crops,
             crop_scale=data.crop_scale,
             seed=seed,
+            low_res_source=data.low_res_source,
         )
         recipe.validate("config.data")
         return recipe
@@ -122,12 +132,14 @@ class Recipe:
     def validate(self, where: str) -> None:
         """Raise InputError for a value that no dataset can have; `where` names the place it was read from."""
         check_name(f"{where}: upsampling", self.upsampling, UPSAMPLINGS)
+        check_name(f"{where}: low_res_source", self.low_res_source, LOW_RES_SOURCES)
         check_name(f"{where}: dtype", self.dtype, DTYPES)
         if not 0 < self.low_res < self.high_res:
             raise InputError(f"{where}: low_res {self.low_res} must lie between 0 and high_res {self.high_res}")
         if self.channels < 1 or self.downsampling < 1:
             raise InputError(f"{where}: channels {self.channels} and downsampling {self.downsampling} must be positive")
-        encoded = {"high_res": self.high_res} | ({"low_res": self.low_res} if self.upsampling == "lsu" else {})
+        small = self.upsampling == "lsu" or self.low_res_source != "pixels"
+        encoded = {"high_res": self.high_res} | ({"low_res": self.low_res} if small else {})
         for name, pixels in encoded.items():
             if pixels % self.downsampling:
                 raise InputError(
@@ -260,7 +272,7 @@ class DatasetInfo(Recipe):
         """
         wanted = {
             "first_stage.kind": ("first_stage", first_stage.kind),
-            **{f"data.{name}": (name, getattr(data, name)) for name in ("high_res", "low_res", "upsampling", "dtype")},
+            **{f"data.{name}": (name, getattr(data, name)) for name in COMPARED},
             "the network's state channels": ("channels", self.channels if state_channels is None else state_channels),
         }
         for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt8
+from jaxtyping import Array, Float, Int, UInt8
 from tqdm import tqdm
 
 from fmboost_jax.data.crops import crops
@@ -28,7 +28,7 @@ from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.distributed import check_share
 
-Encode = Callable[[UInt8[np.ndarray, "b h w 3"]], tuple[Array, Array]]
+Encode = Callable[[UInt8[np.ndarray, "b h w 3"], Int[np.ndarray, "b"]], tuple[Array, Array]]
 
 PREVIEW_PAIRS = 6
 PREVIEW_HEIGHT = 2048  # pixels
@@ -41,16 +41,29 @@ def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
 
 
 def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
-    """The function from high-res images, uint8, to raw low-res and high-res latents."""
+    """The function from high-res images, uint8, and their numbers as crops to raw low-res and high-res latents."""
 
     @jax.jit
-    def pair(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
+    def small_and_large(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
         high = to_float(pixels)
-        low = shrink(high, recipe.low_res)
-        return upsample(low, recipe.high_res, "bilinear") if recipe.upsampling == "psu" else low, high
+        return shrink(high, recipe.low_res), high
 
-    def encode_pair(pixels):
-        low, high = pair(pixels)
+    @jax.jit
+    def enlarge(low: Float[Array, "b l l 3"]) -> Float[Array, "b h w 3"]:
+        return upsample(low, recipe.high_res, "bilinear")
+
+    def through_latents(low: Float[Array, "b l l 3"], crop: Int[np.ndarray, "b"]) -> Float[Array, "b l l 3"]:
+        if recipe.low_res_source == "pixels":
+            return low
+        decoded = first_stage.decode(first_stage.encode(low))
+        if recipe.low_res_source == "latents":
+            return decoded
+        return jnp.where((crop % 2 == 1)[:, None, None, None], decoded, low)
+
+    def encode_pair(pixels, crop):
+        low, high = small_and_large(pixels)
+        if recipe.upsampling == "psu":
+            low = enlarge(through_latents(low, crop))
         return first_stage.encode_raw(low), first_stage.encode_raw(high)
 
     return encode_pair
@@ -87,7 +100,8 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
     writer, place = ShardWriter(plan.folder, plan.shard_name(shard)), itertools.count()
     for batch in batched(images(), batch_size):
         # Always the same shape: one compilation, and the same arithmetic whatever came before.
-        lows, highs = jax.device_get(map_batches(encode_pair, [np.stack([image for _, _, image in batch])], batch_size))
+        inputs = [np.stack([image for _, _, image in batch]), np.array([crop for _, crop, _ in batch])]
+        lows, highs = jax.device_get(map_batches(encode_pair, inputs, batch_size))
         for (photo, crop, _), low, high in zip(batch, lows, highs, strict=True):
             _check_range(low, high, plan.recipe, source.names[photo])
             writer.write(encode(plan.recipe, (shard, next(place), photo, crop), low, high))

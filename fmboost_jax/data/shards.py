@@ -61,7 +61,8 @@ class Plan:
             "fingerprint": self.fingerprint,
         }
         if path.exists():
-            before = read_json(path)
+            # A plan of before there was a choice of it.
+            before = {"low_res_source": "pixels"} | read_json(path)
             differences = [
                 f"{name} was {before.get(name)!r} and is now {value!r}"
                 for name, value in fields.items()

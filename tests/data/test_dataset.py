@@ -138,6 +138,8 @@ def test_sizes_of_latents_follow_first_stage_and_upsampling():
     ("fields", "message"),
     [
         ({"upsampling": "esu"}, "upsampling 'esu' is unknown; expected one of psu, lsu"),
+        ({"low_res_source": "pixel"}, "low_res_source 'pixel' is unknown"),
+        ({"low_res": 20, "low_res_source": "mixed"}, "low_res 20 is no multiple"),
         ({"dtype": "float32"}, "dtype 'float32' is unknown"),
         ({"low_res": 64}, "low_res 64 must lie between 0 and high_res 64"),
         ({"high_res": 60}, "high_res 60 is no multiple of the first stage's downsampling 8"),
