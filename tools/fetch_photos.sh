@@ -8,10 +8,12 @@
 # | cid22/      | 209 pictures of 512², the training part of       | CC BY-SA 4.0, Cloudinary (CID22)          |
 # |             | Cloudinary's Image Dataset '22                   |                                           |
 # | budgie/     | budgie-backgrounds, longest side 2048            | CC0 1.0                                   |
+# | clic2025/   | 62 photographs, longest side 2048, of the        | Unsplash License                          |
+# |             | Challenge on Learned Image Compression 2025     |                                           |
 # | wallpapers/ | 12 photographs of mate-backgrounds               | GPL-2+, authors in its debian/copyright   |
 # |             | 9 photographs of plasma-workspace-wallpapers     | LGPL-3, authors in their metadata.json    |
 #
-# Needs git, curl, ar, tar and xz, Python with Pillow, and 500 MB. What is there already is not fetched again.
+# Needs git, curl, ar, tar and xz, Python with Pillow, and 900 MB. What is there already is not fetched again.
 set -eu
 
 if [ $# -ne 1 ]; then
@@ -53,6 +55,19 @@ if [ ! -d "$photos/cid22" ]; then
     as_jpeg "$work/corpus/CID22/CID22-512/training" "$photos/cid22"
 fi
 
+# CLIC's own names for its parts, and the first 12 digits of a file's: vali-… and test-….
+if [ ! -d "$photos/clic2025" ]; then
+    rm -rf "$work/corpus" && mkdir "$work/clic2025"
+    git clone --quiet --depth 1 --filter=blob:none --sparse https://github.com/imazen/codec-corpus "$work/corpus"
+    git -C "$work/corpus" sparse-checkout set clic2025/training clic2025/final-test
+    for part in training:vali final-test:test; do
+        for file in "$work/corpus/clic2025/${part%:*}"/*.png; do
+            mv "$file" "$work/clic2025/${part#*:}-$(basename "$file" .png | cut -c 1-12).png"
+        done
+    done
+    as_jpeg "$work/clic2025" "$photos/clic2025"
+fi
+
 if [ ! -d "$photos/budgie" ]; then
     git clone --quiet --depth 1 https://github.com/BuddiesOfBudgie/budgie-backgrounds "$work/budgie"
     as_jpeg "$work/budgie/backgrounds" "$photos/budgie"
@@ -76,6 +91,6 @@ if [ ! -d "$photos/wallpapers" ]; then
     mv "$photos/wallpapers.part" "$photos/wallpapers"
 fi
 
-for folder in cid22 budgie wallpapers; do
+for folder in cid22 budgie clic2025 wallpapers; do
     echo "$photos/$folder: $(find "$photos/$folder" -name '*.jpg' | wc -l) pictures"
 done

@@ -4,14 +4,20 @@
     python tools/measure_weights.py demo-x2 SPLIT/held_out --boosted-alone --steps 4 --controls
     python tools/measure_weights.py RUN SPLIT/held_out --steps 4 --limit 12
     python tools/measure_weights.py demo-x2 SPLIT/held_out --steps 4 --grid docs/weights_x2.png --pictures 1 5 14
+    python tools/measure_weights.py demo-x2 SPLIT/held_out --from-latents --steps 1 2 4 20
+    python tools/measure_weights.py demo-x4 SPLIT/held_out --add Real-ESRGAN=FOLDER
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
-the small photograph. PSNR and SSIM are means over photographs. Sharpness is an image's gradient energy over the
+the small photograph. With --from-latents, its latent is all that the ways to be compared get. PSNR, SSIM and
+SSIMULACRA2 (the package `ssimulacra2`) are means over photographs. Sharpness is an image's gradient energy over the
 original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches of each image
-and the same patches of the originals; few patches for so many features, so compare it within one table alone.
+and the same patches of the originals; few patches for so many features, so compare it within one table alone. Seconds
+are of one photograph on the machine at hand, compilation left out.
 """
 
 import argparse
+import pathlib
+import time
 import warnings
 
 import jax.numpy as jnp
@@ -22,6 +28,7 @@ from PIL import Image
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.data.crops import centres
 from fmboost_jax.errors import run
+from fmboost_jax.flow.coupling import pixel_space_upsample
 from fmboost_jax.images.colour import FIXES, fix_colour
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.png import write_png
@@ -31,6 +38,7 @@ from fmboost_jax.metrics.comparison import details
 from fmboost_jax.metrics.features import FeatureNetwork, load_features
 from fmboost_jax.metrics.frechet import FeatureStatistics, frechet_distance, patches
 from fmboost_jax.metrics.images import gradient_energy, psnr, ssim
+from fmboost_jax.metrics.perceptual import ssimulacra2
 
 NOISE_STEPS = (0, 10, 50, 200)  # tried at inference
 PATCHES, PATCH_PARTS = 4, 2  # of a photograph; a patch's side is the photograph's over PATCH_PARTS
@@ -45,7 +53,12 @@ def main() -> None:
     parser.add_argument("photographs", help="folder of held-out photographs")
     parser.add_argument("--size", type=int, default=512, help="side of the originals, pixels (512)")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 20], help="Euler steps (1 2 4 8 20)")
-    parser.add_argument("--limit", type=int, help="measure with the first so many photographs")
+    parser.add_argument("--limit", type=int, help="measure with so many photographs, evenly spread over the folder")
+    parser.add_argument("--from-latents", action="store_true", help="give only the small photographs' latents")
+    parser.add_argument("--small", help="write the small photographs as PNG into a folder, for another tool")
+    parser.add_argument(
+        "--add", action="append", default=[], metavar="NAME=FOLDER", help="a row: what another tool made of --small"
+    )
     parser.add_argument("--boosted-alone", action="store_true", help="leave out what is to be beaten")
     parser.add_argument("--controls", action="store_true", help="with 4 steps: colour fixes, noise steps at inference")
     parser.add_argument("--grid", help="write a PNG of some photographs, cut where they hold most detail")
@@ -53,22 +66,32 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore", UserWarning)  # fewer patches than features, as the docstring says
     booster = Booster.load(arguments.booster)
-    originals = to_uint8(centres(arguments.photographs, arguments.size)[: arguments.limit])
+    originals = to_uint8(centres(arguments.photographs, arguments.size))
+    if arguments.limit:
+        originals = originals[np.linspace(0, len(originals) - 1, arguments.limit).round().astype(int)]
     small = np.stack([_resized(image, arguments.size // booster.factor, Image.Resampling.BOX) for image in originals])
     network = load_features("efficientnet-lite0")
     reference = _statistics(network, originals)
     print(f"{len(originals)} photographs, {small.shape[1]}² → {originals.shape[1]}²\n")
-    print("| | PSNR | SSIM | sharpness | Fréchet |\n| --- | --- | --- | --- | --- |")
-    ways = {} if arguments.boosted_alone else others(booster, small, originals)
-    for steps in arguments.steps:
-        ways[f"boosted, Euler {steps}"] = lambda steps=steps: booster.upscale(small, steps=steps, batch_size=1)
+    print("| | PSNR | SSIM | SSIMULACRA2 | sharpness | Fréchet | seconds |\n" + "| --- " * 7 + "|")
+    ways = boosts(booster, small, arguments.steps, from_latents=arguments.from_latents)
+    if not arguments.boosted_alone:
+        ways = (from_latents if arguments.from_latents else others)(booster, small, originals) | ways
     if arguments.controls:
         ways |= controls(booster, small)
+    if arguments.small:
+        write_small(pathlib.Path(arguments.small), booster, small, from_latents=arguments.from_latents)
+    for word in arguments.add:
+        name, _, folder = word.partition("=")
+        ways[name] = lambda folder=folder: _read_numbered(pathlib.Path(folder), len(originals))
     columns = {}
     for name, way in ways.items():
         columns[name] = images = way()
+        started = time.perf_counter()
+        way()
+        seconds = (time.perf_counter() - started) / len(originals)
         distance = frechet_distance(_statistics(network, images), reference)
-        print(f"| {name} | {' | '.join(_fidelity(images, originals))} | {distance:.1f} |", flush=True)
+        print(f"| {name} | {' | '.join(_fidelity(images, originals))} | {distance:.1f} | {seconds:.2f} |", flush=True)
     if arguments.grid:
         columns["original"] = originals
         rows = [details([images[number] for images in columns.values()]) for number in arguments.pictures]
@@ -103,6 +126,60 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
     }
 
 
+def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
+    """Ways from the small photographs' latents to large images without the flow, and the autoencoder's ceiling."""
+    stage, size = booster.first_stage, originals.shape[1]
+    latents = [stage.encode(to_float(image[None])) for image in small]
+
+    def decode(latent) -> UInt8[np.ndarray, "h w 3"]:
+        return to_uint8(np.asarray(stage.decode(latent)))[0]
+
+    def latent_upsampled(latent):
+        return upsample(latent, size // stage.downsampling, "bilinear")
+
+    def through_pixels(latent):
+        return pixel_space_upsample(latent, size // stage.downsampling, stage.encode, stage.decode)
+
+    bicubic = Image.Resampling.BICUBIC
+    return {
+        "decoded, bicubic": lambda: np.stack([_resized(decode(latent), size, bicubic) for latent in latents]),
+        "LSU: latent bilinear, decoded": lambda: np.stack([decode(latent_upsampled(latent)) for latent in latents]),
+        "PSU: decoded, bilinear, encoded, decoded": lambda: np.stack(
+            [decode(through_pixels(latent)) for latent in latents]
+        ),
+        "ceiling: round trip of the original": lambda: np.stack(
+            [decode(stage.encode(to_float(image[None]))) for image in originals]
+        ),
+    }
+
+
+def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: bool) -> dict:
+    """Boosts in several numbers of Euler steps, by name."""
+    stage = booster.first_stage
+
+    def boost(count: int) -> Images:
+        if not from_latents:
+            return booster.upscale(small, steps=count, batch_size=1)
+        latents = np.concatenate([stage.encode(to_float(image[None])) for image in small])
+        return np.asarray(booster.decode(booster.boost(latents, steps=count, batch_size=1), batch_size=1))
+
+    return {f"boosted, Euler {count}": lambda count=count: boost(count) for count in steps}
+
+
+def write_small(folder: pathlib.Path, booster: Booster, small: Images, *, from_latents: bool) -> None:
+    """Write 000.png, 001.png, …: the small photographs, or what their latents decode to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, image in enumerate(small):
+        if from_latents:
+            stage = booster.first_stage
+            image = to_uint8(np.asarray(stage.decode(stage.encode(to_float(image[None])))))[0]
+        Image.fromarray(image).save(folder / f"{number:03}.png")
+
+
+def _read_numbered(folder: pathlib.Path, count: int) -> Images:
+    return np.stack([np.asarray(Image.open(folder / f"{number:03}.png").convert("RGB")) for number in range(count)])
+
+
 def controls(booster: Booster, small: Images) -> dict:
     """What `sample` leaves off unless told: --colour-fix, --noise-step."""
 
@@ -113,13 +190,14 @@ def controls(booster: Booster, small: Images) -> dict:
     return fixes | {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
 
 
-def _fidelity(images: Images, originals: Images) -> tuple[str, str, str]:
+def _fidelity(images: Images, originals: Images) -> tuple[str, str, str, str]:
     scores = []
     for image, original in zip(images, originals, strict=True):
         found, truth = to_float(image[None]), to_float(original[None])
         scores.append((psnr(found, truth)[0], ssim(found, truth)[0], gradient_energy(found) / gradient_energy(truth)))
     means = np.mean([[float(np.squeeze(value)) for value in row] for row in scores], axis=0)
-    return f"{means[0]:.2f} dB", f"{means[1]:.3f}", f"{means[2]:.2f}"
+    likeness = np.mean([ssimulacra2(image, original) for image, original in zip(images, originals, strict=True)])
+    return f"{means[0]:.2f} dB", f"{means[1]:.3f}", f"{likeness:.1f}", f"{means[2]:.2f}"
 
 
 def _statistics(network: FeatureNetwork, images: Images) -> FeatureStatistics:

@@ -4,7 +4,8 @@
     python tools/split_photos.py PHOTOS SPLIT
 
 A photograph is held out where the SHA-256 of its file's name, without folder and suffix, is a multiple of 8. Of CID22
-and budgie-backgrounds, charts, drawings and patterns are left out. The files are linked, not copied.
+and budgie-backgrounds, charts, drawings and patterns are left out; all of CLIC 2025 are photographs. The files are
+linked, not copied.
 """
 
 import hashlib

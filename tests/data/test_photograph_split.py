@@ -23,7 +23,15 @@ def test_one_in_eight_is_held_out():
 
 def test_these_stay_where_they_are():
     """What the packaged weights have not seen must not move into the training part."""
-    for name in ("canyon-wren", "perched-osprey", "1129482", "pexels-photo-7078476", "mate-YellowFlower"):
+    for name in (
+        "test-0369d229ba4c",
+        "vali-0c49a5cce349",
+        "canyon-wren",
+        "perched-osprey",
+        "1129482",
+        "pexels-photo-7078476",
+        "mate-YellowFlower",
+    ):
         assert is_held_out(pathlib.PurePath(f"{name}.jpg"))
     for name in ("casa-mila", "roman-colosseum", "1001682", "mate-Aqua"):
         assert not is_held_out(pathlib.PurePath(f"{name}.jpg"))
@@ -35,4 +43,5 @@ def test_charts_and_drawings_are_left_out():
     for name in ("1001682", "3316926_opo25u", "pexels-photo-1075776"):
         assert is_photograph(pathlib.PurePath("cid22", f"{name}.jpg"))
     assert is_photograph(pathlib.PurePath("budgie", "casa-mila.jpg"))
+    assert is_photograph(pathlib.PurePath("clic2025", "vali-0c49a5cce349.jpg"))
     assert not is_photograph(pathlib.PurePath("budgie", "waves-midnight.jpg"))
