@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.loss.moments = 0.002  # weight of what draws their mean to 0, their deviations there, and channels apart
     config.loss.enlarged = 0.1  # weight of how enlarged latents decode: ×2 and ×4, a quarter of the batch each
     config.loss.latent_noise = 0.02  # standard deviation of the noise that the decoder must bear
+    config.loss.perceptual = 0.0  # weight of the distance in feature maps of efficientnet-lite0
 
     # Muon moves the kernels, Adam the biases; both rates fall to 0 along a cosine.
     config.optim.lr = 1e-3
@@ -59,6 +60,8 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3
+    config.train.init_from = ""  # folder of an autoencoder to start from, instead of the best linear code
+    config.train.decoder_only = False  # True: the encoder, and with it all latents, stays as it is
 
     config.checkpoint.every = 1000
     config.checkpoint.keep = 2

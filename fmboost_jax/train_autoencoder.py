@@ -27,6 +27,7 @@ from fmboost_jax.training.autoencoder import (
     decaying_optimizer,
     evaluate,
     initial_parameters,
+    load_parameters,
     make_train_step,
     write_autoencoder,
 )
@@ -70,7 +71,10 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
 
     # --------------------------------------------------------------------------------------------------- state
     graph = split(abstract(AutoencoderTiny, architecture))[0]
-    initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
+    if config.train.init_from:
+        initial = load_parameters(config)
+    else:
+        initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
     optimizer = decaying_optimizer(config)
     state = TrainState.create(initial, optimizer)
     checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep), to_mapping(config)

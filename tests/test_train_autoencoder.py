@@ -1,5 +1,6 @@
 """`fmboost_jax.train_autoencoder`: learns, resumes to the bit, writes what diffusers reads, refuses bad input."""
 
+import dataclasses
 import json
 import os
 import signal
@@ -16,16 +17,20 @@ from fmboost_jax.configuration import read_config
 from fmboost_jax.data import crops
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
+from fmboost_jax.metrics.efficientnet import EfficientNetConfig, EfficientNetLite
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.training import loop
 from fmboost_jax.training.autoencoder import (
+    PERCEPTUAL_BLOCKS,
     decaying_optimizer,
     enlarge,
     enlargement_loss,
     initial_parameters,
+    load_parameters,
     make_train_step,
+    perceptual_loss,
     principal_components,
     reconstruction_loss,
 )
@@ -169,6 +174,31 @@ def test_it_starts_as_the_best_linear_code(photographs):
     expected = 2 * projected.reshape(16, 16, 2, 2, 3).transpose(0, 2, 1, 3, 4).reshape(1, 32, 32, 3) - 1
     found = autoencoder.decode(autoencoder.encode(jnp.asarray(image, jnp.float32))[0])
     assert np.abs(found - expected).mean() < 2e-3 < 5e-3 < np.abs(image - expected).mean()
+
+
+def test_a_decoder_alone_is_trained_from_weights_that_are_there(whole_run, photographs, tmp_path):
+    config = tiny_config(
+        photographs,
+        f"--config.train.init_from={whole_run / 'autoencoder'}",
+        "--config.train.decoder_only=True",
+        "--config.train.steps=4",
+        "--config.optim.lr=0.05",
+    )
+    command.train_autoencoder(config, str(tmp_path / "run"))
+    before, after = (load_file(folder / WEIGHTS) for folder in (whole_run, tmp_path / "run"))
+    changed = {name.partition(".")[0] for name in before if not np.array_equal(before[name], after[name])}
+    assert changed == {"decoder"}
+    with pytest.raises(InputError, match=r"train\.init_from .*: expected the architecture"):
+        load_parameters(dataclasses.replace(config, autoencoder=AutoencoderTinyConfig()))
+
+
+def test_perceptual_loss_grows_with_distance_and_is_bounded():
+    features = EfficientNetLite(EfficientNetConfig(), rngs=nnx.Rngs(0))
+    image, other = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1, maxval=1)
+    losses = [float(perceptual_loss(features, image + share * (other - image), image)) for share in (0, 0.1, 0.3, 1)]
+    assert losses[0] == 0
+    assert losses == sorted(losses)
+    assert losses[-1] <= 4 * (1 + PERCEPTUAL_BLOCKS)  # of vectors of length 1
 
 
 @pytest.mark.parametrize("how", ["killed", "SIGTERM"])

@@ -86,10 +86,14 @@ class EfficientNetLite(nnx.Module):
         Images are resized to 224×224 by antialiased bilinear interpolation and scaled to (x − 127) / 128.
         """
         x = jax.image.resize(images.astype(jnp.float32), (len(images), SIZE, SIZE, 3), "linear")
-        x = jax.nn.relu6(self.stem((x - 127) / 128))
-        for block in self.blocks:
-            x = block(x)
-        return jnp.mean(jax.nn.relu6(self.head(x)), axis=(1, 2))
+        return jnp.mean(jax.nn.relu6(self.head(self.maps(x, len(self.blocks))[-1])), axis=(1, 2))
+
+    def maps(self, images: Float[Array, "b h w 3"], blocks: int) -> list[Float[Array, "b _ _ _"]]:
+        """Images in [0, 255] of any size → the outputs of the first convolution and of so many blocks."""
+        maps = [jax.nn.relu6(self.stem((images - 127) / 128))]
+        for block in list(self.blocks)[:blocks]:
+            maps.append(block(maps[-1]))
+        return maps
 
 
 NAMES = Table(

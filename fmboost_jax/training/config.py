@@ -238,6 +238,7 @@ class AutoencoderLossConfig:
         moments: weight of the latents' distance from mean 0 and that deviation, and of their correlations.
         enlarged: weight of how enlarged latents decode.
         latent_noise: standard deviation of the noise that the decoder gets.
+        perceptual: weight of the distance in the first feature maps of efficientnet-lite0, see `perceptual_loss`.
     """
 
     scales: int = 4
@@ -246,10 +247,24 @@ class AutoencoderLossConfig:
     moments: float = 0.002
     enlarged: float = 0.1
     latent_noise: float = 0.02
+    perceptual: float = 0.0
 
     def __post_init__(self):
-        require_at_least("loss.", self, scales=1, gradient=0, moments=0, enlarged=0, latent_noise=0)
+        require_at_least("loss.", self, scales=1, gradient=0, moments=0, enlarged=0, latent_noise=0, perceptual=0)
         require("loss.", self, "deviation", "more than 0", self.deviation > 0)
+
+
+@dataclasses.dataclass(frozen=True)
+class AutoencoderTrainConfig(LoopConfig):
+    """Section `train` of an autoencoder's training.
+
+    Attributes:
+        init_from: folder of an autoencoder of the same architecture to start from; "" for the best linear code.
+        decoder_only: the encoder stays as it is, and with it all latents.
+    """
+
+    init_from: str = ""
+    decoder_only: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -282,6 +297,6 @@ class AutoencoderTrainingConfig:
     loss: AutoencoderLossConfig = dataclasses.field(default_factory=AutoencoderLossConfig)
     optim: MuonConfig = dataclasses.field(default_factory=MuonConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
-    train: LoopConfig = dataclasses.field(default_factory=LoopConfig)
+    train: AutoencoderTrainConfig = dataclasses.field(default_factory=AutoencoderTrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluate: AutoencoderEvaluateConfig = dataclasses.field(default_factory=AutoencoderEvaluateConfig)
