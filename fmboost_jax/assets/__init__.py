@@ -1,4 +1,5 @@
-"""The weights that come with the package, by name: `demo-x2`, `demo-x4` (boosters) and `demo-autoencoder`.
+"""The weights that come with the package, by name: `demo-x2`, `demo-x4` (boosters), `demo-autoencoder` and
+`photo-autoencoder`, whose boosters are not trained yet.
 
 Each is a folder here, with a model card as its README.md. `Booster.load`, `--booster` and `first_stage.path` take the
 name in place of a folder; a folder of that name, where there is one, comes first.
@@ -6,7 +7,7 @@ name in place of a folder; a folder of that name, where there is one, comes firs
 
 import pathlib
 
-NAMES = ("demo-autoencoder", "demo-x2", "demo-x4")
+NAMES = ("demo-autoencoder", "demo-x2", "demo-x4", "photo-autoencoder")
 DEFAULT_BOOSTER = "demo-x2"
 
 
