@@ -4,7 +4,7 @@ Since version 1.6 such a file is a zip archive: `data.pkl` pickles the structure
 bytes. Before, it was a sequence of pickles (a magic number, a version, facts about the machine, the structure, the
 names of the storages), followed by the raw bytes. A pickle can call any global that it names. This reader allows those
 that tensors and dictionaries need. Every other global is blocked: it may appear in the file, and calling it is an
-error.
+error. Objects of known harmless classes become stand-ins (`fmboost_jax.interop.inert`).
 """
 
 import collections
@@ -20,6 +20,7 @@ import ml_dtypes
 import numpy as np
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.interop.inert import inert_class
 
 _STORAGES = {
     "DoubleStorage": np.float64,
@@ -47,7 +48,8 @@ def read_torch_file(path: str) -> Any:
         path: of the file.
 
     Returns:
-        The pickled object, usually a dictionary.
+        The pickled object, usually a dictionary. Objects of the classes in `fmboost_jax.interop.inert.INERT` are
+        stand-ins.
 
     Raises:
         InputError: a missing file, another format, a damaged archive, or a pickle that would run code.
@@ -166,7 +168,8 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _StorageType(np.dtype(_STORAGES[name]))
-        return _ALLOWED.get((module, name)) or _blocked_global(self._path, f"{module}.{name}")
+        allowed = _ALLOWED.get((module, name)) or inert_class(module, name)
+        return allowed or _blocked_global(self._path, f"{module}.{name}")
 
 
 class _StorageType(NamedTuple):
@@ -201,7 +204,15 @@ def _rebuild_parameter(data: np.ndarray, requires_grad: bool, hooks: Any) -> np.
     return data
 
 
+def _bytes_from_text(text: str, encoding: str) -> bytes:
+    """Return bytes, which protocol 2 writes as a text of the same 256 characters."""
+    if encoding != "latin1":
+        raise ValueError(f"bytes in the encoding {encoding!r}")
+    return text.encode("latin1")
+
+
 _ALLOWED = {
+    ("_codecs", "encode"): _bytes_from_text,
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,

@@ -7,6 +7,7 @@ from typing import Any
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.interop.names import build
+from fmboost_jax.interop.omegaconf_values import find, plain_values
 from fmboost_jax.interop.tables import REFERENCE_UNET
 from fmboost_jax.interop.torch_file import read_torch_file
 from fmboost_jax.interop.weights import under
@@ -61,18 +62,25 @@ class ReferenceCheckpoint:
 
     @classmethod
     def read(cls, path: str) -> "ReferenceCheckpoint":
-        """Read a `.ckpt`, gzipped or not.
+        """Read a `.ckpt`, gzipped or not; its hyper-parameters may be OmegaConf's or plain dictionaries.
 
         Raises:
-            InputError: a file that cannot be read, would run code or is no training checkpoint.
+            InputError: a file that cannot be read, would run code, is no training checkpoint, or whose hyper-parameters
+                are damaged.
         """
         content = read_torch_file(path)
         tensors = content.get("state_dict") if isinstance(content, dict) else None
         if not isinstance(tensors, dict):
             raise InputError(f"checkpoint {path}: expected a training checkpoint with a state_dict, found none")
-        arguments: Any = content
-        for key in _ARGUMENTS:
-            arguments = arguments.get(key) if isinstance(arguments, dict) else None
+        try:
+            arguments = plain_values(find(content, *_ARGUMENTS))
+        except ValueError as error:
+            raise InputError(f"checkpoint {path}: its hyper-parameters cannot be read ({error})") from error
+        if not isinstance(arguments, dict | None):
+            raise InputError(
+                f"checkpoint {path}: expected network arguments by name in {'.'.join(_ARGUMENTS)}, "
+                f"found {type(arguments).__name__}"
+            )
         return cls(path, tensors, int(content.get("global_step", 0)), arguments)
 
     def unet(self, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:
