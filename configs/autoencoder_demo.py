@@ -40,6 +40,7 @@ def get_config() -> ConfigDict:
     config.loss.deviation = 0.5  # of the latents; what is far out is still within the decoder's bound of 3
     config.loss.moments = 0.002  # weight of what draws their mean to 0, their deviations there, and channels apart
     config.loss.enlarged = 0.1  # weight of how enlarged latents decode: ×2 and ×4, a quarter of the batch each
+    config.loss.rmse = 0.0  # weight of each image's root mean square error, which is what PSNR measures
     config.loss.latent_noise = 0.02  # standard deviation of the noise that the decoder must bear
     config.loss.perceptual = 0.0  # weight of the distance in feature maps of efficientnet-lite0
 

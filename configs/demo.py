@@ -77,9 +77,18 @@ def get_config(variant: str = "") -> ConfigDict:
     config.unet.remat = False
     config.unet.time_inputs = 1  # 2 for the objectives "shortcut" and "meanflow"
 
+    # Terms beside the objective's own loss, on the result of one step; 0 leaves a term out.
+    config.finish.velocity = 1.0  # the objective's own loss; 0: a map for one step, at half the cost of an update
+    config.finish.latent = 0.0  # mean square error of the latent
+    config.finish.pixels = 0.0  # root mean square error of each image
+    config.finish.perceptual = 0.0  # distance in feature maps of efficientnet-lite0
+    config.finish.consistency = 0.0  # root mean square error at half the size
+    config.finish.crop = 0  # side of the decoded part, latent positions; 0: all of it
+
     config.optim.lr = 5e-4
     config.optim.warmup_steps = 100
     config.optim.warmup_offset = 0  # 1: the first update has a rate above 0, as in the reference (docs/method.md)
+    config.optim.decay_steps = 0  # updates until the rate has fallen to 0 along a cosine; 0: it stays
     config.optim.b1 = 0.9
     config.optim.b2 = 0.999
     config.optim.eps = 1e-8

@@ -25,7 +25,7 @@ from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import Parameters, count
 from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
-from fmboost_jax.parallel.sharding import place, process_share
+from fmboost_jax.parallel.sharding import place, process_share, replicated
 from fmboost_jax.runtime.compilation import CompilationCache
 from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.runtime.profile import Profile
@@ -34,6 +34,7 @@ from fmboost_jax.training import loop
 from fmboost_jax.training.checkpoints import Checkpoints, load_weights
 from fmboost_jax.training.config import TrainingConfig, read_saved
 from fmboost_jax.training.evaluation import make_evaluate
+from fmboost_jax.training.finish import Finish
 from fmboost_jax.training.program import abstract_batch, abstract_state, lower_train_step
 from fmboost_jax.training.step import init_state
 
@@ -100,20 +101,22 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
 
     # ------------------------------------------------------------------------------------------------ programs
     started = time.perf_counter()
-    train_step = lower_train_step(config, info, mesh).compile()
+    finish = Finish.of(config.finish, first_stage)
+    program = lower_train_step(config, info, mesh, finish).compile()
     seconds = time.perf_counter() - started
+    frozen = () if finish is None else (place(finish.parameters, dict.fromkeys(finish.parameters, replicated(mesh))),)
     evaluation = None
     if config.evaluate.every:
         evaluate, pairs = make_evaluate(config, first_stage, mesh), spread_records(held_out, config.evaluate.images)
         evaluation = loop.Evaluation(lambda ema: evaluate(ema, pairs), config.evaluate.every, "samples")
     if first_process:
-        print(_describe(config, workdir, info, mesh, state, start, train_step, f"in {seconds:.1f} s, {compiled}"))
+        print(_describe(config, workdir, info, mesh, state, start, program, f"in {seconds:.1f} s, {compiled}"))
 
     # ---------------------------------------------------------------------------------------------------- loop
     state, finished = loop.run(
         state,
         iterator,
-        train_step,
+        lambda state, batch: program(state, batch, *frozen),
         workdir=workdir,
         config=config.train,
         checkpoints=checkpoints,

@@ -1,58 +1,90 @@
-"""Colour correction: a result's statistics or coarse frequencies are replaced by those of its input."""
+"""Colour correction: a result's statistics or frequencies are replaced by those of its input."""
 
 from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from PIL import Image
 
-from fmboost_jax.images.resize import resize_pixels
 from fmboost_jax.registry import choose
 
 # Blurs of 1, 2, 4, 8 and 16 pixels: what is coarser than all of them is colour, the rest detail.
 WAVELET_LEVELS = 5
 
 
-def adain(image: Float[np.ndarray, "h w c"], reference: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-    """The image with the reference's mean and standard deviation in each channel.
+# Rounds of back-projection; more change no value by half a level.
+ROUNDS = 5
+
+
+def adain(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "H W c"]:
+    """The image with the mean and standard deviation of the small one in each channel.
 
     Source: Huang and Belongie, "Arbitrary style transfer in real-time with adaptive instance normalization", 2017,
     arXiv 1703.06868, equation 8.
     """
-    axes = (0, 1)
+    axes, reference = (0, 1), enlarge(low, image.shape[:2])
     normalised = (image - image.mean(axes)) / np.maximum(image.std(axes), 1e-5)
     return normalised * reference.std(axes) + reference.mean(axes)
 
 
-def wavelet(image: Float[np.ndarray, "h w c"], reference: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:
-    """The image's detail on the reference's coarsest frequencies.
+def wavelet(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "H W c"]:
+    """The image's detail on the coarsest frequencies of the small one.
 
     Source: the undecimated (à trous) wavelet transform, Holschneider et al. 1989, with the kernel (1, 2, 1) / 4.
     """
-    return image - _coarse(image) + _coarse(reference)
+    return image - _coarse(image) + _coarse(enlarge(low, image.shape[:2]))
 
 
-FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet}
+def consistency(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "H W c"]:
+    """The image changed until its area average is the small one.
+
+    What an autoencoder loses of the frequencies that the small image has comes back; the detail above them stays.
+
+    Source: iterative back-projection, Irani and Peleg, "Improving resolution by image registration", 1991, equation 3,
+    with area averaging as the blur and bicubic interpolation as the back-projection.
+    """
+    for _ in range(ROUNDS):
+        image = image + enlarge(low - _area_average(image, low.shape[:2]), image.shape[:2])
+    return image
+
+
+FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet, "consistency": consistency}
 
 
 def fix_colour(
     images: UInt8[np.ndarray, "b H W 3"], low_res: UInt8[np.ndarray, "b h w 3"], fix: str
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """Give boosted images the colours of their low-res inputs, which are enlarged bicubically for it.
+    """Give boosted images the colours of their low-res inputs.
 
     Args:
         images: boosted.
         low_res: their inputs.
-        fix: a key of `FIXES`: "adain" for a drift of the whole image, "wavelet" for one that varies within it.
+        fix: a key of `FIXES`: "adain" for a drift of the whole image, "wavelet" for one that varies within it,
+            "consistency" for all that the small image shows.
 
     Raises:
         InputError: an unknown fix.
     """
     correct = choose("colour fix", fix, FIXES)
-    fixed = []
-    for image, low in zip(images, low_res, strict=True):
-        reference = resize_pixels(low, image.shape[:2]).astype(np.float32)
-        fixed.append(correct(image.astype(np.float32), reference))
-    return np.clip(np.round(fixed), 0, 255).astype(np.uint8)
+    pairs = zip(images.astype(np.float32), low_res.astype(np.float32), strict=True)
+    return np.stack([np.clip(np.round(correct(image, low)), 0, 255).astype(np.uint8) for image, low in pairs])
+
+
+def enlarge(image: Float[np.ndarray, "h w c"], size: tuple[int, int]) -> Float[np.ndarray, "H W c"]:
+    """Resize to (height, width), bicubically."""
+    return _by_channel(image, lambda channel: channel.resize((size[1], size[0]), Image.Resampling.BICUBIC))
+
+
+def _area_average(image: Float[np.ndarray, "H W c"], size: tuple[int, int]) -> Float[np.ndarray, "h w c"]:
+    """Means of equal blocks; `size` divides the image's."""
+    height, width = (before // after for before, after in zip(image.shape[:2], size, strict=True))
+    return _by_channel(image, lambda channel: channel.reduce((width, height)))
+
+
+def _by_channel(image: Float[np.ndarray, "h w c"], act: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    """Apply a function of Pillow images with one float32 channel."""
+    channels = (Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(image, -1, 0))
+    return np.stack([np.asarray(act(channel)) for channel in channels], axis=-1)
 
 
 def _coarse(image: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "h w c"]:

@@ -22,6 +22,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp"), "spatial"))
 
 
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Every device holds the whole array."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
 def example_sharding(mesh: Mesh) -> NamedSharding:
     """Return the sharding of (batch,) arrays."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))

@@ -19,16 +19,16 @@ from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict, load_first_stage
-from fmboost_jax.metrics.efficientnet import EfficientNetLite, load_efficientnet_lite0
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, to_patches
 from fmboost_jax.models.first_stage import Autoencoder
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTrainingConfig
 from fmboost_jax.training.evaluation import SCORES
+from fmboost_jax.training.finish import root_mean_square
 from fmboost_jax.training.optimizer import clip_by_global_norm, guarded
+from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
 from fmboost_jax.training.state import TrainState
 
-PERCEPTUAL_BLOCKS = 3  # of efficientnet-lite0
 LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
 
@@ -142,7 +142,7 @@ def make_train_step(
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
-    features = load_efficientnet_lite0() if config.loss.perceptual else None
+    features = load_perceptual_network() if config.loss.perceptual else None
 
     def loss_fn(parameters: Parameters, image: Array, key: Array):
         if config.train.decoder_only:
@@ -155,9 +155,11 @@ def make_train_step(
         noise = config.loss.latent_noise * jax.random.normal(key, latent.shape)
         decoded = autoencoder.decode(latent + noise)
         loss = reconstruction_loss(decoded, image, latent, config.loss)
+        if config.loss.rmse:
+            loss += config.loss.rmse * root_mean_square(decoded - image)
         quarter = max(1, len(image) // 4)
         if features is not None:
-            loss += config.loss.perceptual * perceptual_loss(features, decoded[:quarter], image[:quarter])
+            loss += config.loss.perceptual * perceptual_distance(features, decoded[:quarter], image[:quarter])
         for i, factor in enumerate(ENLARGEMENTS if config.loss.enlarged else ()):
             part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
             loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
@@ -188,26 +190,6 @@ def reconstruction_loss(
     mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
     moments = jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2)
     return picture_loss(decoded - image, loss) + loss.moments * moments
-
-
-def perceptual_loss(
-    features: EfficientNetLite, decoded: Float[Array, "b h w 3"], image: Float[Array, "b h w 3"]
-) -> Float[Array, ""]:
-    """Square distance of the first feature maps, each position's features scaled to length 1, summed over the maps.
-
-    That is LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, equation 1), in maps of 1/2 and 1/4 of
-    the images' size. It makes a decoder keep texture where pixels' differences alone make it flat.
-    """
-
-    def maps(images):
-        return [_unit_length(array) for array in features.maps(127.5 * (images + 1), PERCEPTUAL_BLOCKS)]
-
-    pairs = zip(maps(decoded), maps(image), strict=True)
-    return jnp.sum(jnp.stack([jnp.mean(jnp.sum((a - b) ** 2, axis=-1)) for a, b in pairs]))
-
-
-def _unit_length(array: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    return array * jax.lax.rsqrt(jnp.sum(array**2, axis=-1, keepdims=True) + 1e-6)
 
 
 def enlargement_loss(

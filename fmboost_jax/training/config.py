@@ -23,6 +23,7 @@ from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel.mesh import MeshConfig
 from fmboost_jax.registry import choose
 from fmboost_jax.training.ema import EmaConfig
+from fmboost_jax.training.finish import FinishConfig
 from fmboost_jax.training.optimizer import MuonConfig, OptimConfig
 
 # What version 0.1 did where its configs have no field for it.
@@ -201,6 +202,7 @@ class TrainingConfig:
     architecture: NetworkConfig = dataclasses.field(
         default_factory=UNetConfig, metadata=chosen_by("network", _networks)
     )
+    finish: FinishConfig = dataclasses.field(default_factory=FinishConfig)
     optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
     ema: EmaConfig = dataclasses.field(default_factory=EmaConfig)
     train: TrainConfig = dataclasses.field(default_factory=TrainConfig)
@@ -237,8 +239,9 @@ class AutoencoderLossConfig:
         deviation: of the latents.
         moments: weight of the latents' distance from mean 0 and that deviation, and of their correlations.
         enlarged: weight of how enlarged latents decode.
+        rmse: weight of each image's root mean square error, averaged over images.
         latent_noise: standard deviation of the noise that the decoder gets.
-        perceptual: weight of the distance in the first feature maps of efficientnet-lite0, see `perceptual_loss`.
+        perceptual: weight of the distance in the first feature maps of efficientnet-lite0, see `perceptual_distance`.
     """
 
     scales: int = 4
@@ -246,11 +249,14 @@ class AutoencoderLossConfig:
     deviation: float = 0.5
     moments: float = 0.002
     enlarged: float = 0.1
+    rmse: float = 0.0
     latent_noise: float = 0.02
     perceptual: float = 0.0
 
     def __post_init__(self):
-        require_at_least("loss.", self, scales=1, gradient=0, moments=0, enlarged=0, latent_noise=0, perceptual=0)
+        require_at_least(
+            "loss.", self, scales=1, gradient=0, moments=0, enlarged=0, rmse=0, latent_noise=0, perceptual=0
+        )
         require("loss.", self, "deviation", "more than 0", self.deviation > 0)
 
 

@@ -30,6 +30,8 @@ class OptimConfig:
         warmup_steps: updates W of the warm-up; 0 for none.
         warmup_offset: with offset o, update k (from 1) has the rate lr · min(1, (k − 1 + o) / W). 1 is the reference's
             order; 0, a first update of rate 0, was ours in version 0.1.
+        decay_steps: updates from the first until the rate is 0, along a cosine (Loshchilov and Hutter 2017, arXiv
+            1608.03983, equation 5, without restarts); 0 for a constant rate.
         b1, b2, eps: Adam's.
         clip_norm: largest norm of the gradient; 0 for no clipping.
         accumulate: parts that a batch is computed in, one after the other.
@@ -38,6 +40,7 @@ class OptimConfig:
     lr: float = 3e-5
     warmup_steps: int = 1000
     warmup_offset: int = 1
+    decay_steps: int = 0
     b1: float = 0.9
     b2: float = 0.999
     eps: float = 1e-8
@@ -49,7 +52,7 @@ class OptimConfig:
         for name in ("b1", "b2"):
             require("optim.", self, name, "0 or more and less than 1", 0 <= getattr(self, name) < 1)
         require("optim.", self, "eps", "more than 0", self.eps > 0)
-        require_at_least("optim.", self, warmup_steps=0, clip_norm=0, accumulate=1)
+        require_at_least("optim.", self, warmup_steps=0, decay_steps=0, clip_norm=0, accumulate=1)
         require("optim.", self, "warmup_offset", "0 or 1", self.warmup_offset in (0, 1))
 
 
@@ -81,10 +84,20 @@ class MuonConfig:
 
 
 def learning_rate(optim: OptimConfig) -> Callable[[Any], Float[Array, ""]]:
-    """Return the schedule: linear over `optim.warmup_steps` updates, then constant, each rate rounded once."""
+    """Return the schedule: linear over `optim.warmup_steps` updates, then constant, each rate rounded once.
+
+    With `optim.decay_steps` the rate is multiplied by (1 + cos πk/K) / 2 before update k + 1 of K.
+    """
     warmup, offset = optim.warmup_steps, optim.warmup_offset
     rates = np.asarray([optim.lr * step / warmup for step in range(offset, warmup)] + [optim.lr], np.float32)
-    return lambda count: jnp.asarray(rates)[jnp.minimum(count, len(rates) - 1)]
+
+    def rate(count: Any) -> Float[Array, ""]:
+        constant = jnp.asarray(rates)[jnp.minimum(count, len(rates) - 1)]
+        if not optim.decay_steps:
+            return constant
+        return constant * (1 + jnp.cos(jnp.pi * jnp.minimum(count / optim.decay_steps, 1))) / 2
+
+    return rate
 
 
 def make_optimizer(optim: OptimConfig) -> optax.GradientTransformationExtraArgs:

@@ -5,8 +5,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fmboost_jax.data.dataset import DTYPES, Recipe
-from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
+from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, replicated, state_shardings
 from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.finish import Finish
 from fmboost_jax.training.step import init_state, make_train_step
 
 
@@ -34,10 +35,22 @@ def abstract_batch(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> dict[s
     }
 
 
-def lower_train_step(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> jax.stages.Lowered:
-    """The train step of a config for the devices of a mesh, state donated; to be compiled."""
+def lower_train_step(
+    config: TrainingConfig, recipe: Recipe, mesh: Mesh, finish: Finish | None = None
+) -> jax.stages.Lowered:
+    """The train step of a config for the devices of a mesh, state donated; to be compiled.
+
+    With a finish it takes the decoder's parameters, replicated, as a third argument.
+    """
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(config, recipe.latents)
+    step = make_train_step(config, recipe.latents, finish)
     program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
-    return program.lower(state, abstract_batch(config, recipe, mesh))
+    arguments = state, abstract_batch(config, recipe, mesh)
+    if finish is None:
+        return program.lower(*arguments)
+    everywhere = replicated(mesh)
+    decoder = {
+        name: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=everywhere) for name, a in finish.parameters.items()
+    }
+    return program.lower(*arguments, decoder)

@@ -9,8 +9,9 @@ from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import abstract_network, make_network
-from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.config import TrainingConfig
+from fmboost_jax.training.finish import Finish
 from fmboost_jax.training.optimizer import learning_rate, make_optimizer
 from fmboost_jax.training.state import TrainState
 
@@ -21,12 +22,13 @@ def init_state(config: TrainingConfig) -> TrainState:
     return TrainState.create(split(model)[1], make_optimizer(config.optim))
 
 
-def make_train_step(config: TrainingConfig, latents: LatentSpec):
-    """Return the function (state, batch) → (state, metrics) of a config, for `jax.jit` with the state donated.
+def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish | None = None):
+    """Return the function (state, batch, decoder) → (state, metrics) of a config, for `jax.jit` with the state donated.
 
     The batch holds `low`, `high` (b, h, w, c), raw latents, and `position` (b,), each example's place in the
     endless stream of examples. All randomness is `fold_in(fold_in(seed, step), position)`, so neither the number of
-    processes nor an interruption changes it. Metrics are float32 scalars: `loss`, `gradient_norm`, `learning_rate`.
+    processes nor an interruption changes it. `decoder` holds the decoder's parameters where there is a finish. Metrics
+    are float32 scalars: `loss`, `gradient_norm`, `learning_rate`, and with a finish each term of the loss.
 
     A step whose loss or gradient is not finite changes neither parameters nor average nor optimiser state.
     """
@@ -38,7 +40,7 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
 
-    def loss_fn(parameters, teacher, low, high, keys):
+    def loss_fn(parameters, teacher, decoder, low, high, keys):
         # Separate keys for noise, time, dropout and upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
         x1 = scale(high)
@@ -60,26 +62,34 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec):
 
         online = velocity_fn(parameters, dropout_keys[0])
         averaged = velocity_fn(teacher) if objective.needs_teacher else None
-        return objective.loss(online, path, x0, x1, time_keys, averaged).mean()
+        if finish is None:
+            return objective.loss(online, path, x0, x1, time_keys, averaged).mean(), {}
+        terms = finish.terms(decoder, online, objective, x0, x1, jax.random.fold_in(keys[0], 1))
+        if finish.config.velocity:
+            loss = objective.loss(online, path, x0, x1, time_keys, averaged).mean()
+            terms["velocity"] = finish.config.velocity * loss
+        return jnp.sum(jnp.stack(list(terms.values()))), terms
 
-    def train_step(state: TrainState, batch: dict[str, Array]) -> tuple[TrainState, dict[str, Array]]:
+    def train_step(
+        state: TrainState, batch: dict[str, Array], decoder: Parameters | None = None
+    ) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.vmap(lambda position: jax.random.fold_in(step_key, position))(batch["position"])
-        loss, gradient = accumulated_gradient(
-            lambda parameters, *examples: loss_fn(parameters, state.ema, *examples),
+        (loss, terms), gradient = accumulated_gradient(
+            lambda parameters, *examples: loss_fn(parameters, state.ema, decoder, *examples),
             state.parameters,
             (batch["low"], batch["high"], keys),
             config.optim.accumulate,
         )
         new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)
-        return new, metrics | {"learning_rate": rate(state.step)}
+        return new, metrics | {"learning_rate": rate(state.step)} | terms
 
     return train_step
 
 
 def accumulated_gradient(loss_fn, parameters, batch, parts: int):
-    """Return loss and gradient of the mean over a batch, computed in sequential `parts` for less memory."""
-    gradient_fn = jax.value_and_grad(loss_fn)
+    """Return ((loss, terms), gradient) of the mean over a batch, computed in sequential `parts` for less memory."""
+    gradient_fn = jax.value_and_grad(loss_fn, has_aux=True)
     if parts == 1:
         return gradient_fn(parameters, *batch)
     # Example i goes to part i mod `parts`: every device keeps its own examples.
@@ -88,6 +98,7 @@ def accumulated_gradient(loss_fn, parameters, batch, parts: int):
     def add(total, part):
         return jax.tree.map(jnp.add, total, gradient_fn(parameters, *part)), None
 
-    zero = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, parameters))
+    first = jax.tree.map(lambda a: a[0], split_batch)
+    zero = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), jax.eval_shape(gradient_fn, parameters, *first))
     total, _ = jax.lax.scan(add, zero, split_batch)
     return jax.tree.map(lambda a: a / parts, total)

@@ -60,9 +60,21 @@ def test_a_drift_of_colour_is_undone_and_detail_stays(fix):
     assert np.abs(np.diff(found[..., 0], axis=1)).mean() > 8
 
 
+def test_a_consistent_image_shrinks_to_the_small_one():
+    """At ×4 with random detail: what is left is the rounding, and the detail between pixels of the small one stays."""
+    low = smooth(5, 24)
+    detail = np.random.default_rng(0).normal(0, 20, (96, 96, 3))
+    image = np.clip(np.asarray(Image.fromarray(low).resize((96, 96))) + detail, 0, 255).astype(np.uint8)
+    found = fix_colour(image[None], low[None], "consistency")[0].astype(float)
+    shrunk = found.reshape(24, 4, 24, 4, 3).mean((1, 3))
+    before = image.reshape(24, 4, 24, 4, 3).mean((1, 3), dtype=float)
+    assert np.abs(shrunk - low).mean() < 0.1 * np.abs(before - low).mean()
+    assert found.std() > 0.9 * image.std()
+
+
 def test_an_unknown_fix_is_refused():
     picture = smooth(0, 8)[None]
-    with pytest.raises(InputError, match="expected one of adain, wavelet"):
+    with pytest.raises(InputError, match="expected one of adain, wavelet, consistency"):
         fix_colour(picture, picture, "warm")
 
 

