@@ -10,9 +10,9 @@ import argparse
 import contextvars
 import dataclasses
 import functools
-import math
 import pathlib
 import runpy
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +26,8 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.registry import choose, import_extensions
 
 T = TypeVar("T")
+
+_LARGEST_FLOAT = sys.float_info.max
 
 # A checkout has the shipped configs beside the package, a wheel has them inside.
 _PACKAGE = pathlib.Path(__file__).parent
@@ -271,7 +273,7 @@ def _value(expected: Any, value: Any, name: str, fail: Callable[[str], NoReturn]
             pairs = zip(of_items, value, strict=True)
             return tuple(_value(item, v, f"{name}[{i}]", fail) for i, (item, v) in enumerate(pairs))
     elif expected is float:
-        if type(value) in (int, float) and math.isfinite(value):
+        if type(value) in (int, float) and abs(value) <= _LARGEST_FLOAT:
             return float(value)
     elif expected is int:
         if type(value) is int:
@@ -336,6 +338,22 @@ def require_at_least(section: str, config: Any, **least: int) -> None:
     for name, smallest in least.items():
         if getattr(config, name) < smallest:
             raise InputError(f"{section}{name} is {getattr(config, name)}, expected {smallest} or more")
+
+
+def require_at_most(section: str, config: Any, **most: int) -> None:
+    """Check fields of a section against a largest value, so that no absurd number costs hours or all memory.
+
+    Args:
+        section: its name with a dot behind it, for messages.
+        config: the section.
+        most: largest value by field.
+
+    Raises:
+        InputError: a value above.
+    """
+    for name, largest in most.items():
+        if getattr(config, name) > largest:
+            raise InputError(f"{section}{name} is {getattr(config, name)}, expected {largest} or less")
 
 
 def require(section: str, config: Any, name: str, expected: str, holds: bool) -> None:

@@ -28,6 +28,7 @@ from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_d
 from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
 from fmboost_jax.interop.unet import ReferenceCheckpoint, read_unet_config
 from fmboost_jax.interop.weights import read_state_dict
+from fmboost_jax.models.autoencoder_kl import AutoencoderKLConfig
 from fmboost_jax.models.parameters import abstract, count, merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from fmboost_jax.registry import import_extensions
@@ -248,7 +249,14 @@ def to_autoencoder(kind: str, source: str, out: str, *, names: str = "diffusers"
     Raises:
         InputError: an output that exists, a source that cannot be read, or an unknown format.
     """
-    tensors = state_dict(load_first_stage(kind, source).model, names)
+    model: Any = load_first_stage(kind, source).model
+    groups = getattr(model.config, "norm_groups", None)
+    if names == "compvis" and groups not in (None, AutoencoderKLConfig.norm_groups):
+        raise InputError(
+            f"autoencoder {source}: its norms have {groups} groups, and CompVis' code has "
+            f"{AutoencoderKLConfig.norm_groups}, which gives other images with these weights; use --names=diffusers"
+        )
+    tensors = state_dict(model, names)
     _write_safetensors(out, tensors)
     return f"{out}: {len(tensors)} tensors, {names} names"
 

@@ -9,15 +9,23 @@ import tempfile
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 
 
-def read_json(path: pathlib.Path) -> dict:
-    """A JSON file that holds an object; anything else raises InputError."""
+def read_json(path: str | os.PathLike) -> dict:
+    """Read a JSON file that holds an object, in UTF-8, UTF-16 or UTF-32, with or without a byte-order mark.
+
+    Raises:
+        InputError: a file that cannot be read, or anything else in it.
+    """
     try:
-        fields = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise InputError(f"{path} is damaged, expected JSON: {error}") from error
+        with open(path, "rb") as file:
+            fields = json.loads(file.read())
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror or error}") from error
+    # ValueError: no JSON, bytes that are no text, or a number of thousands of digits.
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{path} is damaged, expected JSON: {one_line(error)}") from error
     if not isinstance(fields, dict):
         raise InputError(f"{path} is damaged: expected a JSON object, found {type(fields).__name__}")
     return fields

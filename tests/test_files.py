@@ -1,11 +1,12 @@
 """Files and folders that are written whole or not at all."""
 
+import json
 import os
 
 import pytest
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import atomic_file, atomic_folder, refuse_existing
+from fmboost_jax.files import atomic_file, atomic_folder, read_json, refuse_existing
 
 
 def fill(path, content, error=None):
@@ -53,3 +54,19 @@ def test_what_exists_is_refused_even_a_dangling_link(tmp_path):
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="exists already; name another"):
         refuse_existing(tmp_path / "link")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_json_of_any_encoding_of_unicode(tmp_path, encoding):
+    (tmp_path / "x.json").write_bytes(json.dumps({"ä": [1]}, ensure_ascii=False).encode(encoding))
+    assert read_json(tmp_path / "x.json") == {"ä": [1]}
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": %s}' % (b"9" * 5000)])
+def test_json_that_is_none_is_one_line(tmp_path, content):
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"x\.json is damaged") as caught:
+        read_json(tmp_path / "x.json")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)

@@ -16,14 +16,14 @@ from collections.abc import Mapping
 
 import jax.numpy as jnp
 import numpy as np
-import safetensors
-from safetensors.numpy import load_file, save
+from safetensors.numpy import save
 
 from fmboost_jax.configuration import chosen_by, from_mapping, to_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
 from fmboost_jax.flow.objectives import sampling_objective
+from fmboost_jax.interop.weights import read_tensors
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import NETWORKS, NetworkConfig, abstract_network
 from fmboost_jax.models.parameters import Parameters, count, split
@@ -111,10 +111,7 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
     if not isinstance(network, str):
         raise InputError(f"{folder / CONFIG}: network must be str, found {network!r}; export it again")
     config = from_mapping(BundleConfig, fields, str(folder / CONFIG), "export it again")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (safetensors.SafetensorError, OSError) as error:
-        raise InputError(f"{folder / WEIGHTS}: not a whole safetensors file ({error}); fetch it again") from error
+    tensors = read_tensors(os.path.join(folder, WEIGHTS))
     try:
         expected = {name: shape.shape for name, shape in split(abstract_network(config.architecture))[1].items()}
     except (TypeError, ValueError, ArithmeticError) as error:

@@ -5,6 +5,8 @@ copy where both see the same device.
 """
 
 import dataclasses
+import os
+import pathlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -32,14 +34,30 @@ def load_pipeline(base: str):
     except ImportError as error:
         raise InputError(_MISSING) from error
     device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    variant = "fp16" if _only_in_half_precision(base) else None
     try:
-        pipe = DiffusionPipeline.from_pretrained(base, use_safetensors=True)
+        pipe = DiffusionPipeline.from_pretrained(base, use_safetensors=True, variant=variant)
     # A missing folder, a hub that cannot be reached and a pipeline of unknown parts each raise their own kind.
     except Exception as error:
         raise InputError(
             f"base model {base}: expected a diffusers pipeline's folder or hub id ({one_line(error)})"
         ) from error
     return pipe.to(device, dtype)
+
+
+def _only_in_half_precision(base: str) -> bool:
+    """Whether a pipeline's folder or repository has its networks' weights in half precision alone."""
+    if os.path.isdir(base):
+        names = [path.name for path in pathlib.Path(base).glob("*/*.safetensors")]
+    else:
+        try:
+            import huggingface_hub
+
+            names = huggingface_hub.HfApi().list_repo_files(base)
+        except Exception:  # offline, or no such repository: `from_pretrained` says so
+            return False
+    half = [".fp16" in name for name in names if name.endswith(".safetensors") and "diffusion_pytorch_model" in name]
+    return bool(half) and all(half)
 
 
 def pipeline_latents(pipe: Any) -> LatentSpec:

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 from jaxtyping import Float
-from safetensors.numpy import load_file
 
 from fmboost_jax.errors import InputError, one_line, printable
+from fmboost_jax.interop.safetensors_file import read_safetensors
 from fmboost_jax.models.first_stage import LatentSpec
 
 SUFFIXES = (".npz", ".npy", ".latent")
@@ -54,7 +54,7 @@ def _read(path: str) -> tuple[np.ndarray, bool]:
     """The array, and whether it holds raw latents NCHW."""
     suffix = pathlib.Path(path).suffix.lower()
     if suffix == ".latent":
-        tensors = load_file(path)
+        tensors = read_safetensors(path, "latents")
         if "latent_tensor" not in tensors:
             raise InputError(f"latents {printable(path)}: expected ComfyUI's latent_tensor, found {', '.join(tensors)}")
         old = 1.0 if _COMFY_VERSION in tensors else _COMFY_OLD_SCALE

@@ -1,12 +1,16 @@
 """Architectures of autoencoders, from other projects' configs or from the shapes of their tensors."""
 
+import dataclasses
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
+from fmboost_jax.configuration import from_mapping
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.autoencoder_kl import AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
+
+T = TypeVar("T")
 
 
 def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> AutoencoderKLConfig:
@@ -30,83 +34,156 @@ def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> Autoe
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class _Diffusers:
+    """The fields of diffusers' `config.json` that matter here, with diffusers' defaults."""
+
+    block_out_channels: tuple[int, ...]
+    latent_channels: int = 4
+    layers_per_block: int = 1
+    norm_num_groups: int = 32
+    in_channels: int = 3
+    out_channels: int = 3
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    mid_block_add_attention: bool = True
+    scaling_factor: float = AutoencoderKLConfig.scaling_factor
+    shift_factor: float | None = None
+    _class_name: str = "AutoencoderKL"
+    act_fn: str = "silu"
+    down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
+    up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+
+
 def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
-    # diffusers' defaults.
-    settings: dict[str, Any] = {"latent_channels": 4, "layers_per_block": 1, "norm_num_groups": 32, **config}
-    get = settings.get
+    fields = _known(_Diffusers, config, "autoencoder config")
     _only(
         "autoencoder config",
-        _class_name=(get("_class_name", "AutoencoderKL"), ("AutoencoderKL",)),
-        act_fn=(get("act_fn", "silu"), ("silu",)),
-        down_block_types=(_only_kind(get("down_block_types")), (None, "DownEncoderBlock2D")),
-        up_block_types=(_only_kind(get("up_block_types")), (None, "UpDecoderBlock2D")),
-        out_channels=(get("out_channels", 3), (get("in_channels", 3),)),
-        use_post_quant_conv=(get("use_post_quant_conv", True), (get("use_quant_conv", True),)),
+        _class_name=(fields._class_name, ("AutoencoderKL",)),
+        act_fn=(fields.act_fn, ("silu",)),
+        down_block_types=(_only_kind(fields.down_block_types), ("DownEncoderBlock2D",)),
+        up_block_types=(_only_kind(fields.up_block_types), ("UpDecoderBlock2D",)),
+        out_channels=(fields.out_channels, (fields.in_channels,)),
+        use_post_quant_conv=(fields.use_post_quant_conv, (fields.use_quant_conv,)),
     )
     return AutoencoderKLConfig(
-        image_channels=get("in_channels", 3),
-        latent_channels=settings["latent_channels"],
-        channels=tuple(config["block_out_channels"]),
-        blocks=settings["layers_per_block"],
-        norm_groups=settings["norm_num_groups"],
-        quant_convs=get("use_quant_conv", True),
-        mid_attention=get("mid_block_add_attention", True),
-        scaling_factor=get("scaling_factor", AutoencoderKLConfig.scaling_factor),
-        shift_factor=get("shift_factor") or 0.0,
+        image_channels=fields.in_channels,
+        latent_channels=fields.latent_channels,
+        channels=fields.block_out_channels,
+        blocks=fields.layers_per_block,
+        norm_groups=fields.norm_num_groups,
+        quant_convs=fields.use_quant_conv,
+        mid_attention=fields.mid_block_add_attention,
+        scaling_factor=fields.scaling_factor,
+        shift_factor=fields.shift_factor or 0.0,
         dtype=dtype,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _CompVis:
+    """The fields of CompVis' `ddconfig` that matter here; those after `attn_type` are this package's additions."""
+
+    ch: int
+    num_res_blocks: int
+    z_channels: int
+    ch_mult: tuple[int, ...]
+    in_channels: int = 3
+    out_ch: int = 3
+    resolution: int = 0
+    double_z: bool = True
+    attn_resolutions: tuple[int, ...] = ()
+    attn_type: str = "vanilla"
+    norm_num_groups: int = 32
+    scaling_factor: float | None = None
+    scale_factor: float | None = None
+    shift_factor: float | None = None
 
 
 def _compvis_kl(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> AutoencoderKLConfig:
     absent = [name for name in ("ch", "num_res_blocks", "z_channels") if name not in config]
     if absent:
         raise InputError(f"autoencoder ddconfig: {', '.join(absent)} missing")
-    sizes = [config.get("resolution", 0) // 2**level for level in range(len(config["ch_mult"]))]
+    fields = _known(_CompVis, config, "autoencoder ddconfig")
+    sizes = {fields.resolution >> level for level in range(min(len(fields.ch_mult), fields.resolution.bit_length()))}
     _only(
         "autoencoder ddconfig",
-        double_z=(config.get("double_z", True), (True,)),
-        attn_resolutions=([size for size in config.get("attn_resolutions", ()) if size in sizes], ([],)),
-        attn_type=(config.get("attn_type", "vanilla"), ("vanilla", "vanilla-xformers", "none")),
-        out_ch=(config.get("out_ch", 3), (config.get("in_channels", 3),)),
+        double_z=(fields.double_z, (True,)),
+        attn_resolutions=([size for size in fields.attn_resolutions if size in sizes], ([],)),
+        attn_type=(fields.attn_type, ("vanilla", "vanilla-xformers", "none")),
+        out_ch=(fields.out_ch, (fields.in_channels,)),
     )
-    scale = config.get("scaling_factor", config.get("scale_factor"))
-    unscaled = 1.0 if config["z_channels"] != 4 else AutoencoderKLConfig.scaling_factor
+    scale = fields.scale_factor if fields.scaling_factor is None else fields.scaling_factor
+    unscaled = 1.0 if fields.z_channels != 4 else AutoencoderKLConfig.scaling_factor
     return AutoencoderKLConfig(
-        image_channels=config.get("in_channels", 3),
-        latent_channels=config["z_channels"],
-        channels=tuple(config["ch"] * multiple for multiple in config["ch_mult"]),
-        blocks=config["num_res_blocks"],
+        image_channels=fields.in_channels,
+        latent_channels=fields.z_channels,
+        channels=tuple(fields.ch * multiple for multiple in fields.ch_mult),
+        blocks=fields.num_res_blocks,
+        norm_groups=fields.norm_num_groups,
         quant_convs=quant_convs,
-        mid_attention=config.get("attn_type", "vanilla") != "none",
+        mid_attention=fields.attn_type != "none",
         scaling_factor=unscaled if scale is None else scale,
-        shift_factor=config.get("shift_factor") or 0.0,
+        shift_factor=fields.shift_factor or 0.0,
         dtype=dtype,
     )
 
 
-def compvis_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
-    """Infer the `ddconfig` of a state dict of CompVis names from its shapes.
+def _known(schema: type[T], config: Mapping[str, Any], where: str) -> T:
+    """The fields of a config that a dataclass has, as the dataclass."""
+    names = {field.name for field in dataclasses.fields(schema)}  # pyright: ignore[reportArgumentType]
+    return from_mapping(schema, {name: value for name, value in config.items() if name in names}, where)
+
+
+def inferred_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    """Infer CompVis' `ddconfig`, or diffusers' `config.json`, from the names and shapes of a state dict.
+
+    Its latent channels are `z_channels` or `latent_channels`. The number of groups of the norms leaves no trace in a
+    state dict; both projects have 32.
 
     Raises:
-        InputError: the tensors are not those of a KL autoencoder under CompVis names.
+        InputError: the tensors are not those of a KL autoencoder under CompVis' or diffusers' names.
     """
     try:
-        channels = tensors["encoder.conv_in.weight"].shape[0]
-        levels = _count(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight", tensors)
-        widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
-        return {
-            "in_channels": tensors["encoder.conv_in.weight"].shape[1],
-            "out_ch": tensors["decoder.conv_out.weight"].shape[0],
-            "ch": channels,
-            "ch_mult": [width // channels for width in widths],
-            "num_res_blocks": _count(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight", tensors),
-            "z_channels": tensors["decoder.conv_in.weight"].shape[1],
-            "attn_type": "vanilla" if "encoder.mid.attn_1.q.weight" in tensors else "none",
-        }
-    except KeyError as error:
+        return (
+            _diffusers_arguments(tensors) if "encoder.conv_norm_out.weight" in tensors else _compvis_arguments(tensors)
+        )
+    except (KeyError, IndexError, ZeroDivisionError) as error:
         raise InputError(
-            f"autoencoder weights: expected CompVis names, no {error.args[0]} found; diffusers names need their folder"
+            "autoencoder weights: expected CompVis' or diffusers' names of a KL autoencoder, no "
+            f"{error.args[0] if isinstance(error, KeyError) else 'convolutions'} found"
         ) from error
+
+
+def _compvis_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    channels = tensors["encoder.conv_in.weight"].shape[0]
+    levels = _count(r"encoder\.down\.(\d+)\.block\.0\.conv1\.weight", tensors)
+    widths = [tensors[f"encoder.down.{i}.block.0.conv1.weight"].shape[0] for i in range(levels)]
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_ch": tensors["decoder.conv_out.weight"].shape[0],
+        "ch": channels,
+        "ch_mult": [width // channels for width in widths],
+        "num_res_blocks": _count(r"encoder\.down\.0\.block\.(\d+)\.conv1\.weight", tensors),
+        "z_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "attn_type": "vanilla" if "encoder.mid.attn_1.q.weight" in tensors else "none",
+    }
+
+
+def _diffusers_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
+    levels = _count(r"encoder\.down_blocks\.(\d+)\.resnets\.0\.conv1\.weight", tensors)
+    names = [f"encoder.down_blocks.{i}.resnets.0.conv1.weight" for i in range(levels)]
+    quant_convs = "quant_conv.weight" in tensors
+    return {
+        "in_channels": tensors["encoder.conv_in.weight"].shape[1],
+        "out_channels": tensors["decoder.conv_out.weight"].shape[0],
+        "block_out_channels": [tensors[name].shape[0] for name in names],
+        "layers_per_block": _count(r"encoder\.down_blocks\.0\.resnets\.(\d+)\.conv1\.weight", tensors),
+        "latent_channels": tensors["decoder.conv_in.weight"].shape[1],
+        "use_quant_conv": quant_convs,
+        "use_post_quant_conv": quant_convs,
+        "mid_block_add_attention": "encoder.mid_block.attentions.0.group_norm.weight" in tensors,
+    }
 
 
 def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: str) -> AutoencoderTinyConfig:
@@ -122,23 +199,37 @@ def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: st
         upsample_fn=(config.get("upsample_fn", "nearest"), ("nearest",)),
         upsampling_scaling_factor=(config.get("upsampling_scaling_factor", 2), (2,)),
     )
+    fields = _known(_Tiny, config, "autoencoder config")
     encoder, decoder = _layers("encoder", tensors), _layers("decoder", tensors)
     if len(encoder) < 2 or len(decoder) < 2:
         raise InputError("autoencoder weights: expected TAESD's layers of an encoder and a decoder, found too few")
     first, last = encoder[0][1], encoder[-1][1]
-    patch_size = config.get("patch_size", 1)  # a field of this package, not of diffusers
+    if first.ndim != 4 or not 1 <= fields.patch_size**2 <= first.shape[1]:
+        raise InputError(
+            f"autoencoder weights: the first convolution has the shape {first.shape}, which has no patches of side "
+            f"{fields.patch_size}"
+        )
     return AutoencoderTinyConfig(
-        image_channels=first.shape[1] // patch_size**2,
-        patch_size=patch_size,
+        image_channels=first.shape[1] // fields.patch_size**2,
+        patch_size=fields.patch_size,
         latent_channels=last.shape[0],
         width=first.shape[0],
         encoder_blocks=_blocks_after_each(encoder[:-1]),
         decoder_blocks=_blocks_after_each(decoder[:0:-1])[::-1],
         pool=any(".pool." in name for name in tensors),
-        scaling_factor=config.get("scaling_factor", 1.0),
-        shift_factor=config.get("shift_factor") or 0.0,
+        scaling_factor=fields.scaling_factor,
+        shift_factor=fields.shift_factor or 0.0,
         dtype=dtype,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Tiny:
+    """The fields of diffusers' `config.json` of a tiny autoencoder that its tensors do not give."""
+
+    scaling_factor: float = 1.0
+    shift_factor: float | None = None
+    patch_size: int = 1  # a field of this package, not of diffusers
 
 
 def _layers(side: str, tensors: Mapping[str, Any]) -> list[tuple[bool, Any]]:
@@ -164,9 +255,9 @@ def _count(pattern: str, tensors: Mapping[str, Any]) -> int:
     return sum(bool(re.fullmatch(pattern, name)) for name in tensors)
 
 
-def _only_kind(kinds: Iterable[str] | None) -> str | None:
+def _only_kind(kinds: Iterable[str]) -> str:
     """Return the kind of block in a list, or all kinds where it has several."""
-    return ", ".join(sorted(set(kinds))) if kinds else None
+    return ", ".join(sorted(set(kinds)))
 
 
 def _only(what: str, **settings: tuple[Any, tuple]) -> None:

@@ -7,24 +7,23 @@ A new kind is a file with a config and a model (`AutoencoderConfig` and `Autoenc
 
 import dataclasses
 import glob
-import json
 import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import read_json
 from fmboost_jax.interop import autoencoder_configs as configs
 from fmboost_jax.interop.names import Table, build
 from fmboost_jax.interop.tables import COMPVIS_KL, DIFFUSERS_KL, DIFFUSERS_TINY, OLD_DIFFUSERS_KL, TAESD
-from fmboost_jax.interop.weights import read_state_dict, under
+from fmboost_jax.interop.weights import choose_weights, part_of, read_state_dict
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import Identity, IdentityConfig
 
 KL_TABLES = {"compvis": COMPVIS_KL, "diffusers": DIFFUSERS_KL, "old_diffusers": OLD_DIFFUSERS_KL}
 TINY_TABLES = {"taesd": TAESD, "diffusers": DIFFUSERS_TINY}
-# Prefixes of CompVis' first stage in larger checkpoints: Stable Diffusion's, and the reference's training checkpoints.
-_FIRST_STAGE_PREFIXES = ("first_stage_model.", "first_stage.")
+_CONFIG = "config.json"
 # SD 1.x/2.x: the default for a file of 4 latent channels without a config.
 _SD_SCALING_FACTOR = 0.18215
 
@@ -82,38 +81,47 @@ def load_autoencoder_tiny(
 
 
 def _load_kl(path: str, dtype: str) -> AutoencoderKL:
-    if os.path.isdir(path):
-        config = _read_config(path)
-        return load_autoencoder_kl(read_state_dict(_weights_file(path)), config, dtype)
-    tensors = read_state_dict(path)
-    for prefix in _FIRST_STAGE_PREFIXES:
-        tensors = under(prefix, tensors) or tensors
+    file, config = _files(path)
+    tensors = part_of(read_state_dict(file), "encoder.conv_in.weight", file)
     # A file of CompVis' own training also holds its loss network.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
-    folder = os.path.dirname(path)
-    if os.path.isfile(os.path.join(folder, "config.json")):
-        return load_autoencoder_kl(tensors, _read_config(folder), dtype)
-    config = configs.compvis_arguments(tensors)
-    if config["z_channels"] != 4:
+    if config is not None:
+        return load_autoencoder_kl(tensors, config, dtype)
+    config = configs.inferred_arguments(tensors)
+    channels = config.get("z_channels", config.get("latent_channels"))
+    if channels != 4:
         raise InputError(
-            f"autoencoder {path}: {config['z_channels']} latent channels and no scale in the file; put a "
+            f"autoencoder {path}: {channels} latent channels and no scale in the file; put a "
             'config.json beside it: {"scaling_factor": …, "shift_factor": …} and the ddconfig'
         )
     return load_autoencoder_kl(tensors, {**config, "scaling_factor": _SD_SCALING_FACTOR}, dtype)
 
 
 def _load_tiny(path: str, dtype: str) -> AutoencoderTiny:
-    if os.path.isfile(path):
-        return load_autoencoder_tiny(read_state_dict(path), None, dtype)
-    if os.path.isfile(os.path.join(path, "config.json")):
-        config = _read_config(path)
-        return load_autoencoder_tiny(read_state_dict(_weights_file(path)), config, dtype)
+    if os.path.isfile(path) or os.path.isfile(os.path.join(path, _CONFIG)):
+        file, config = _files(path)
+        tensors = read_state_dict(file)
+        for anchor in ("encoder.layers.0.weight", "encoder.0.weight"):
+            tensors = part_of(tensors, anchor, file)
+        return load_autoencoder_tiny(tensors, config if os.path.isdir(path) else None, dtype)
     encoder = _original_encoder(path)
     files = {"encoder": encoder, "decoder": encoder.replace("_encoder.", "_decoder.")}
     tensors = {
         f"{side}.{name}": tensor for side, file in files.items() for name, tensor in read_state_dict(file).items()
     }
     return load_autoencoder_tiny(tensors, None, dtype)
+
+
+def _files(path: str) -> tuple[str, dict[str, Any] | None]:
+    """The file of weights of a path, which may be its folder, and the `config.json` beside it."""
+    folder = path if os.path.isdir(path) else os.path.dirname(path)
+    config = os.path.join(folder, _CONFIG)
+    found = read_json(config) if os.path.isfile(config) else None
+    if not os.path.isdir(path):
+        return path, found
+    if found is None and not any(name.endswith((".safetensors", ".bin")) for name in os.listdir(path)):
+        raise InputError(f"autoencoder {path}: expected {_CONFIG} beside a file of weights, found neither")
+    return os.path.join(path, choose_weights(os.listdir(path), f"autoencoder {path}")[0]), found
 
 
 def _original_encoder(path: str) -> str:
@@ -126,27 +134,6 @@ def _original_encoder(path: str) -> str:
         prefixes = ", ".join(name[: name.rindex("_encoder.")] for name in found)
         raise InputError(f"autoencoder {path}: several autoencoders; name one by its prefix: {prefixes}")
     raise InputError(f"autoencoder {path}: expected config.json with safetensors, or *_encoder.pth and *_decoder.pth")
-
-
-def _weights_file(folder: str) -> str:
-    names = ("diffusion_pytorch_model.safetensors", "*.safetensors", "diffusion_pytorch_model.bin", "*.bin")
-    for name in names:
-        found = sorted(glob.glob(os.path.join(glob.escape(folder), name)))
-        if found:
-            return found[0]
-    raise InputError(f"autoencoder {folder}: no *.safetensors or *.bin beside its config.json")
-
-
-def _read_config(folder: str) -> dict[str, Any]:
-    path = os.path.join(folder, "config.json")
-    try:
-        with open(path, encoding="utf-8") as file:
-            config = json.load(file)
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"autoencoder config {path}: cannot be read ({error})") from error
-    if not isinstance(config, dict):
-        raise InputError(f"autoencoder config {path}: expected a JSON object, found {type(config).__name__}")
-    return config
 
 
 @dataclasses.dataclass(frozen=True)

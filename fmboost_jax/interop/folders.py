@@ -10,8 +10,9 @@ from typing import Any
 
 import jax
 
+from fmboost_jax.configuration import from_mapping
 from fmboost_jax.errors import InputError, one_line
-from fmboost_jax.files import atomic_folder, write_atomically
+from fmboost_jax.files import atomic_folder, read_json, write_atomically
 from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
 from fmboost_jax.models import parameters
 from fmboost_jax.models.networks import NETWORKS
@@ -65,15 +66,14 @@ def load_model(folder: str, **changes: Any) -> Any:
     if not is_folder_of_ours(folder):
         raise InputError(f"model {folder}: expected {_CONFIG} beside {_PARAMETERS}/, as fmboost_jax.convert writes")
     try:
-        with open(os.path.join(folder, _CONFIG), encoding="utf-8") as file:
-            description = json.load(file)
+        description = read_json(os.path.join(folder, _CONFIG))
         kind, config = _models()[description["model"]]
-        fields = {key: tuple(v) if isinstance(v, list) else v for key, v in description["config"].items()}
-        config = config(**{**fields, **changes})
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        fields = {**description["config"], **changes}
+    except (KeyError, TypeError) as error:
         raise InputError(
             f"model {folder}: its {_CONFIG} does not describe a model of this package ({error})"
         ) from error
+    config = from_mapping(config, fields, f"model {folder}: {_CONFIG}")
     graph, shapes = parameters.split(parameters.abstract(kind, config))
     device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     shapes = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=device), shapes)

@@ -6,9 +6,10 @@ import re
 
 from fmboost_jax.assets import NAMES, packaged_folder
 from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.interop.weights import choose_weights
 
 _ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+(/[\w./-]+)?")
-_PATTERNS = ("config.json", "*.safetensors")
+_CONFIG = "config.json"
 
 
 def local_folder(path: str, what: str = "autoencoder") -> str:
@@ -34,12 +35,31 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
             f"{what} {path}: no such folder; to fetch it from the hub: pip install huggingface_hub"
         ) from error
     owner, name, *inner = path.split("/", 2)
-    patterns = [f"{inner[0]}/{pattern}" if inner else pattern for pattern in _PATTERNS]
-    try:
-        root = huggingface_hub.snapshot_download(f"{owner}/{name}", allow_patterns=patterns)
+    repository = f"{owner}/{name}"
     # The client raises many types of errors; all mean that the download failed.
+    try:
+        names = huggingface_hub.HfApi().list_repo_files(repository)
     except Exception as error:
-        raise InputError(
-            f"{what} {path}: no such folder, and the download from the hub failed ({one_line(error)})"
-        ) from error
-    return os.path.join(root, *inner)
+        try:
+            root = huggingface_hub.snapshot_download(repository, local_files_only=True)
+        except Exception:
+            raise InputError(
+                f"{what} {path}: no such folder, and the download from the hub failed ({one_line(error)})"
+            ) from error
+        return os.path.join(root, *inner)
+    wanted = _wanted(names, inner[0] if inner else None, f"{what} {path}")
+    try:
+        return os.path.join(huggingface_hub.snapshot_download(repository, allow_patterns=wanted), *inner)
+    except Exception as error:
+        raise InputError(f"{what} {path}: the download from the hub failed ({one_line(error)})") from error
+
+
+def _wanted(names: list[str], folder: str | None, what: str) -> list[str]:
+    """Of a repository's files, one model's config and the weights that `choose_weights` takes; of a pipeline, vae/."""
+    folder = ("" if _CONFIG in names else "vae") if folder is None else folder
+    prefix = f"{folder}/" if folder else ""
+    there = [name.removeprefix(prefix) for name in names if name.startswith(prefix)]
+    there = [name for name in there if "/" not in name]
+    if _CONFIG not in there:
+        raise InputError(f"{what}: expected {_CONFIG} in {folder}/ of the repository, found none")
+    return [f"{prefix}{name}" for name in (_CONFIG, *choose_weights(there, what))]

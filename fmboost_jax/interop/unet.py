@@ -1,16 +1,16 @@
 """The velocity network's weights, from the PyTorch reference's state dicts and training checkpoints."""
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from typing import Any
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.files import read_json
 from fmboost_jax.interop.names import build
 from fmboost_jax.interop.omegaconf_values import find, plain_values
 from fmboost_jax.interop.tables import REFERENCE_UNET
 from fmboost_jax.interop.torch_file import read_torch_file
-from fmboost_jax.interop.weights import under
+from fmboost_jax.interop.weights import part_of, section_of, under, without_wrappers
 from fmboost_jax.models.unet import UNet, UNetConfig
 
 ONLINE_PREFIX = "model.net."
@@ -41,7 +41,7 @@ def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, A
     """
     if not isinstance(config, UNetConfig):
         config = unet_config(config)
-    return build(UNet, config, REFERENCE_UNET, state_dict)
+    return build(UNet, config, REFERENCE_UNET, part_of(state_dict, "input_blocks.0.0.weight", "of the network"))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,14 +74,17 @@ class ReferenceCheckpoint:
             raise InputError(f"checkpoint {path}: expected a training checkpoint with a state_dict, found none")
         try:
             arguments = plain_values(find(content, *_ARGUMENTS))
-        except ValueError as error:
-            raise InputError(f"checkpoint {path}: its hyper-parameters cannot be read ({error})") from error
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"checkpoint {path}: its hyper-parameters cannot be read ({one_line(error)})") from error
         if not isinstance(arguments, dict | None):
             raise InputError(
                 f"checkpoint {path}: expected network arguments by name in {'.'.join(_ARGUMENTS)}, "
                 f"found {type(arguments).__name__}"
             )
-        return cls(path, tensors, int(content.get("global_step", 0)), arguments)
+        step = content.get("global_step", 0)
+        if type(step) is not int or not 0 <= step < 2**31:
+            raise InputError(f"checkpoint {path}: expected global_step as a whole number, found {step!r}")
+        return cls(path, without_wrappers(section_of(content), path), step, arguments)
 
     def unet(self, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:
         """Return its network, see `load_lightning`."""
@@ -125,11 +128,4 @@ def read_unet_config(path: str) -> UNetConfig:
     Raises:
         InputError: a missing file, a file without a JSON object, or unknown arguments.
     """
-    try:
-        with open(path, encoding="utf-8") as file:
-            arguments = json.load(file)
-    except (OSError, json.JSONDecodeError) as error:
-        raise InputError(f"network config {path}: cannot be read ({error})") from error
-    if not isinstance(arguments, dict):
-        raise InputError(f"network config {path}: expected a JSON object, found {type(arguments).__name__}")
-    return unet_config(arguments)
+    return unet_config(read_json(path))

@@ -14,6 +14,7 @@ from flax import nnx
 from jax import lax
 from jaxtyping import Array, Float
 
+from fmboost_jax.configuration import require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError
 from fmboost_jax.models import convolution
 from fmboost_jax.models.attention import attend
@@ -50,6 +51,14 @@ class AutoencoderKLConfig:
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     dtype: str = "float32"
+
+    def __post_init__(self):
+        require_at_least("autoencoder: ", self, image_channels=1, latent_channels=1, blocks=1, norm_groups=1)
+        require_at_most("autoencoder: ", self, image_channels=1024, latent_channels=65536, blocks=64)
+        multiples = all(0 < width <= 65536 and width % self.norm_groups == 0 for width in self.channels)
+        expected = f"1 to 12 multiples of its {self.norm_groups} norm groups, at most 65536"
+        require("autoencoder: ", self, "channels", expected, 1 <= len(self.channels) <= 12 and multiples)
+        require("autoencoder: ", self, "scaling_factor", "a number other than 0", self.scaling_factor != 0)
 
     @property
     def downsampling(self) -> int:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
+from fmboost_jax.configuration import require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.blocks import GroupNorm, conv
 from fmboost_jax.models.parameters import kernel_flops
@@ -56,6 +57,14 @@ class AutoencoderTinyConfig:
                 "tiny autoencoder: encoder and decoder must have the same number of levels, found "
                 f"{len(self.encoder_blocks)} and {len(self.decoder_blocks)}"
             )
+        require_at_least("tiny autoencoder: ", self, image_channels=1, patch_size=1, latent_channels=1, width=1)
+        most = {"image_channels": 1024, "patch_size": 64, "latent_channels": 65536, "width": 65536}
+        require_at_most("tiny autoencoder: ", self, **most)
+        for name in ("encoder_blocks", "decoder_blocks"):
+            blocks = getattr(self, name)
+            holds = 1 <= len(blocks) <= 12 and all(0 <= count <= 64 for count in blocks)
+            require("tiny autoencoder: ", self, name, "1 to 12 numbers from 0 to 64", holds)
+        require("tiny autoencoder: ", self, "scaling_factor", "a number other than 0", self.scaling_factor != 0)
 
     @property
     def downsampling(self) -> int:

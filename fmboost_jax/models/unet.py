@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
-from fmboost_jax.configuration import from_mapping, require, require_at_least
+from fmboost_jax.configuration import from_mapping, require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.attention import SpatialAttention
 from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
@@ -81,9 +81,21 @@ class UNetConfig:
         if self.model_channels % 32:
             raise InputError(f"unet.model_channels must be a multiple of 32 (group norm), found {self.model_channels}")
         require_at_least("unet.", self, model_channels=32, out_channels=1, num_res_blocks=1, num_heads=1, dim_head=1)
+        most = {
+            "model_channels": 65536,
+            "in_channels": 65536,
+            "num_res_blocks": 64,
+            "num_heads": 4096,
+            "dim_head": 65536,
+        }
+        require_at_most("unet.", self, **most, pool_factor=1024, time_inputs=2)
         require("unet.", self, "in_channels", f"{self.out_channels} or more", self.in_channels >= self.out_channels)
         require(
-            "unet.", self, "channel_mult", "one or more whole numbers from 1", min(self.channel_mult, default=0) > 0
+            "unet.",
+            self,
+            "channel_mult",
+            "1 to 12 whole numbers from 1 to 256",
+            1 <= len(self.channel_mult) <= 12 and all(1 <= multiple <= 256 for multiple in self.channel_mult),
         )
         require("unet.", self, "dropout", "0 or more and less than 1", 0 <= self.dropout < 1)
         if self.attention_layout not in ("heads", "interleaved"):

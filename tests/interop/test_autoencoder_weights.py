@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import sys
 import types
 
@@ -216,29 +217,51 @@ def test_damaged_folder_of_our_own(tmp_path, tiny):
         load_model(str(tmp_path))
 
 
-def test_hub_id(tmp_path, monkeypatch, tiny):
+class Hub(types.SimpleNamespace):
+    """The client of a hub with one repository: its files' names, and what was fetched."""
+
+    def __init__(self, folder, files):
+        super().__init__(HfApi=lambda: self, files=files, folder=folder, fetched=[])
+
+    def list_repo_files(self, repository):
+        if not self.files:
+            raise ConnectionError("no route\nto host")
+        return self.files
+
+    def snapshot_download(self, repository, allow_patterns=None, local_files_only=False):
+        if not os.path.isdir(self.folder):
+            raise ConnectionError("not in the cache")
+        self.fetched.append((repository, allow_patterns, local_files_only))
+        return str(self.folder)
+
+
+VAE = ["vae/config.json", "vae/diffusion_pytorch_model.safetensors"]
+HALF = ["vae/config.json", "vae/diffusion_pytorch_model.fp16.safetensors"]
+OTHERS = ["model_index.json", "v1-5.safetensors", "unet/config.json", "unet/diffusion_pytorch_model.safetensors"]
+
+
+@pytest.mark.parametrize("inner", ["", "/vae"])
+@pytest.mark.parametrize("files", [[*VAE, *OTHERS], [*HALF, *OTHERS], sorted({*VAE, *HALF, *OTHERS}), []])
+def test_hub_id(tmp_path, monkeypatch, tiny, files, inner):
+    """Of a whole pipeline the autoencoder alone is fetched, once; from the cache without a hub."""
     folder = tmp_path / "snapshot" / "vae"
     folder.mkdir(parents=True)
     save_file(state_dict(tiny, "diffusers"), folder / "diffusion_pytorch_model.safetensors")
     (folder / "config.json").write_text("{}")
-    asked = []
-
-    def snapshot_download(repository, allow_patterns):
-        asked.append((repository, allow_patterns))
-        return str(tmp_path / "snapshot")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
-    stage = load_first_stage("tiny", "somebody/a-pipeline/vae")
-    assert asked == [("somebody/a-pipeline", ["vae/config.json", "vae/*.safetensors"])]
+    hub = Hub(tmp_path / "snapshot", files)
+    monkeypatch.setitem(sys.modules, "huggingface_hub", hub)
+    stage = load_first_stage("tiny", f"somebody/a-pipeline{inner}")
+    wanted = None if not files else VAE if VAE[1] in files else HALF
+    assert hub.fetched == [("somebody/a-pipeline", wanted, not files)]
     assert same(state_dict(stage.model), state_dict(tiny, "diffusers"))
 
 
-def test_hub_that_does_not_answer(monkeypatch):
-    def snapshot_download(repository, allow_patterns):
-        raise ConnectionError("no route\nto host")
-
-    monkeypatch.setitem(sys.modules, "huggingface_hub", types.SimpleNamespace(snapshot_download=snapshot_download))
+def test_hub_that_does_not_answer(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(tmp_path / "absent", []))
     with pytest.raises(InputError, match=r"the download from the hub failed \(no route to host\)"):
+        load_first_stage("kl", "somebody/model")
+    monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(tmp_path, ["README.md", "unet/config.json"]))
+    with pytest.raises(InputError, match=r"somebody/model: expected config\.json in vae/ of the repository"):
         load_first_stage("kl", "somebody/model")
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(InputError, match="pip install huggingface_hub"):
@@ -258,5 +281,5 @@ def test_paths_that_lead_nowhere(tmp_path):
     with pytest.raises(InputError, match="not a whole safetensors file"):
         load_first_stage("kl", str(tmp_path))
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match=r"config\.json is damaged, expected JSON"):
         load_first_stage("kl", str(tmp_path))
