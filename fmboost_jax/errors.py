@@ -4,6 +4,8 @@
 saved, the same command goes on. Anything else: it broke, the same command goes on from what was saved last.
 """
 
+import errno
+import io
 import os
 import sys
 import traceback
@@ -11,7 +13,29 @@ from collections.abc import Callable, Sequence
 
 BAD_INPUT = 2
 PREEMPTED = 143
+BROKEN_PIPE = 141  # 128 + SIGPIPE
 NAMED_AT_MOST = 5
+
+# What a person can do about an error of the operating system. Others, as of a disk that does not answer, may pass.
+_REMEDIES = {
+    errno.EACCES: "change its permissions or name another",
+    errno.EPERM: "change its permissions or name another",
+    errno.EROFS: "name a place on another disk",
+    errno.ENOENT: "check the name",
+    errno.EEXIST: "name another",
+    errno.EISDIR: "name a file",
+    errno.ENOTDIR: "name another: a file is where a folder should be",
+    errno.ENOTEMPTY: "name another",
+    errno.ENAMETOOLONG: "choose a shorter name",
+    errno.ELOOP: "mend the symbolic link",
+    errno.ENXIO: "name a regular file",
+    errno.ENODEV: "name a regular file",
+    errno.ENOSPC: "make room and run the same command again",
+    errno.EDQUOT: "make room and run the same command again",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "raise the system's limit of open files",
+}
 
 
 class InputError(ValueError):
@@ -35,23 +59,61 @@ def printable(name: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
+def explanation(error: BaseException) -> str | None:
+    """Return one line for an error that input or environment caused; None for a fault of this program.
+
+    The environment's errors are those of the operating system that a person can mend, memory that is full, and a
+    platform in `JAX_PLATFORMS` that this machine does not have.
+    """
+    if isinstance(error, InputError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in _REMEDIES:
+        names = [
+            printable(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)
+        ]
+        found = f"{os.strerror(error.errno)} ({_REMEDIES[error.errno]})"
+        return f"{' → '.join(names)}: {found}" if names else found
+    message = one_line(error)
+    if isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message:
+        return f"out of memory ({message}); a smaller batch, image or tile needs less"
+    if isinstance(error, RuntimeError | AssertionError) and _raised_in(error) == "jax._src.xla_bridge":
+        platforms = os.environ.get("JAX_PLATFORMS", "")
+        return f"JAX finds no device (JAX_PLATFORMS={platforms}; {message}); name a platform that is there, such as cpu"
+    return None
+
+
+def _raised_in(error: BaseException) -> str:
+    """The module that raised an error."""
+    place = error.__traceback__
+    while place is not None and place.tb_next is not None:
+        place = place.tb_next
+    return place.tb_frame.f_globals.get("__name__", "") if place else ""
+
+
 def report(error: BaseException) -> int:
     """Print to stderr what ended a command; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
-    if isinstance(error, InputError):
-        print(f"error: {error}", file=sys.stderr)
-        return BAD_INPUT
     if isinstance(error, KeyboardInterrupt):
         print("interrupted", file=sys.stderr)
         return 130
+    if line := explanation(error):
+        print(f"error: {line}", file=sys.stderr)
+        return BAD_INPUT
     traceback.print_exception(error)
     return 1
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a command's main function; an `InputError` becomes one line on stderr and exit code 2."""
+    """Run a command's main function. What input or environment caused becomes one line on stderr and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a terminal that does not have every letter
+            stream.reconfigure(errors="backslashreplace")
     try:
         main()
-    except (InputError, KeyboardInterrupt) as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # as of `| head`; what Python still holds back has nowhere to go
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(BROKEN_PIPE)
+    except (Exception, KeyboardInterrupt) as error:
         sys.exit(report(error))
