@@ -83,6 +83,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.finish.pixels = 0.0  # root mean square error of each image
     config.finish.perceptual = 0.0  # distance in feature maps of efficientnet-lite0
     config.finish.consistency = 0.0  # root mean square error at half the size
+    config.finish.adversarial = 0.0  # judgement of a patch discriminator, which is trained beside the network
+    config.finish.discriminator_width = 64  # channels of its first convolution
+    config.finish.discriminator_every = 2  # updates of the network for one of the discriminator
     config.finish.crop = 0  # side of the decoded part, latent positions; 0: all of it
 
     config.optim.lr = 5e-4

@@ -12,12 +12,15 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from flax import nnx
+from jaxtyping import Array, Bool, Float, Key
 
 from fmboost_jax.configuration import require, require_at_least
 from fmboost_jax.flow.objectives import Network, Objective
 from fmboost_jax.images.resize import shrink
+from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
+from fmboost_jax.models.networks import NetworkConfig
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
 
@@ -35,6 +38,9 @@ class FinishConfig:
         pixels: weight of each image's root mean square error, values in [-1, 1].
         perceptual: weight of the distance in feature maps of efficientnet-lite0.
         consistency: weight of the root mean square error of both images at half their size.
+        adversarial: weight of a patch discriminator's judgement of the latent, given the context.
+        discriminator_width: channels of its first convolution.
+        discriminator_every: updates of the network for one of the discriminator.
         crop: side of the decoded part in latent positions, cut at random; 0 for the whole latent.
     """
 
@@ -43,16 +49,30 @@ class FinishConfig:
     pixels: float = 0.0
     perceptual: float = 0.0
     consistency: float = 0.0
+    adversarial: float = 0.0
+    discriminator_width: int = 64
+    discriminator_every: int = 2
     crop: int = 0
 
     def __post_init__(self):
-        require_at_least("finish.", self, velocity=0, latent=0, pixels=0, perceptual=0, consistency=0, crop=0)
+        weights = {"velocity": 0, "latent": 0, "pixels": 0, "perceptual": 0, "consistency": 0, "adversarial": 0}
+        require_at_least("finish.", self, **weights, discriminator_width=1, discriminator_every=1, crop=0)
         require("finish.", self, "velocity", "more than 0 where no other weight is", self.velocity > 0 or self.active)
 
     @property
     def active(self) -> bool:
         """Whether any term beside the objective's own loss has a weight."""
-        return any((self.latent, self.pixels, self.perceptual, self.consistency))
+        return any((self.latent, self.adversarial)) or self.decodes
+
+    @property
+    def decodes(self) -> bool:
+        """Whether a term needs the decoder."""
+        return any((self.pixels, self.perceptual, self.consistency))
+
+    def discriminator(self, network: NetworkConfig) -> DiscriminatorConfig | None:
+        """Return the config of the discriminator beside a network; None where no weight asks for one."""
+        channels = network.state_channels + network.context_channels
+        return DiscriminatorConfig(channels, self.discriminator_width) if self.adversarial else None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +107,7 @@ class Finish:
         x0: Float[Array, "b h w c"],
         x1: Float[Array, "b h w c"],
         key: Key[Array, ""],
+        judge: "Judge | None" = None,
     ) -> dict[str, Float[Array, ""]]:
         """Return the terms by name, each times its weight, float32.
 
@@ -97,6 +118,7 @@ class Finish:
             x0: sources, scaled latents.
             x1: targets, scaled latents.
             key: of the crops' corners.
+            judge: the discriminator, where `config.adversarial` asks for one.
         """
         start, end = jnp.zeros(len(x0)), jnp.ones(len(x0))
         second = objective.second_time(start, end)
@@ -105,7 +127,10 @@ class Finish:
         config, terms = self.config, {}
         if config.latent:
             terms["latent"] = config.latent * jnp.mean(jnp.square(result - x1))
-        if not any((config.pixels, config.perceptual, config.consistency)):
+        if judge is not None:
+            terms["adversarial"] = config.adversarial * judge.generator_loss(result)
+            terms["discriminator"] = judge.hinge_loss(result, x1)
+        if not config.decodes:
             return terms
         result, original = self._crop(key, result, x1)
         # Decoded activations are several times the latents' memory; they are computed again for the gradient.
@@ -132,6 +157,42 @@ class Finish:
         return tuple(
             jax.lax.dynamic_slice(x, (0, row, column, 0), (x.shape[0], side, side, x.shape[3])) for x in latents
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class Judge:
+    """A discriminator for one batch: its two losses, each with a gradient for one side alone.
+
+    Source: the hinge losses of Lim and Ye 2017, arXiv 1705.02894, equations 5 and 6.
+
+    Attributes:
+        graph: of the discriminator, see `fmboost_jax.models.parameters.split`.
+        parameters: of the discriminator.
+        context: of the batch, scaled latents.
+        due: whether this update trains the discriminator; its loss is 0 otherwise.
+    """
+
+    graph: nnx.GraphDef[PatchDiscriminator]
+    parameters: Parameters
+    context: Float[Array, "b h w k"]
+    due: Bool[Array, ""]
+
+    def generator_loss(self, result: Float[Array, "b h w c"]) -> Float[Array, ""]:
+        """What the network lowers: its results' mean logit, negated."""
+        return -jnp.mean(self._logits(jax.lax.stop_gradient(self.parameters), result))
+
+    def hinge_loss(self, result: Float[Array, "b h w c"], original: Float[Array, "b h w c"]) -> Float[Array, ""]:
+        """What the discriminator lowers: 0 where originals are above 1 and results below -1."""
+
+        def loss(parameters):
+            false = self._logits(parameters, jax.lax.stop_gradient(result))
+            true = self._logits(parameters, original)
+            return jnp.mean(jax.nn.relu(1 - true)) + jnp.mean(jax.nn.relu(1 + false))
+
+        return jax.lax.cond(self.due, loss, lambda parameters: jnp.zeros(()), self.parameters)
+
+    def _logits(self, parameters: Parameters, latent: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 1"]:
+        return merge(self.graph, parameters)(latent, self.context)
 
 
 def root_mean_square(difference: Float[Array, "b h w c"]) -> Float[Array, ""]:

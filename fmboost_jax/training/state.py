@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fmboost_jax.models.parameters import Parameters
 from fmboost_jax.runtime.barrier import cpu_optimization_barrier
@@ -25,6 +25,7 @@ class TrainState:
         ema: their exponential moving average.
         optimizer: the optimizer's state.
         teacher: frozen parameters that an objective compares with; None where it needs none.
+        discriminator: `parameters` and `optimizer` of the discriminator; None where the finish has none.
     """
 
     step: Any
@@ -32,6 +33,7 @@ class TrainState:
     ema: Any
     optimizer: Any
     teacher: Any = None
+    discriminator: Any = None
 
     @classmethod
     def create(
@@ -75,3 +77,19 @@ class TrainState:
         average = skip_nonfinite(finite, average, self.ema)
         state = dataclasses.replace(self, step=count, parameters=parameters, ema=average, optimizer=moments)
         return state, {"loss": loss, "gradient_norm": norm}
+
+    def train_discriminator(
+        self, gradient: Any, optimizer: optax.GradientTransformationExtraArgs, due: Bool[Array, ""]
+    ) -> "TrainState":
+        """Update the discriminator where an update is due and its gradient is finite.
+
+        Args:
+            gradient: of the discriminator's parameters.
+            optimizer: as for `apply_gradient`.
+            due: whether this update trains it.
+        """
+        before = self.discriminator["parameters"]
+        act = due & jnp.isfinite(global_norm(gradient))
+        updates, moments = optimizer.update(gradient, self.discriminator["optimizer"], before, finite=act)
+        parameters = skip_nonfinite(act, optax.apply_updates(before, updates), before)
+        return dataclasses.replace(self, discriminator={"parameters": parameters, "optimizer": moments})

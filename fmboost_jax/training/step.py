@@ -1,25 +1,35 @@
 """The training state and one step of it: draw noise, couple, evaluate the objective, update."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jaxtyping import Array
 
 from fmboost_jax.flow.coupling import sample_noise
 from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.paths import make_path
+from fmboost_jax.models.discriminator import PatchDiscriminator
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import abstract_network, make_network
-from fmboost_jax.models.parameters import Parameters, merge, split
+from fmboost_jax.models.parameters import Parameters, abstract, merge, split
 from fmboost_jax.training.config import TrainingConfig
-from fmboost_jax.training.finish import Finish
+from fmboost_jax.training.finish import Finish, Judge
 from fmboost_jax.training.optimizer import learning_rate, make_optimizer
 from fmboost_jax.training.state import TrainState
 
 
 def init_state(config: TrainingConfig) -> TrainState:
     """Return the state of a fresh run, all from `config.seed`; meant to be jitted."""
-    model = make_network(config.architecture, jax.random.key(config.seed))
-    return TrainState.create(split(model)[1], make_optimizer(config.optim))
+    key, optimizer = jax.random.key(config.seed), make_optimizer(config.optim)
+    state = TrainState.create(split(make_network(config.architecture, key))[1], optimizer)
+    discriminator = config.finish.discriminator(config.architecture)
+    if discriminator is None:
+        return state
+    parameters = split(PatchDiscriminator(discriminator, rngs=nnx.Rngs(jax.random.fold_in(key, 1))))[1]
+    moments = optimizer.init(parameters)  # pyright: ignore[reportArgumentType] (optax's stubs know no dict of arrays)
+    return dataclasses.replace(state, discriminator={"parameters": parameters, "optimizer": moments})
 
 
 def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish | None = None):
@@ -35,12 +45,14 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish 
     graph, path = split(abstract_network(config.architecture))[0], make_path(config.path)
     objective = make_objective(config.objective)
     optimizer, rate = make_optimizer(config.optim), learning_rate(config.optim)
-    coupling = config.coupling
+    coupling, discriminator = config.coupling, config.finish.discriminator(config.architecture)
+    judge_graph = None if discriminator is None else split(abstract(PatchDiscriminator, discriminator))[0]
 
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
 
-    def loss_fn(parameters, teacher, decoder, low, high, keys):
+    def loss_fn(trained, teacher, decoder, due, low, high, keys):
+        parameters, judging = trained
         # Separate keys for noise, time, dropout and upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
         x1 = scale(high)
@@ -64,7 +76,8 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish 
         averaged = velocity_fn(teacher) if objective.needs_teacher else None
         if finish is None:
             return objective.loss(online, path, x0, x1, time_keys, averaged).mean(), {}
-        terms = finish.terms(decoder, online, objective, x0, x1, jax.random.fold_in(keys[0], 1))
+        judge = None if judge_graph is None else Judge(judge_graph, judging, context, due)
+        terms = finish.terms(decoder, online, objective, x0, x1, jax.random.fold_in(keys[0], 1), judge)
         if finish.config.velocity:
             loss = objective.loss(online, path, x0, x1, time_keys, averaged).mean()
             terms["velocity"] = finish.config.velocity * loss
@@ -75,13 +88,17 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish 
     ) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.vmap(lambda position: jax.random.fold_in(step_key, position))(batch["position"])
-        (loss, terms), gradient = accumulated_gradient(
-            lambda parameters, *examples: loss_fn(parameters, state.ema, decoder, *examples),
-            state.parameters,
+        due = state.step % config.finish.discriminator_every == 0
+        judging = None if state.discriminator is None else state.discriminator["parameters"]
+        (loss, terms), (gradient, judges_gradient) = accumulated_gradient(
+            lambda trained, *examples: loss_fn(trained, state.ema, decoder, due, *examples),
+            (state.parameters, judging),
             (batch["low"], batch["high"], keys),
             config.optim.accumulate,
         )
         new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)
+        if judging is not None:
+            new = new.train_discriminator(judges_gradient, optimizer, due)
         return new, metrics | {"learning_rate": rate(state.step)} | terms
 
     return train_step

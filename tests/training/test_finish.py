@@ -1,16 +1,22 @@
 """The finish: its terms by hand, what an update with it costs and learns, and where it runs."""
 
+import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
+from flax import nnx
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.objectives import FlowMatching, Shortcut
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.training.finish import Finish, FinishConfig
+from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator, spectral_norm
+from fmboost_jax.models.parameters import split
+from fmboost_jax.training.finish import Finish, FinishConfig, Judge
 from fmboost_jax.training.step import init_state, make_train_step
 from tests.training.test_step import batch_of, tiny_config
 
@@ -114,3 +120,53 @@ def test_weights_that_leave_nothing_to_learn_are_refused():
     with pytest.raises(InputError, match=r"finish\.velocity"):
         FinishConfig(velocity=0.0)
     assert Finish.of(FinishConfig(), identity()) is None
+
+
+def judge(latent_channels=3, due=True, seed=0):
+    """A discriminator of random weights with a context of zeros."""
+    config = DiscriminatorConfig(2 * latent_channels, 8)
+    graph, parameters = split(PatchDiscriminator(config, rngs=nnx.Rngs(seed)))
+    return Judge(graph, parameters, jnp.zeros((2, 8, 8, latent_channels)), jnp.asarray(due))
+
+
+def test_kernels_are_divided_by_their_largest_singular_value():
+    kernel = jax.random.normal(jax.random.key(0), (3, 3, 4, 16)).at[..., 5].multiply(3)
+    exact = np.linalg.norm(np.asarray(kernel).reshape(-1, 16), 2)
+    assert float(spectral_norm(kernel)) == pytest.approx(exact, rel=1e-2)
+    # So no scale of the kernels changes the judgement.
+    asked = judge()
+    kernels = {name: array * (7.0 if name.endswith("kernel") else 1) for name, array in asked.parameters.items()}
+    scaled = dataclasses.replace(asked, parameters=kernels)
+    latent = latents(3)[0]
+    assert float(scaled.generator_loss(latent)) == pytest.approx(float(asked.generator_loss(latent)), rel=1e-4)
+
+
+def test_each_loss_trains_one_side():
+    result, original = latents(4)
+
+    def sizes(due, loss):
+        """Norms of the gradients of a loss by the result and by the discriminator's parameters."""
+        asked = judge(due=due)
+        of_both = jax.grad(lambda x, p: loss(dataclasses.replace(asked, parameters=p), x), (0, 1))
+        return [float(optax.tree.norm(gradient)) > 0 for gradient in of_both(result, asked.parameters)]
+
+    for due in (True, False):
+        assert sizes(due, lambda asked, x: asked.generator_loss(x)) == [True, False]
+        assert sizes(due, lambda asked, x: asked.hinge_loss(x, original)) == [False, due]
+
+
+def test_a_discriminator_is_trained_every_second_update_and_saved():
+    config = tiny_config("--config.finish.adversarial=0.1", "--config.finish.velocity=0.0")
+    finish = Finish.of(config.finish, identity())
+    step = jax.jit(make_train_step(config, identity().spec, finish))
+    states, metrics, batch = [jax.jit(lambda: init_state(config))()], [], batch_of(1, size=2, side=8)
+    for _ in range(3):
+        state, values = step(states[-1], batch, finish.parameters)
+        states.append(state)
+        metrics.append(values)
+    kernels = [state.discriminator["parameters"]["layers.0.kernel"] for state in states]
+    moved = [bool(np.any(before != after)) for before, after in itertools.pairwise(kernels)]
+    assert moved == [True, False, True]
+    assert [float(values["discriminator"]) > 0 for values in metrics] == [True, False, True]
+    saved = states[-1].to_dict()
+    assert set(saved["discriminator"]) == {"parameters", "optimizer"}
