@@ -52,6 +52,12 @@ def add_import_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def add_share_options(parser: argparse.ArgumentParser) -> None:
+    """Add `--process-index` and `--process-count` to a command whose processes do not communicate."""
+    parser.add_argument("--process-index", type=int, default=0, help="number of this process, from 0 (default: 0)")
+    parser.add_argument("--process-count", type=int, default=1, help="processes that share the work (default: 1)")
+
+
 def parse_arguments(
     parser: argparse.ArgumentParser,
     argv: list[str],

@@ -1,4 +1,4 @@
-"""Measure images: PSNR, SSIM, LPIPS, SSIMULACRA 2, CLIP score, FID and patch FID, with the seconds an image takes.
+"""Evaluate images: PSNR, SSIM, LPIPS, SSIMULACRA 2, CLIP score, FID, patch FID, and seconds per image.
 
     python -m fmboost_jax.evaluate --images BOOSTED --reference ORIGINALS --out RESULTS
     python -m fmboost_jax.evaluate --images A --reference B --metrics fid --features efficientnet-lite0 --out RESULTS
@@ -7,9 +7,9 @@
     python -m fmboost_jax.evaluate --config configs/protocols/coco5k.py --images val2017 \
         --captions captions_val2017.json --base SD_FOLDER_OR_ID --booster BUNDLE --out RESULTS
 
-A protocol (configs/protocols/) says which images, how they become small and what is measured. RESULTS holds
-results.json, results.csv and images.csv. Interrupted at any moment, the same command goes on where it was. Statistics
-of reference sets are kept and used again while the images are the same. docs/evaluation.md: what compares with what.
+A protocol (configs/protocols/) has the number of images, the degradation and the metrics. RESULTS gets results.json,
+results.csv and images.csv. An interrupted command continues when it is started again. Statistics of reference sets are
+cached. docs/evaluation.md explains which results are comparable.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from PIL import Image
 
 import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.configuration import parse_arguments
+from fmboost_jax.configuration import add_share_options, parse_arguments
 from fmboost_jax.data.sources import FolderPhotos, Photos, TFDSPhotos
 from fmboost_jax.errors import InputError, run, some
 from fmboost_jax.evaluation import checksums, report
@@ -45,7 +45,7 @@ from fmboost_jax.evaluation.metrics import Metrics
 from fmboost_jax.evaluation.partial_results import PartialResults, refuse_other_settings
 from fmboost_jax.evaluation.protocol import Protocol
 from fmboost_jax.files import read_json
-from fmboost_jax.parallel.distributed import add_share_arguments, check_share
+from fmboost_jax.parallel.distributed import check_share
 from fmboost_jax.parallel.mesh import make_mesh
 
 DEFAULT_CONFIG = "protocols/folders.py"
@@ -84,38 +84,47 @@ def _parser() -> argparse.ArgumentParser:
     )
     add = parser.add_argument
     images = parser.add_mutually_exclusive_group(required=True)
-    images.add_argument("--images", metavar="FOLDER", help="what is evaluated; the originals where they are boosted")
-    images.add_argument("--tfds", metavar="NAME:SPLIT[:DATA_DIR]", help="the same from TFDS, needs the extra [tfds]")
+    images.add_argument(
+        "--images", metavar="FOLDER", help="images to evaluate; the originals with --booster or --resize"
+    )
+    images.add_argument(
+        "--tfds", metavar="NAME:SPLIT[:DATA_DIR]", help="images of a TFDS dataset (needs the extra [tfds])"
+    )
     against = parser.add_mutually_exclusive_group()
-    against.add_argument("--reference", metavar="FOLDER", help="what to compare the images with")
+    against.add_argument("--reference", metavar="FOLDER", help="images to compare with")
     against.add_argument(
         "--booster",
         nargs="+",
         metavar="DIR",
-        help="bundle or run that boosts the images made small; several: a cascade",
+        help="bundle or run that enlarges the low-res images; several are a cascade",
     )
     against.add_argument(
-        "--resize", choices=tuple(FILTERS), help="enlarge the images made small by a filter, as what is to be beaten"
+        "--resize", choices=tuple(FILTERS), help="enlarge the low-res images by a filter, as a baseline"
     )
     add(
         "--low-res",
         metavar="FOLDER",
-        help="low-res images of the same names, to enlarge instead of the images made small",
+        help="low-res images of the same names (default: the degraded originals)",
     )
-    add("--out", required=True, metavar="DIR", help="folder that the results are written to")
-    add("--metrics", metavar="A,B,…", help="instead of the protocol's")
-    add("--features", metavar="NAME", help="network of the Fréchet distances, instead of the protocol's")
-    add("--weights", default="", metavar="FILE", help="the feature network's weights, default: their usual place")
+    add("--out", required=True, metavar="DIR", help="folder of the results")
+    add("--metrics", metavar="A,B,…", help="metrics (default: those of the protocol)")
+    add("--features", metavar="NAME", help="network of the Fréchet distances (default: that of the protocol)")
+    add(
+        "--weights",
+        default="",
+        metavar="FILE",
+        help="weights of the feature network (default: PyTorch's download folder)",
+    )
     add("--captions", metavar="FILE", help="JSON of {name: caption}, or COCO's captions_*.json")
-    add("--base", metavar="FOLDER_OR_ID", help="diffusers pipeline that makes the latents, for source 'prompts'")
-    add("--first-stage", metavar="PATH", help="the booster's autoencoder, where it has moved")
-    add("--cache", metavar="DIR", help="where statistics of reference sets are kept (~/.cache/fmboost_jax/statistics)")
-    add_share_arguments(parser)
+    add("--base", metavar="FOLDER_OR_ID", help="diffusers pipeline of the base model, for source 'prompts'")
+    add("--first-stage", metavar="PATH", help="the boosters' autoencoder (default: the one that they name)")
+    add("--cache", metavar="DIR", help="cache of reference statistics (default: ~/.cache/fmboost_jax/statistics)")
+    add_share_options(parser)
     return parser
 
 
 def _overrides(arguments: argparse.Namespace) -> list[str]:
-    """The overrides of the protocol that flags stand for."""
+    """Return the overrides of the protocol that flags stand for."""
     words = []
     if arguments.metrics:
         words.append(f"--config.metrics={tuple(filter(None, arguments.metrics.split(',')))}")
@@ -141,26 +150,26 @@ def evaluate(
     process_index: int = 0,
     process_count: int = 1,
 ) -> dict | None:
-    """Do this process's share, and write the results where no other process has any left.
+    """Evaluate this process's batches, and write the results when all batches are finished.
 
     Args:
-        protocol: what is measured, and how.
-        photos: the images that are evaluated; the originals where they are enlarged from small ones.
+        protocol: protocol of the evaluation.
+        photos: images to evaluate; the originals if `boosters` or `resize` is given.
         out: folder of the results.
-        reference: images to compare with, where nothing is enlarged.
-        low_res: small images of the same names; None: the originals made small by the protocol.
-        boosters: bundles or runs that enlarge the small images, one after the other.
+        reference: images to compare with, without `boosters` and `resize`.
+        low_res: low-res images of the same names. Default: the degraded originals.
+        boosters: bundles or runs that enlarge the low-res images, one after the other.
         resize: filter that enlarges them instead.
         captions: file of captions, for text metrics and for source "prompts".
-        base: diffusers pipeline that makes the latents, for source "prompts".
-        first_stage: path of the boosters' autoencoder, where it has moved.
-        weights: file of the feature network's weights, where it is not in its usual place.
-        cache: folder of the reference sets' statistics (default: `~/.cache/fmboost_jax/statistics`).
+        base: diffusers pipeline of the base model, for source "prompts".
+        first_stage: path of the boosters' autoencoder. Default: the one that they name.
+        weights: file of the feature network's weights. Default: PyTorch's download folder.
+        cache: folder of the reference sets' statistics. Default: `~/.cache/fmboost_jax/statistics`.
         process_index: number of this process, from 0.
         process_count: processes that share the work.
 
     Returns:
-        The results, as in results.json; None while other processes are at work.
+        The results, as in results.json; None if other processes have unfinished batches.
 
     Raises:
         InputError: see the modules of `fmboost_jax.evaluation`.
@@ -169,23 +178,23 @@ def evaluate(
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images that are far too large are skipped
     out, images = pathlib.Path(out), ImageSet(photos, protocol)
     texts = _read_captions(protocol, captions, images)
-    compared_with = images
+    reference_set = images
     if protocol.source == "prompts":
         source, made_by = _prompts(protocol, texts, base, boosters, first_stage)
     elif boosters or resize:
         source, made_by = _enlarged(protocol, images, low_res, boosters, resize, first_stage)
     elif low_res is not None:
-        raise InputError("small images need something that enlarges them: --booster or --resize")
+        raise InputError("low-res images need boosters or a filter (resize) to enlarge them")
     else:
-        source, compared_with = _folder(protocol, images, reference)
+        source, reference_set = _folder(protocol, images, reference)
         made_by = []
 
     # ------------------------------------------------------------------------------------------------- settings
     metrics = Metrics(protocol, make_mesh({"data": -1, "fsdp": 1, "spatial": 1}), weights)
     checksum = images.checksum()
     reference_checksum = ""
-    if compared_with is not None:
-        reference_checksum = checksum if compared_with is images else compared_with.checksum()
+    if reference_set is not None:
+        reference_checksum = checksum if reference_set is images else reference_set.checksum()
     settings = {
         "protocol": {
             **{name: value for name, value in dataclasses.asdict(protocol).items() if name != "num_threads"},
@@ -201,13 +210,13 @@ def evaluate(
     if (out / report.RESULTS).exists():
         results = read_json(out / report.RESULTS)
         refuse_other_settings(out, results["settings"], settings)
-        print(f"{out / report.RESULTS} is there already\n\n{report.table(results)}")
+        print(f"{out / report.RESULTS} exists already\n\n{report.table(results)}")
         return results
 
     # ----------------------------------------------------------------------------------------------------- work
     if protocol.batch_size % jax.device_count():
         idle = f"batch_size {protocol.batch_size} leaves some of {jax.device_count()} devices idle"
-        print(f"{idle}; a multiple of their number is faster: --config.batch_size", file=sys.stderr)
+        print(f"{idle}; choose a multiple of their number", file=sys.stderr)
     caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     evaluator = Evaluator(
         protocol,
@@ -217,7 +226,7 @@ def evaluate(
         process_index=process_index,
         process_count=process_count,
     )
-    compared = compared_with if protocol.feature_sets else None
+    compared = reference_set if protocol.feature_sets else None
     if compared:
         evaluator.prepare_reference(compared, reference_checksum)
     evaluator.evaluate(source, texts)
@@ -225,7 +234,7 @@ def evaluate(
     # -------------------------------------------------------------------------------------------------- results
     left = evaluator.unfinished(source, compared, reference_checksum)
     if left:
-        print(f"{left} batches are left to other processes; the last one to finish writes the results")
+        print(f"{left} batches of other processes are not finished; the last process to finish writes the results")
         return None
     numbers, rows = evaluator.results(source, compared, reference_checksum)
     results = {
@@ -246,12 +255,12 @@ def _read_captions(protocol: Protocol, path: str | None, images: ImageSet) -> di
     if not protocol.needs_captions:
         return {}
     if not path:
-        raise InputError("clip and source 'prompts' need --captions FILE: JSON of {name: caption}, or COCO's")
+        raise InputError("clip and source 'prompts' need captions: a JSON file of {name: caption}, or COCO's")
     return read_captions(path, images.names)
 
 
 def _load_boosters(paths: Sequence[str], first_stage: str | None) -> tuple[list[Booster], list[str]]:
-    """The boosters, and the checksums of their weights."""
+    """Return the boosters, and checksums of their weights."""
     boosters = [Booster.load(path, first_stage=first_stage, devices=jax.devices()) for path in paths]
     return boosters, [checksums.of_parameters(booster.parameters) for booster in boosters]
 
@@ -259,9 +268,9 @@ def _load_boosters(paths: Sequence[str], first_stage: str | None) -> tuple[list[
 def _prompts(
     protocol: Protocol, captions: dict[str, str], base: str | None, paths: Sequence[str], first_stage: str | None
 ) -> tuple[ImageSource, list[str]]:
-    """What a base model makes of captions, boosted; and what it is made by."""
+    """Return the boosted images of captions, and the names and checksums of the models."""
     if not (paths and base):
-        raise InputError("source 'prompts' needs --base, a diffusers pipeline, and --booster")
+        raise InputError("source 'prompts' needs a diffusers pipeline (base) and a booster")
     from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
 
     boosters, made_by = _load_boosters(paths, first_stage)
@@ -279,7 +288,7 @@ def _enlarged(
     resize: str | None,
     first_stage: str | None,
 ) -> tuple[ImageSource, list[str]]:
-    """Small images, given or made by the protocol, enlarged by boosters or by a filter; and what they are made by."""
+    """Return enlarged low-res images, and the names and checksums of what enlarges them."""
     if resize:
         enlarge, made_by = filter_enlarges(resize, protocol), [resize]
     else:
@@ -293,12 +302,12 @@ def _enlarged(
 
 
 def _folder(protocol: Protocol, images: ImageSet, photos: Photos | None) -> tuple[ImageSource, ImageSet | None]:
-    """Images as they are, and the reference."""
+    """Return the images of a folder, and the reference."""
     if photos is None:
         if protocol.paired or protocol.feature_sets:
             raise InputError(
-                f"{', '.join(protocol.metrics)}: there is nothing to compare the images with; give --reference FOLDER, "
-                "or --booster DIR to boost them from small ones"
+                f"{', '.join(protocol.metrics)}: these metrics need a reference: give a folder of images to "
+                "compare with, or a booster to evaluate with low-res images"
             )
         return Folder(images), None
     reference = ImageSet(photos, protocol)

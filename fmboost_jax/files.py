@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and JSON that is read with checks."""
+"""Atomic writing of files and folders, and checked reading of JSON."""
 
 import contextlib
 import json
@@ -32,15 +32,16 @@ def read_json(path: str | os.PathLike) -> dict:
 
 
 def partial_path(path: pathlib.Path) -> pathlib.Path:
-    """The hidden temporary name, beside `path`, under which this process writes it."""
+    """Return the hidden temporary name in the same folder under which this process writes a file."""
     return path.with_name(f".{path.name}.{os.getpid()}.partial")
 
 
 @contextlib.contextmanager
 def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
-    """Open a file for writing under a temporary name; it is synced and renamed when the block ends without an error.
+    """Open a file for writing under a temporary name; sync and rename it when the block ends without an error.
 
-    At any moment there is the old file, or none, or the whole new one. Missing parent folders are created.
+    At any time, `path` has its old content, or does not exist, or has its complete new content. Missing parent folders
+    are created.
     """
     path = pathlib.Path(os.path.abspath(path))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,13 +58,13 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
 
 
 def write_atomically(path: str | os.PathLike, content: bytes) -> None:
-    """Write a whole file, see `atomic_file`."""
+    """Write a file, see `atomic_file`."""
     with atomic_file(path) as file:
         file.write(content)
 
 
 def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
-    """Rename a synced file or folder, and sync the parent folder, so that the name survives a power failure."""
+    """Rename a synced file or folder, and sync the parent folder, so that the new name survives a power failure."""
     os.replace(temporary, path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -73,18 +74,18 @@ def publish(temporary: pathlib.Path, path: pathlib.Path) -> None:
 
 
 def refuse_existing(path: str | os.PathLike) -> None:
-    """Refuse an output that exists.
+    """Raise an error for an output that exists.
 
     Raises:
         InputError: it exists.
     """
     if os.path.lexists(path):
-        raise InputError(f"output {path} exists already; name another or remove it")
+        raise InputError(f"output {path} exists already; choose another name or remove it")
 
 
 @contextlib.contextmanager
 def atomic_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
-    """Fill a folder under a temporary name; it is renamed when the block ends without an error, and removed otherwise.
+    """Create a folder under a temporary name; rename it when the block ends without an error, and remove it otherwise.
 
     Raises:
         InputError: the folder exists already.

@@ -1,17 +1,18 @@
-"""Make a dataset of latent pairs out of photographs.
+"""Make a dataset of latent pairs from photographs.
 
     python -m fmboost_jax.precompute --config configs/demo.py --images PHOTOS --out DATA
     python -m fmboost_jax.precompute --config configs/cfm1024.py --tfds div2k:train --out DATA
 
-Each photograph gives one centre crop or `config.data.crops` random ones (see fmboost_jax.images.photos). A crop is the
-high-res image; shrunk to `config.data.low_res`, each pixel the mean of what it covers, it is the low-res one. Both are
-encoded by the first stage, with PSU the low-res one after bilinear enlargement. A booster for small latents wants
-`config.data.low_res_source` "latents": the low-res image then is the decoded latent of the small photograph.
+Each photograph gives one centre crop, or `config.data.crops` random crops (see fmboost_jax.images.photos). The crop is
+the high-res image. The low-res image is the crop shrunk to `config.data.low_res`; each of its pixels is the mean of the
+pixels that it covers. The first stage encodes both; with PSU it encodes the low-res image after bilinear enlargement.
+For a booster of small latents set `config.data.low_res_source` to "latents": the low-res image is then decoded from the
+latent of the small photograph.
 
-Interrupted at any moment, the same command goes on where it was, and on the same kind of device its result has the
-same bytes. A shard that no longer has its checksum is made again. To share the work give each process the same command
-and its own --process-index; the last one to finish writes dataset.json. What cannot be used is skipped, and named at
-the end.
+An interrupted command continues when it is started again, and writes the same bytes on the same kind of device. Shards
+with a wrong checksum are written again. To share the work among processes, start the same command in each with its own
+--process-index; the last process to finish writes dataset.json. Photographs that cannot be used are skipped and listed
+at the end.
 """
 
 import argparse
@@ -22,13 +23,12 @@ import warnings
 
 from PIL import Image
 
-from fmboost_jax.configuration import parse_arguments
+from fmboost_jax.configuration import add_share_options, parse_arguments
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.data.pairs import precompute
 from fmboost_jax.data.sources import FolderPhotos, TFDSPhotos
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.parallel.distributed import add_share_arguments
 from fmboost_jax.training.config import TrainingConfig
 
 
@@ -38,20 +38,22 @@ def main(argv: list[str] | None = None) -> None:
         "fmboost_jax.precompute", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     photos = parser.add_mutually_exclusive_group(required=True)
-    photos.add_argument("--images", metavar="FOLDER", help="folder of JPEG, PNG and WebP files; subfolders count")
+    photos.add_argument("--images", metavar="FOLDER", help="folder of image files, searched with its subfolders")
     photos.add_argument("--tfds", metavar="NAME:SPLIT[:DATA_DIR]", help="TFDS dataset, needs the extra [tfds]")
     parser.add_argument("--out", required=True, metavar="FOLDER", help="folder that the dataset is written to")
-    add_share_arguments(parser)
-    parser.add_argument("--records-per-shard", type=int, default=1024, help="about so many pairs to a file (1024)")
-    parser.add_argument("--batch-size", type=int, default=8, help="images encoded at once (8)")
+    add_share_options(parser)
+    parser.add_argument(
+        "--records-per-shard", type=int, default=1024, help="approximate pairs per file (default: 1024)"
+    )
+    parser.add_argument("--batch-size", type=int, default=8, help="images encoded at the same time (default: 8)")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     for name in ("records_per_shard", "batch_size"):
         if getattr(arguments, name) < 1:
             raise InputError(f"--{name.replace('_', '-')} is {getattr(arguments, name)}, expected 1 or more")
     out = pathlib.Path(arguments.out)
     if arguments.images and out.resolve().is_relative_to(pathlib.Path(arguments.images).resolve()):
-        raise InputError(f"--out {out} lies in the photo folder {arguments.images}; choose one outside")
-    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # what is too large by far is skipped
+        raise InputError(f"--out {out} is inside the photo folder {arguments.images}; choose a folder outside")
+    warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # such images are skipped
     first_stage = load_first_stage(**dataclasses.asdict(config.first_stage))
     recipe = Recipe.of(config.data, first_stage, config.seed)
     source = FolderPhotos(arguments.images) if arguments.images else TFDSPhotos(arguments.tfds)

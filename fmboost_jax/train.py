@@ -49,13 +49,21 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, sample grids")
     parser.add_argument("--allow-config-change", action="store_true", help="continue although the config has changed")
-    distributed.add_arguments(parser)
+    _add_process_options(parser)
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
     keep_freed_memory()
-    with distributed.processes(arguments, config.processes.timeout):
+    launcher = (arguments.coordinator, arguments.process_count, arguments.process_index)
+    with distributed.processes(*launcher, timeout=config.processes.timeout):
         finished = train(config, arguments.workdir, allow_config_change=arguments.allow_config_change)
     if not finished:
         sys.exit(PREEMPTED)
+
+
+def _add_process_options(parser: argparse.ArgumentParser) -> None:
+    many = parser.add_argument_group("many processes (detected on TPU, GKE and SLURM, and under Open MPI)")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    many.add_argument("--process-count", type=int, help="processes of the run")
+    many.add_argument("--process-index", type=int, help="number of this process, from 0")
 
 
 def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = False) -> bool:

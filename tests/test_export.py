@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.stablehlo import boost_and_decode
 from fmboost_jax.errors import InputError
+from fmboost_jax.export import export
 from fmboost_jax.files import atomic_folder
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop import load_model
@@ -154,6 +155,18 @@ def test_bad_input_gets_one_line(run, bundle, tmp_path):
     assert "HEIGHTxWIDTH" in call_refused("export", *options, "8")
     assert "is a bundle already" in call_refused("export", "--checkpoint", bundle, "--out", tmp_path / "new")
     assert not list(tmp_path.iterdir())
+
+
+def test_export_is_a_function_too(run, bundle, tmp_path):
+    """It writes the files of the command, and float16 weights within rounding."""
+    assert "step 3" in export(run, tmp_path / "new", dtype="float16")
+    assert (tmp_path / "new" / "config.json").read_bytes() == (bundle / "config.json").read_bytes()
+    halves, whole = (load_file(folder / "unet.safetensors") for folder in (tmp_path / "new", bundle))
+    assert {array.dtype for array in halves.values()} == {np.dtype(np.float16)}
+    for name, array in whole.items():
+        np.testing.assert_allclose(halves[name], array, rtol=1e-3, atol=1e-6, err_msg=name)
+    with pytest.raises(InputError, match="dtype 'bfloat16' is unknown"):
+        export(run, tmp_path / "other", dtype="bfloat16")
 
 
 def test_missing_flatbuffers_names_the_extra(bundle, tmp_path, monkeypatch):

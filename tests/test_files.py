@@ -52,7 +52,7 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
 def test_what_exists_is_refused_even_a_dangling_link(tmp_path):
     refuse_existing(tmp_path / "absent")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
-    with pytest.raises(InputError, match="exists already; name another"):
+    with pytest.raises(InputError, match="exists already; choose another name"):
         refuse_existing(tmp_path / "link")
 
 

@@ -292,7 +292,7 @@ def test_other_settings_are_refused_and_change_nothing(config, photos, tmp_path,
         (["--images", "{photos}", "--out", "{photos}/latents"], "lies in the photo folder"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--process-index", "2"], "process index 2 is outside 0 to 0"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--batch-size", "0"], "--batch-size is 0, expected 1 or more"),
-        (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.low_res=32"], "low_res 32 must lie between"),
+        (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.low_res=32"], "low_res 32 must be between"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.hig_res=32"], "hig_res"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.high_res=999"], "none of the 9 photographs can"),
         (["--images", "{photos}", "--out", "{tmp}/file/out"], "cannot write .*file/out"),
@@ -324,6 +324,8 @@ def test_latents_that_the_type_cannot_hold_are_named(value, shown, config, photo
     monkeypatch.setattr(
         "fmboost_jax.models.first_stage.FirstStage.encode_raw", lambda self, image: image.at[0, 3, 4, 0].set(value)
     )
-    with pytest.raises(InputError, match=rf"photograph 0.png: its latent reaches {shown}, which float16 cannot hold"):
+    with pytest.raises(
+        InputError, match=rf"photograph 0.png: its latent reaches {shown}, which float16 cannot represent"
+    ):
         precompute(config, photos, tmp_path / "out")
     assert not list((tmp_path / "out/shards").glob("0*"))

@@ -1,1 +1,1 @@
-"""Latent pairs on disk and in memory: photographs in, ArrayRecord shards, grain batches out."""
+"""Latent pairs: photographs, ArrayRecord shards, batches of a grain pipeline."""

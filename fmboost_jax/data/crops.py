@@ -1,4 +1,4 @@
-"""Square crops of photographs, for latent pairs and for the training of autoencoders."""
+"""Square crops of photographs, for latent pairs and for training autoencoders."""
 
 import dataclasses
 
@@ -20,11 +20,11 @@ class CropsConfig:
     """Section `data` of an autoencoder's config: random square crops of photographs.
 
     Attributes:
-        dir: folder of photographs; all are held in memory, decoded.
+        dir: folder of photographs; all are decoded and kept in memory.
         crop: side of the crops in pixels.
         crop_scale: largest side of a crop before it is resized, in units of `crop`.
-        num_threads: threads that crop.
-        prefetch: batches made ahead.
+        num_threads: threads that crop images.
+        prefetch: batches prepared in advance.
     """
 
     dir: str | None = None
@@ -39,21 +39,21 @@ class CropsConfig:
 
 
 def crops(photo: Image.Image, name: str, recipe: Recipe) -> UInt8[np.ndarray, "n high_res high_res 3"]:
-    """The high-res images of a photograph.
+    """Return the high-res images of a photograph.
 
-    With `recipe.crops` = 0, one: the largest centred square, resized to `high_res` (Lanczos). Else as many random
-    squares, which keep the photograph's own pixels while `crop_scale` is 1. A larger `crop_scale` mixes in squares of
-    up to so many times `high_res`, resized: photographs at their native resolution are often soft, and a network that
-    saw nothing else learns to make soft pictures.
+    With `recipe.crops` = 0 it is the largest centred square, resized to `high_res` (Lanczos). Otherwise it is that many
+    random squares. With `crop_scale` = 1 they keep the photograph's pixels. With a larger `crop_scale`, the sides of
+    the squares vary up to `crop_scale` · `high_res`, and the squares are resized. Photographs are often soft at their
+    native resolution, and a network trained on nothing else produces soft images.
 
     Args:
-        photo: RGB.
-        name: of the photograph; with `recipe.seed` it determines the random squares, so that they do not change when
-            other photographs come or go.
-        recipe: gives high_res, crops, crop_scale and seed.
+        photo: RGB image.
+        name: name of the photograph. The random squares depend on it and on `recipe.seed` only, so adding or removing
+            other photographs does not change them.
+        recipe: recipe with high_res, crops, crop_scale and seed.
 
     Raises:
-        UnusablePhoto: the photograph is smaller than `high_res`; it is not enlarged.
+        UnusablePhoto: the photograph is smaller than `high_res`.
     """
     size = recipe.high_res
     if min(photo.size) < size:
@@ -65,16 +65,16 @@ def crops(photo: Image.Image, name: str, recipe: Recipe) -> UInt8[np.ndarray, "n
             random_square(*photo.size, size, recipe.crop_scale, f"{recipe.seed}/{crop}/{name}")
             for crop in range(recipe.crops)
         ]
-    # With the sides equal, resizing is an exact copy.
-    pictures = [photo.resize((size, size), Image.Resampling.LANCZOS, square.box) for square in squares]
-    return np.stack([np.asarray(picture) for picture in pictures])
+    # Resizing to the same size is an exact copy.
+    images = [photo.resize((size, size), Image.Resampling.LANCZOS, square.box) for square in squares]
+    return np.stack([np.asarray(image) for image in images])
 
 
 def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
-    """All photographs of a folder, decoded, but for those whose shorter side is below `smallest` pixels.
+    """Decode the photographs of a folder whose shorter side has at least `smallest` pixels.
 
     Raises:
-        InputError: no folder told, none there, or no photograph of that size in it.
+        InputError: no folder is given, it does not exist, or it has no photograph of that size.
     """
     if not folder:
         raise InputError("data.dir is empty: set it to a folder of photographs")
@@ -84,7 +84,7 @@ def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
             with photos.open(number) as file:
                 photograph = load_photo(file).rgb
         except (UnusablePhoto, OSError) as error:
-            print(f"left out {photos.names[number]}: {error}")
+            print(f"skipped {photos.names[number]}: {error}")
             continue
         if min(photograph.size) >= smallest:
             usable.append(photograph)
@@ -94,7 +94,7 @@ def read_photographs(folder: str | None, smallest: int) -> list[Image.Image]:
 
 
 def centres(folder: str | None, size: int) -> Float[np.ndarray, "n size size 3"]:
-    """The centred squares of a folder's photographs, shrunk to `size`, in [−1, 1]."""
+    """Return the centred squares of a folder's photographs, resized to `size`, in [−1, 1]."""
     photographs = read_photographs(folder, size)
     squares = [
         photograph.resize((size, size), Image.Resampling.LANCZOS, centre_square(*photograph.size).box)
@@ -104,9 +104,9 @@ def centres(folder: str | None, size: int) -> Float[np.ndarray, "n size size 3"]
 
 
 def crop_batches(photographs: list[Image.Image], data: CropsConfig, *, seed: int, batch_size: int) -> grain.IterDataset:
-    """An endless stream of batches: `image` (b, crop, crop, 3) uint8 and `record` (b,), the photographs' numbers.
+    """Return an endless stream of batches: `image` (b, crop, crop, 3) uint8 and `record` (b,), the photograph's number.
 
-    Every epoch takes each photograph once, in a new order, at a random square, half of them mirrored.
+    Every epoch has one random square of each photograph, in a new order. Half of the squares are mirrored.
     """
     size, scale = data.crop, data.crop_scale
 
@@ -125,7 +125,7 @@ def crop_batches(photographs: list[Image.Image], data: CropsConfig, *, seed: int
 def first_crops(
     photographs: list[Image.Image], data: CropsConfig, *, seed: int, batch_size: int, batches: int
 ) -> UInt8[np.ndarray, "n h w 3"]:
-    """The crops of the stream's first batches."""
+    """Return the crops of the stream's first batches."""
     iterator = iter(crop_batches(photographs, data, seed=seed, batch_size=batch_size))
     images = np.concatenate([next(iterator)["image"] for _ in range(batches)])
     iterator.close()

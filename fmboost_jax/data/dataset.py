@@ -1,10 +1,10 @@
-"""What a folder of latent pairs holds: `dataset.json`, and how it is held against a config.
+"""Metadata of a dataset of latent pairs, and its comparison with a config.
 
-dataset.json               recipe, number of photos and records, size and SHA-256 of each shard
+dataset.json               recipe, number of photographs and records, size and SHA-256 of each shard
 shards/00000.array_record  the pairs (`fmboost_jax.data.records`)
-shards/00000.json          the shard's photos by name, and those skipped with the reason
-preview.png                a few pairs, decoded: low-res left, high-res right
-plan.json                  recipe and photos that the folder was begun with; a continued run must agree
+shards/00000.json          names of the shard's photographs, and of skipped ones with the reason
+preview.png                a few decoded pairs: low-res left, high-res right
+plan.json                  recipe and photographs of the first run; a continued run must have the same
 """
 
 import dataclasses
@@ -23,24 +23,24 @@ from fmboost_jax.flow.coupling import UPSAMPLINGS
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.registry import check_name
 
-FORMAT = 2  # of the files and of how records are made; 1 had low-res images without antialiasing
+FORMAT = 2  # version of files and records; version 1 had low-res images without antialiasing
 LOW_RES_SOURCES = ("pixels", "latents", "mixed")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
-# Fields of a config's `data` that a dataset must have, too.
+# Fields in which a dataset must agree with section `data` of a config.
 COMPARED = ("high_res", "low_res", "upsampling", "low_res_source", "dtype")
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
-REDO = "run the dataset's precompute command again, it redoes damaged shards"
+REDO = "run the dataset's precompute command again; it replaces damaged shards"
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """Section `data` of a config: where the latent pairs are, how they are made and read.
+    """Section `data` of a config: the latent pairs, and how they are made and read.
 
     Attributes:
-        dir: folder that precompute wrote.
+        dir: folder of a dataset that precompute wrote.
         low_res, high_res, upsampling, low_res_source, crops, crop_scale, dtype: see `Recipe`, which checks them.
-        num_threads: threads that read; 0 reads in the calling thread.
-        prefetch: batches read ahead.
+        num_threads: reading threads; 0 reads in the calling thread.
+        prefetch: batches read in advance.
     """
 
     dir: str | None = None
@@ -60,27 +60,27 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How photographs became latent pairs. Whatever differs here makes other records.
+    """How latent pairs are made from photographs. Equal recipes and photographs give equal records.
 
     Attributes:
-        first_stage: kind of the autoencoder: "identity", "kl" or "tiny".
-        first_stage_path: where its weights came from; "" for identity.
+        first_stage: kind of the autoencoder, for example "identity", "kl" or "tiny".
+        first_stage_path: folder or hub id of its weights; "" for identity.
         channels: latent channels.
-        downsampling: image pixels per latent position and axis.
+        downsampling: image pixels per latent position, along each axis.
         scaling_factor: scaled = (stored − shift_factor) · scaling_factor.
-        shift_factor: see above.
+        shift_factor: see scaling_factor.
         high_res: side of the square high-res images in pixels.
         low_res: side of the square low-res images in pixels.
-        upsampling: "psu": low-res images are resized to `high_res` before they are encoded, both latents are of one
-            size; "lsu": they are encoded as they are.
-        dtype: of the stored latents, "float16" or "bfloat16".
-        crops: random crops a photo; 0 means one centre crop.
-        crop_scale: largest side of a random crop in units of `high_res`.
-        seed: of the random crops.
+        upsampling: "psu": low-res images are resized to `high_res` and then encoded, so both latents have the same
+            size; "lsu": low-res images are encoded at their own size.
+        dtype: dtype of the stored latents, "float16" or "bfloat16".
+        crops: random crops per photograph; 0 means one centre crop.
+        crop_scale: largest side of a random crop, in units of `high_res`.
+        seed: seed of the random crops.
         low_res_source: with PSU, the image that is resized to `high_res`. "pixels": the shrunk photograph; "latents":
-            its round trip through the autoencoder, which is what a booster gets that starts from small latents;
-            "mixed": pixels for a photograph's first crop, latents for its second, and so on in turn. LSU encodes the
-            shrunk photograph whatever stands here. Default: "pixels".
+            the shrunk photograph encoded and decoded, which is the input of a booster of small latents; "mixed":
+            "pixels" for a photograph's first crop, "latents" for its second, and so on. LSU always encodes the shrunk
+            photograph. Default: "pixels".
     """
 
     first_stage: str
@@ -103,9 +103,9 @@ class Recipe:
         """Return the recipe of a config.
 
         Args:
-            data: the config's section.
-            first_stage: makes the latents.
-            seed: of the random crops.
+            data: section `data` of the config.
+            first_stage: autoencoder that encodes the images.
+            seed: seed of the random crops.
 
         Raises:
             InputError: a value that no dataset can have.
@@ -130,12 +130,12 @@ class Recipe:
         return recipe
 
     def validate(self, where: str) -> None:
-        """Raise InputError for a value that no dataset can have; `where` names the place it was read from."""
+        """Raise InputError for a value that no dataset can have. Its message begins with `where`, the origin."""
         check_name(f"{where}: upsampling", self.upsampling, UPSAMPLINGS)
         check_name(f"{where}: low_res_source", self.low_res_source, LOW_RES_SOURCES)
         check_name(f"{where}: dtype", self.dtype, DTYPES)
         if not 0 < self.low_res < self.high_res:
-            raise InputError(f"{where}: low_res {self.low_res} must lie between 0 and high_res {self.high_res}")
+            raise InputError(f"{where}: low_res {self.low_res} must be between 0 and high_res {self.high_res}")
         if self.channels < 1 or self.downsampling < 1:
             raise InputError(f"{where}: channels {self.channels} and downsampling {self.downsampling} must be positive")
         small = self.upsampling == "lsu" or self.low_res_source != "pixels"
@@ -143,7 +143,7 @@ class Recipe:
         for name, pixels in encoded.items():
             if pixels % self.downsampling:
                 raise InputError(
-                    f"{where}: {name} {pixels} is no multiple of the first stage's downsampling {self.downsampling}"
+                    f"{where}: {name} {pixels} is not a multiple of the first stage's downsampling {self.downsampling}"
                 )
         if self.crops < 0:
             raise InputError(
@@ -154,7 +154,7 @@ class Recipe:
 
     @property
     def latents(self) -> LatentSpec:
-        """The autoencoder's latents that the records hold."""
+        """Facts of the latents in the records."""
         return LatentSpec(
             self.first_stage,
             self.first_stage_path,
@@ -171,7 +171,7 @@ class Recipe:
 
     @property
     def low_size(self) -> int:
-        """Side of the square low-res latent: with PSU the high-res latent's."""
+        """Side of the square low-res latent; with PSU it equals that of the high-res latent."""
         return (self.high_res if self.upsampling == "psu" else self.low_res) // self.downsampling
 
     @property
@@ -187,7 +187,7 @@ class Recipe:
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """One file of records: its name in the dataset's folder, number of records, size and SHA-256 (hexadecimal)."""
+    """A file of records: name in the dataset's folder, number of records, size in bytes and hexadecimal SHA-256."""
 
     name: str
     records: int
@@ -197,13 +197,13 @@ class Shard:
 
 @dataclasses.dataclass(frozen=True)
 class DatasetInfo(Recipe):
-    """A finished dataset: its recipe and what came of it.
+    """A finished dataset.
 
     Attributes:
-        folder: of the dataset; not part of dataset.json, so that a dataset may be moved.
-        photos: photographs that it was made of, the skipped ones left out.
-        skipped: photographs left out; the shards' own JSON files name them.
-        shards: in the records' order.
+        folder: folder of the dataset. It is not part of dataset.json, so a dataset may be moved.
+        photos: photographs with records.
+        skipped: photographs without; the JSON files of the shards name them.
+        shards: shards in the order of the records.
     """
 
     folder: pathlib.Path
@@ -217,7 +217,7 @@ class DatasetInfo(Recipe):
         return sum(shard.records for shard in self.shards)
 
     def to_json(self) -> str:
-        """The text of dataset.json; the same dataset always gives the same bytes."""
+        """Return the text of dataset.json. Equal datasets give equal bytes."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
         shards = fields.pop("shards")
@@ -226,10 +226,10 @@ class DatasetInfo(Recipe):
 
     @classmethod
     def read(cls, folder: str | os.PathLike | None) -> "DatasetInfo":
-        """Read and check dataset.json; shards must be there with the sizes that it tells.
+        """Read dataset.json; check it, and the sizes of the shards.
 
         Raises:
-            InputError: no dataset, an unfinished one, a damaged dataset.json, a shard missing or cut short.
+            InputError: no dataset, an unfinished one, a damaged dataset.json, a missing or truncated shard.
         """
         if not folder:
             raise InputError("data.dir is empty: set it to the folder that precompute wrote")
@@ -238,10 +238,10 @@ class DatasetInfo(Recipe):
         if not folder.is_dir():
             raise InputError(f"data folder {folder} does not exist; make it with python -m fmboost_jax.precompute")
         if not path.exists():
-            mend = "python -m fmboost_jax.precompute makes one"
+            remedy = "python -m fmboost_jax.precompute makes one"
             if (folder / "plan.json").exists():
-                mend = "precompute has not finished, run its command again"
-            raise InputError(f"data folder {folder} holds no dataset.json; {mend}")
+                remedy = "precompute has not finished; run its command again"
+            raise InputError(f"data folder {folder} has no dataset.json; {remedy}")
         fields = read_json(path)
         if fields.get("format") != FORMAT:
             raise InputError(f"{path}: expected format {FORMAT}, found {fields.get('format')!r}; precompute again")
@@ -249,26 +249,26 @@ class DatasetInfo(Recipe):
         if not isinstance(shards, list) or not shards:
             raise InputError(f"{path}: expected a list of shards, found {shards!r}; precompute again")
         records = fields.get("records")
-        own = {field.name for field in dataclasses.fields(cls)}
-        content = {name: value for name, value in fields.items() if name in own} | {"folder": folder}
+        names = {field.name for field in dataclasses.fields(cls)}
+        content = {name: value for name, value in fields.items() if name in names} | {"folder": folder}
         info = from_mapping(cls, content, str(path), "precompute again")
         info.validate(str(path))
         _check_shards(info, path, records)
         return info
 
     def check(self, data: DataConfig, first_stage: FirstStage, state_channels: int | None = None) -> None:
-        """Refuse a config that this dataset cannot serve.
+        """Check that this dataset fits a config.
 
-        Seed and crops are not compared: a config's seed may change after the pairs were made. Nor is the first stage's
-        path, since weights may lie elsewhere on another machine.
+        Seed and crops may differ: a config's seed may change after the pairs were made. The path of the first stage may
+        differ too, since another machine may have the weights in another folder.
 
         Args:
-            data: section of the config.
-            first_stage: the config's.
-            state_channels: of the config's network, where there is one.
+            data: section `data` of the config.
+            first_stage: first stage of the config.
+            state_channels: state channels of the config's network. Default: not compared.
 
         Raises:
-            InputError: names every field that differs, with both values.
+            InputError: some fields differ; the message has each of them with both values.
         """
         wanted = {
             "first_stage.kind": ("first_stage", first_stage.kind),
@@ -298,11 +298,11 @@ def _check_shards(info: DatasetInfo, path: pathlib.Path, records: object) -> Non
             raise InputError(f"{path}: shard {number} has the name {shard.name!r} and {shard.records} records; {REDO}")
         if not file.exists():
             raise InputError(f"shard {file} (records {first} to {last}) is missing; {REDO}")
-        found = file.stat().st_size
-        if found != shard.bytes:
+        size = file.stat().st_size
+        if size != shard.bytes:
             raise InputError(
-                f"shard {file} (records {first} to {last}): expected {shard.bytes} bytes, found {found}; {REDO}"
+                f"shard {file} (records {first} to {last}): expected {shard.bytes} bytes, found {size}; {REDO}"
             )
         first = last + 1
     if records != first:
-        raise InputError(f"{path}: expected {first} records, as many as its shards hold, found {records!r}; {REDO}")
+        raise InputError(f"{path}: expected {first} records, the sum over its shards, found {records!r}; {REDO}")

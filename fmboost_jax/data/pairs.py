@@ -1,4 +1,4 @@
-"""Photographs to latent pairs: crops, encoding, shards, a preview."""
+"""Latent pairs from photographs: crops, encoding, shards, and a preview."""
 
 import itertools
 import pathlib
@@ -37,11 +37,11 @@ PREVIEW_HEIGHT = 2048  # pixels
 def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
     if skipped:
         named = some([": ".join(photo) for photo in skipped])
-        print(f"skipped {len(skipped)}: {named}; {out / 'shards'}/*.json name all of them")
+        print(f"skipped {len(skipped)}: {named}; {out / 'shards'}/*.json have all of them")
 
 
 def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
-    """The function from high-res images, uint8, and their numbers as crops to raw low-res and high-res latents."""
+    """Return a function of high-res images, uint8, and their crop numbers; it returns raw low- and high-res latents."""
 
     @jax.jit
     def small_and_large(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
@@ -72,7 +72,7 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
 def make_shards(
     plan: Plan, source: Photos, shards: list[int], encode_pair: Encode, batch_size: int, num_threads: int
 ) -> None:
-    """Make the given shards, with a progress bar; threads decode photographs ahead of the encoder."""
+    """Write the given shards, with a progress bar. Threads decode photographs while the encoder runs."""
     photos = [photo for shard in shards for photo in plan.shard_photos(shard)]
     loaded = in_order(lambda photo: _load(source, plan.recipe, photo), photos, num_threads)
     started, images = time.perf_counter(), 0
@@ -84,7 +84,7 @@ def make_shards(
 
 
 def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> Iterator[int]:
-    """Write one shard, and yield how many images each batch had."""
+    """Write one shard, and yield the number of images of each batch."""
     _remove_partial(plan, shard)
     used, skipped = [], []
 
@@ -99,7 +99,7 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
 
     writer, place = ShardWriter(plan.folder, plan.shard_name(shard)), itertools.count()
     for batch in batched(images(), batch_size):
-        # Always the same shape: one compilation, and the same arithmetic whatever came before.
+        # `map_batches` fills up the last batch, so that all use one program and give the same bits.
         inputs = [np.stack([image for _, _, image in batch]), np.array([crop for _, crop, _ in batch])]
         lows, highs = jax.device_get(map_batches(encode_pair, inputs, batch_size))
         for (photo, crop, _), low, high in zip(batch, lows, highs, strict=True):
@@ -129,19 +129,19 @@ def _check_range(low, high, recipe, name):
     largest = max(np.abs(low).max(), np.abs(high).max())
     if not largest <= float(jnp.finfo(DTYPES[recipe.dtype]).max):
         raise InputError(
-            f"photograph {name}: its latent reaches {largest}, which {recipe.dtype} cannot hold; "
-            "set data.dtype to bfloat16, and look at the first stage if it is not a number"
+            f"photograph {name}: its latent reaches {largest}, which {recipe.dtype} cannot represent; "
+            "set data.dtype to bfloat16, or check the first stage if the value is nan"
         )
 
 
 def _remove_partial(plan: Plan, shard: int) -> None:
-    """Delete what processes that died left of a shard."""
+    """Delete partial files of a shard that killed processes left."""
     for path in plan.shard_folder.glob(f".{shard:05d}.*.partial"):
         path.unlink(missing_ok=True)
 
 
 def write_preview(info: DatasetInfo, first_stage: FirstStage) -> None:
-    """preview.png: a few pairs, decoded, low-res left and high-res right."""
+    """Write preview.png: a few decoded pairs, low-res left and high-res right."""
     pairs = spread_records(info, max(1, min(PREVIEW_PAIRS, PREVIEW_HEIGHT // info.high_res)))
     decoded = (
         to_uint8(np.asarray(first_stage.decode(first_stage.spec.scale(jnp.asarray(pairs[name], jnp.float32)))))
@@ -163,24 +163,24 @@ def precompute(
     batch_size: int = 8,
     num_threads: int = 4,
 ) -> DatasetInfo | None:
-    """Make this process's shards, those that are not there yet, and the dataset if no shard is missing then.
+    """Write the missing shards of this process, and dataset.json when no shard is missing.
 
     Args:
         source: photographs.
-        recipe: what to make of them.
-        first_stage: encodes; the recipe's.
+        recipe: recipe of the pairs.
+        first_stage: autoencoder of the recipe.
         out: folder of the dataset.
-        process_index: this process makes shards process_index, process_index + process_count, ….
-        process_count: processes that share the work; may differ from one run to the next.
-        records_per_shard: about so many pairs to a shard; all crops of a photograph are in one.
-        batch_size: images encoded at once.
-        num_threads: that decode photographs.
+        process_index: number of this process. It writes shards process_index, process_index + process_count, ….
+        process_count: processes that share the work; a continued run may have another number.
+        records_per_shard: approximate number of pairs per shard; all crops of a photograph are in the same shard.
+        batch_size: images encoded at the same time.
+        num_threads: threads that decode photographs.
 
     Returns:
-        The dataset, or None while other processes are at work.
+        The dataset; None if shards of other processes are missing.
 
     Raises:
-        InputError: `out` was begun with other settings, no photograph can be used, or the disk is full.
+        InputError: `out` has shards with other settings, no photograph can be used, or the disk is full.
     """
     check_share(process_index, process_count)
     plan = Plan(
@@ -191,8 +191,8 @@ def precompute(
         fingerprint=source.fingerprint,
     )
     plan.begin()
-    own = range(process_index, plan.shards, process_count)
-    checked = tqdm(own, desc="checking", unit="shard", leave=False, dynamic_ncols=True)
+    assigned = range(process_index, plan.shards, process_count)
+    checked = tqdm(assigned, desc="checking", unit="shard", leave=False, dynamic_ncols=True)
     missing = [shard for shard in checked if not plan.is_intact(shard)]
     make_shards(plan, source, missing, make_encode(first_stage, recipe), batch_size, num_threads)
     merged = plan.merge()
@@ -202,6 +202,6 @@ def precompute(
         return None
     info, skipped = merged
     write_preview(info, first_stage)
-    print(f"{info.records} pairs of {info.photos} photographs in {out}; {out / 'preview.png'} shows some of them")
+    print(f"{info.records} pairs of {info.photos} photographs in {out}; see {out / 'preview.png'}")
     _print_skipped(skipped, out)
     return info

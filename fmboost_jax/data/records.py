@@ -1,14 +1,14 @@
 """The record format: one latent pair as raw little-endian bytes in an ArrayRecord shard.
 
-    bytes 0 to 15     four uint32: shard, place in the shard, photo, crop
-    then              low-res latent  (h, w, c), float16 or bfloat16, unscaled
-    then              high-res latent (H, W, C), the same type
+    bytes 0 to 15     four uint32: shard, index in the shard, photograph, crop
+    then              low-res latent  (h, w, c), float16 or bfloat16, raw
+    then              high-res latent (H, W, C), same dtype
 
-Shards are written one record a group and uncompressed: float latents hardly compress, and random access then costs one
-read. A record carries no checksum of its own: ArrayRecord lies on Riegeli, which hashes the header and the data of
-every group (HighwayHash, 64 bits) and verifies both on every read. Flipping single bits all over a file never gave a
-wrong record, only an error (`tests/data/test_records.py` repeats it). What Riegeli cannot know is whether a file lies
-under another's name; the record's own shard and place tell.
+Shards have one record per group and no compression: float latents hardly compress, and random access then needs one
+read. A record has no checksum. ArrayRecord uses Riegeli, which stores hashes of the header and the data of every group
+(HighwayHash, 64 bits) and verifies them on every read; `tests/data/test_records.py` flips single bits of a file and
+expects an error for each. Riegeli cannot detect a file under another file's name; the shard and index in the record
+serve this purpose.
 """
 
 import hashlib
@@ -43,13 +43,13 @@ def record_bytes(recipe: Recipe) -> int:
 
 
 def encode(recipe: Recipe, header: tuple[int, int, int, int], low: LowLatent, high: HighLatent) -> bytes:
-    """A pair's bytes; the latents are rounded to the recipe's dtype.
+    """Return a pair's bytes. Latents are rounded to the recipe's dtype.
 
     Args:
-        recipe: gives shapes and dtype.
-        header: shard, place in the shard, photo, crop.
-        low: unscaled low-res latent.
-        high: unscaled high-res latent.
+        recipe: recipe with the shapes and the dtype.
+        header: shard, index in the shard, photograph, crop.
+        low: raw low-res latent.
+        high: raw high-res latent.
     """
     if (low.shape, high.shape) != (recipe.low_shape, recipe.high_shape):
         raise ValueError(f"latents {low.shape}, {high.shape}; the recipe has {recipe.low_shape}, {recipe.high_shape}")
@@ -58,7 +58,7 @@ def encode(recipe: Recipe, header: tuple[int, int, int, int], low: LowLatent, hi
 
 
 def decode(recipe: Recipe, record: bytes) -> tuple[Header, LowLatent, HighLatent]:
-    """Header (shard, place in the shard, photo, crop), low-res and high-res latent: read-only views of the record."""
+    """Return header (shard, index in the shard, photograph, crop), low-res and high-res latent: views of the record."""
     dtype, split = DTYPES[recipe.dtype], int(np.prod(recipe.low_shape))
     latents = np.frombuffer(record, dtype, offset=_HEADER_BYTES)
     header = np.frombuffer(record, _HEADER, count=4)
@@ -66,9 +66,9 @@ def decode(recipe: Recipe, record: bytes) -> tuple[Header, LowLatent, HighLatent
 
 
 class ShardWriter:
-    """Writes one shard under a temporary name; only `finish` gives it its own.
+    """Writer of one shard. The file has a temporary name until `finish`.
 
-    A process that dies leaves a `.partial` file and never half a shard.
+    A killed process leaves a `.partial` file, never an incomplete shard.
     """
 
     def __init__(self, folder: pathlib.Path, name: str):
@@ -83,10 +83,10 @@ class ShardWriter:
         self._records += 1
 
     def finish(self) -> Shard:
-        """Close, sync and name the shard; returns its entry for dataset.json.
+        """Close, sync and rename the shard; return its entry for dataset.json.
 
         Raises:
-            InputError: the disk is full, or another process makes the same shard.
+            InputError: the disk is full, or another process writes the same shard.
         """
         try:
             self._writer.close()
@@ -94,10 +94,10 @@ class ShardWriter:
             self._temporary.unlink(missing_ok=True)
             reason = str(error).split(";")[0]
             raise InputError(
-                f"cannot write {self._path}: {reason}; make room and run the same command again"
+                f"cannot write {self._path}: {reason}; free disk space and run the same command again"
             ) from error
         if not self._temporary.exists():
-            raise InputError(f"another process makes {self._path} too; give each process its own process index")
+            raise InputError(f"another process writes {self._path} too; give each process its own process index")
         with open(self._temporary, "rb+") as file:
             os.fsync(file.fileno())
             digest = hashlib.file_digest(file, "sha256").hexdigest()
@@ -112,7 +112,7 @@ class ShardWriter:
 
 
 class PairSource:
-    """A dataset's records by number: the random access that grain reads from. Safe to read from several threads."""
+    """Random access to a dataset's records, as a source for grain. Several threads may read at the same time."""
 
     def __init__(self, info: DatasetInfo):
         self._info = info
@@ -127,10 +127,10 @@ class PairSource:
         return int(self._starts[-1])
 
     def __getitem__(self, index) -> dict[str, np.ndarray | np.uint32]:
-        """Pair number `index`: {"record": uint32, "low": (h, w, c), "high": (H, W, C)}, unscaled, in the stored dtype.
+        """Return pair `index`: {"record": uint32, "low": (h, w, c), "high": (H, W, C)}, raw, in the stored dtype.
 
         Raises:
-            InputError: the record is damaged, or its shard is; names file and record.
+            InputError: the record or its shard is damaged; the message has the file and the record.
             IndexError: no such record.
         """
         index = operator.index(index)
@@ -147,7 +147,7 @@ class PairSource:
         header, low, high = decode(self._info, data)
         shard = int(pathlib.PurePosixPath(self._info.shards[number].name).stem)
         if header[:2].tolist() != [shard, place]:
-            raise self._damaged(number, index, f"says that it is record {header[1]} of shard {header[0]:05d}")
+            raise self._damaged(number, index, f"has the header of record {header[1]} of shard {header[0]:05d}")
         return {"record": np.uint32(index), "low": low, "high": high}
 
     def _reader(self, number: int) -> ArrayRecordReader:
@@ -156,9 +156,9 @@ class PairSource:
             if reader is None:
                 path = str(self._info.folder / self._info.shards[number].name)
                 reader = ArrayRecordReader(path, options=_READER, file_reader_buffer_size=_READ_BUFFER)
-                found, expected = reader.num_records(), self._info.shards[number].records
-                if found != expected:
-                    raise RuntimeError(f"its file's index gives {found} records, expected {expected}")
+                count, expected = reader.num_records(), self._info.shards[number].records
+                if count != expected:
+                    raise RuntimeError(f"the index of the file has {count} records, expected {expected}")
                 self._readers[number] = reader
             return reader
 

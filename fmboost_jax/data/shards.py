@@ -1,8 +1,8 @@
-"""Which photograph goes into which shard, which shards are finished, and the merge into dataset.json.
+"""Division of the photographs into shards, the finished shards, and the merge into dataset.json.
 
-Shard k is made of photographs k·n to (k + 1)·n − 1 and nothing else, n being the same for all. So any process can make
-a shard at any time, a second time too, always with the same bytes: an interrupted run goes on with the shards that are
-missing, and it does not matter how many processes shared the work.
+Shard k depends on photographs k·n to (k + 1)·n − 1 only, with the same n for all shards. Any process can write it at
+any time, again if needed, with the same bytes. An interrupted run continues with the missing shards, and the number of
+processes does not change the result.
 """
 
 import dataclasses
@@ -18,11 +18,11 @@ from fmboost_jax.files import read_json, write_atomically
 
 @dataclasses.dataclass(frozen=True)
 class FinishedShard(Shard):
-    """Content of a shard's JSON file: the shard, and its photographs.
+    """Content of a shard's JSON file: the shard and its photographs.
 
     Attributes:
-        photos: names of the photographs in it, in the records' order.
-        skipped: (name, reason) of those left out. Without photographs there is no shard file.
+        photos: names of its photographs, in the order of the records. A shard without photographs has no file.
+        skipped: (name, reason) of each photograph that was skipped.
     """
 
     photos: tuple[str, ...]
@@ -31,14 +31,14 @@ class FinishedShard(Shard):
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """The work in a folder; plan.json keeps it, so that a continued run makes the same dataset.
+    """Plan of a dataset, saved in plan.json so that a continued run writes the same dataset.
 
     Attributes:
         folder: folder of the dataset.
-        recipe: how pairs are made.
+        recipe: recipe of the pairs.
         photos: number of photographs.
-        photos_per_shard: photographs to a shard.
-        fingerprint: of the photographs' names and sizes.
+        photos_per_shard: photographs per shard.
+        fingerprint: hash of the photographs' names and sizes.
     """
 
     folder: pathlib.Path
@@ -48,10 +48,10 @@ class Plan:
     fingerprint: str
 
     def begin(self) -> None:
-        """Write plan.json, or hold this plan against the one that is there.
+        """Write plan.json, or compare this plan with an existing one.
 
         Raises:
-            InputError: the folder was begun with another plan; names what differs.
+            InputError: the folder has another plan; the message has the differences.
         """
         path = self.folder / "plan.json"
         fields = dataclasses.asdict(self.recipe) | {
@@ -61,7 +61,7 @@ class Plan:
             "fingerprint": self.fingerprint,
         }
         if path.exists():
-            # A plan of before there was a choice of it.
+            # Plans of version 0.1 lack this field.
             before = {"low_res_source": "pixels"} | read_json(path)
             differences = [
                 f"{name} was {before.get(name)!r} and is now {value!r}"
@@ -73,7 +73,7 @@ class Plan:
             if differences:
                 raise InputError(
                     f"{self.folder} was begun with other settings or photographs: {'; '.join(differences)}; "
-                    "go on with those, or choose another output folder"
+                    "set them back, or choose another output folder"
                 )
             return
         self.shard_folder.mkdir(parents=True, exist_ok=True)
@@ -100,16 +100,16 @@ class Plan:
         return f"shards/{shard:05d}.array_record"
 
     def finish_shard(self, shard: int, finished: FinishedShard) -> None:
-        """Write a shard's JSON file; from here on it counts as finished."""
+        """Write a shard's JSON file, which marks it as finished."""
         write_atomically(self._json(shard), json.dumps(dataclasses.asdict(finished), indent=1).encode())
 
     def finished_shard(self, shard: int) -> FinishedShard | None:
-        """A shard that was finished before, or None."""
+        """Return the content of a finished shard's JSON file, or None."""
         path = self._json(shard)
         return from_mapping(FinishedShard, read_json(path), str(path), "precompute again") if path.exists() else None
 
     def is_intact(self, shard: int) -> bool:
-        """Whether a shard is finished and its file still has its checksum."""
+        """Return whether a shard is finished and its file has the right checksum."""
         try:
             finished = self.finished_shard(shard)
         except InputError:
@@ -120,20 +120,20 @@ class Plan:
         return path.exists() and path.stat().st_size == finished.bytes and _sha256(path) == finished.sha256
 
     def merge(self) -> tuple[DatasetInfo, list[tuple[str, str]]] | None:
-        """Write dataset.json if all shards are finished; returns the dataset and (name, reason) of skipped photographs.
+        """Write dataset.json if all shards are finished; return the dataset and (name, reason) of skipped photographs.
 
-        Every process calls it after its last shard. Whichever finishes last sees all shards finished; if several do,
-        they write the same bytes.
+        Every process calls it after its last shard. The last one finds all shards finished. If several do, they write
+        the same bytes.
 
         Raises:
             InputError: no photograph could be used.
         """
         finished = []
         for shard in range(self.shards):
-            found = self.finished_shard(shard)
-            if found is None:
+            entry = self.finished_shard(shard)
+            if entry is None:
                 return None
-            finished.append(found)
+            finished.append(entry)
         skipped = [photo for shard in finished for photo in shard.skipped]
         used = [shard for shard in finished if shard.records]
         if not used:

@@ -1,4 +1,4 @@
-"""Where photographs come from: a folder of files, or a TFDS dataset."""
+"""Sources of photographs: a folder of files, or a TFDS dataset."""
 
 import hashlib
 import io
@@ -7,63 +7,66 @@ import pathlib
 import re
 from typing import Any, Protocol, runtime_checkable
 
-from fmboost_jax.errors import InputError, one_line
-
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp")
+from fmboost_jax.errors import InputError, one_line, printable
+from fmboost_jax.images.photos import photo_suffixes
 
 
 @runtime_checkable
 class Photos(Protocol):
-    """Numbered photographs with names that stay the same from run to run. Safe to read from several threads.
+    """Numbered photographs whose names are the same in every run. Several threads may read at the same time.
 
     Attributes:
-        names: one a photograph.
-        fingerprint: changes when the photographs do.
+        names: name of each photograph.
+        fingerprint: hash that changes with the photographs.
     """
 
     names: list[str]
     fingerprint: str
 
     def open(self, number: int) -> io.BufferedIOBase:
-        """The encoded image; OSError if it cannot be read."""
+        """Return the encoded image, as a file.
+
+        Raises:
+            OSError: it cannot be read.
+        """
         ...
 
 
 class FolderPhotos:
-    """The JPEG, PNG and WebP files in a folder and the folders below, sorted by name; hidden ones are left out."""
+    """The image files (`photo_suffixes`) in a folder and its subfolders, without hidden ones, sorted by name."""
 
     def __init__(self, folder: str | os.PathLike):
         """List the files.
 
         Raises:
-            InputError: no such folder, or none of these files in it.
+            InputError: the folder does not exist, or has no image files.
         """
         folder = pathlib.Path(folder)
         if not folder.is_dir():
             raise InputError(f"photo folder {folder} does not exist")
-        paths = {}
+        suffixes, paths = photo_suffixes(), {}
         for parent, folders, files in os.walk(folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (pathlib.Path(parent, name) for name in files if not name.startswith(".")):
-                if path.suffix.lower() in SUFFIXES:
-                    paths[_printable(path.relative_to(folder).as_posix())] = path
+                if path.suffix.lower() in suffixes:
+                    paths[printable(path.relative_to(folder).as_posix())] = path
         if not paths:
-            raise InputError(f"photo folder {folder} holds no photographs; expected {', '.join(SUFFIXES)} files")
+            raise InputError(f"photo folder {folder} holds no photographs; expected image files such as .jpg or .png")
         self.names = sorted(paths)
         self._paths = [paths[name] for name in self.names]
         sizes = [path.stat().st_size if path.exists() else 0 for path in self._paths]
         self.fingerprint = _digest(f"{name}/{size}" for name, size in zip(self.names, sizes, strict=True))
 
     def open(self, number: int) -> io.BufferedIOBase:
-        """The file."""
+        """Open the file."""
         return self._paths[number].open("rb")
 
 
 class TFDSPhotos:
     """The images of one split of a TFDS dataset, read through `tfds.data_source`, which needs no TensorFlow.
 
-    The dataset must be stored as ArrayRecord; TFDS downloads and prepares it so where it is not there yet. Images are
-    taken undecoded, so they are treated as files are.
+    The dataset must be stored as ArrayRecord. TFDS downloads and prepares a missing dataset in this format. Images are
+    read undecoded, so they are decoded in the same way as files.
     """
 
     def __init__(self, name: str):
@@ -73,7 +76,7 @@ class TFDSPhotos:
             name: NAME:SPLIT or NAME:SPLIT:DATA_DIR, for example "coco/2017:validation" or "div2k:train[:10%]:/data".
 
         Raises:
-            InputError: tensorflow-datasets is not installed, no such dataset or split, or no single image in it.
+            InputError: tensorflow-datasets is not installed, the dataset or split does not exist, or it has no images.
         """
         match = re.fullmatch(r"(?P<name>[^:]+(:\d+\.[\d.*]+)?):(?P<split>(\[[^\]]*\]|[^:\[])+)(:(?P<folder>.+))?", name)
         if match is None:
@@ -97,9 +100,9 @@ class TFDSPhotos:
             self._examples = builder.as_data_source(split=match["split"], decoders=undecoded)
         except InputError:
             raise
-        # Each of its many builders raises what it likes.
+        # Builders raise exceptions of many types.
         except Exception as error:
-            raise InputError(f"TFDS cannot give {name}: {one_line(error)}") from error
+            raise InputError(f"TFDS cannot read {name}: {one_line(error)}") from error
         title = f"{builder.info.full_name}/{match['split']}"
         self.names = [f"{title}/{number:08d}" for number in range(len(self._examples))]
         if not self.names:
@@ -107,13 +110,8 @@ class TFDSPhotos:
         self.fingerprint = _digest([title, str(len(self.names))])
 
     def open(self, number: int) -> io.BufferedIOBase:
-        """The image as it is stored."""
+        """Open the stored image."""
         return io.BytesIO(self._examples[number][self._feature])
-
-
-def _printable(name: str) -> str:
-    """A file name with bytes that are no UTF-8 spelled out."""
-    return os.fsencode(name).decode("utf-8", "backslashreplace")
 
 
 def _digest(parts) -> str:

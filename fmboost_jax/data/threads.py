@@ -1,4 +1,4 @@
-"""Work in threads ahead of whoever takes the results."""
+"""Functions that run in threads ahead of the consumer."""
 
 import collections
 import itertools
@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 
 def in_order(function: Callable, items: Iterable, num_threads: int) -> Iterator:
-    """`map` in threads, at most two results a thread ahead of who takes them."""
+    """Apply a function in threads and yield results in order, at most two per thread ahead of the consumer."""
     with ThreadPoolExecutor(max(1, num_threads)) as pool:
         waiting = collections.deque()
         try:
@@ -22,6 +22,6 @@ def in_order(function: Callable, items: Iterable, num_threads: int) -> Iterator:
 
 
 def batched(items: Iterator, size: int) -> Iterator[list]:
-    """Lists of `size` items, the last one shorter."""
+    """Yield lists of `size` items; the last one may be shorter."""
     while batch := list(itertools.islice(items, size)):
         yield batch

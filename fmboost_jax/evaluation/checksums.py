@@ -1,4 +1,4 @@
-"""Checksums of what numbers depend on."""
+"""Checksums of the inputs of an evaluation."""
 
 import hashlib
 import json
@@ -9,12 +9,12 @@ from fmboost_jax.models.parameters import Parameters
 
 
 def of_facts(**facts) -> str:
-    """SHA-256 of facts that JSON can hold."""
+    """Return the SHA-256 of values that JSON can represent."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
 
 
 def of_parameters(parameters: Parameters) -> str:
-    """SHA-256 of a network's weights, with their names and shapes."""
+    """Return the SHA-256 of a network's weights, including names and shapes."""
     digest = hashlib.sha256()
     for name in sorted(parameters):
         array = np.ascontiguousarray(parameters[name])

@@ -1,6 +1,6 @@
-"""Low-res images as cameras and the web make them: resized, compressed, blurred and noisy.
+"""Degraded low-res images: resized, compressed, blurred and noisy, like those of cameras and the web.
 
-Each is a function of the image, its name and a seed alone: the same on any machine and in any order.
+Each depends on the image, its name and a seed only, so it is the same on any machine and in any order.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ SINC_PROBABILITY = 0.1
 KERNEL_SHAPES = ("gaussian", "generalized", "plateau")
 KERNEL_PROBABILITIES = (0.7, 0.15, 0.15)
 GENERALIZED_BETA, PLATEAU_BETA = (0.5, 4.0), (1.0, 2.0)
-# Of these, kernels with equal axes make up 0.45, 0.12 and 0.12; with unequal ones 0.25, 0.03 and 0.03.
+# Probability of equal axes. Absolute probabilities are 0.45, 0.12, 0.12 for equal axes, 0.25, 0.03, 0.03 for unequal.
 ISOTROPIC = {"gaussian": 0.45 / 0.7, "generalized": 0.8, "plateau": 0.8}
 RESIZE_FILTERS = ("box", "bilinear", "bicubic")
 GAUSSIAN_NOISE_PROBABILITY, GREY_NOISE_PROBABILITY = 0.5, 0.4
@@ -39,15 +39,15 @@ JPEG_QUALITY = (30, 95)
 def degrade(
     image: UInt8[np.ndarray, "h w 3"], name: str, *, size: int, kind: str, resize: str, seed: int
 ) -> UInt8[np.ndarray, "size size 3"]:
-    """The low-res image of a square one.
+    """Return the low-res image of a square image.
 
     Args:
         image: the original.
-        name: of the image; with `seed` it determines all that is random.
-        size: side of the result.
-        kind: "none": resized; "jpeg": resized, then JPEG of a random quality in `JPEG_QUALITY`; "blur_noise": blurred
-            by a random kernel, resized by a random filter, with Gaussian or Poisson noise, then JPEG.
-        resize: filter of the first two, one of `FILTERS`.
+        name: name of the image; random numbers depend on it and on `seed`.
+        size: side of the result in pixels.
+        kind: "none": resizing; "jpeg": resizing, then JPEG with a random quality in `JPEG_QUALITY`; "blur_noise":
+            random blur, resizing with a random filter, Gaussian or Poisson noise, then JPEG.
+        resize: filter of "none" and "jpeg", one of `FILTERS`.
         seed: see `name`.
     """
     digest = hashlib.sha256(f"{seed}/{kind}/{name}".encode()).digest()
@@ -67,21 +67,21 @@ def _resized(image: UInt8[np.ndarray, "h w 3"], size: int, resize: str) -> UInt8
 
 
 def jpeg(image: UInt8[np.ndarray, "h w 3"], quality: int) -> UInt8[np.ndarray, "h w 3"]:
-    """The image after JPEG compression with chroma subsampling 4:2:0."""
+    """Compress an image as JPEG with chroma subsampling 4:2:0, and decode it."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "JPEG", quality=quality, subsampling="4:2:0")
     return np.asarray(Image.open(file))
 
 
 def blur(image: Float[np.ndarray, "h w 3"], kernel: Float[np.ndarray, "k k"]) -> Float[np.ndarray, "h w 3"]:
-    """Convolution of each channel, edges reflected."""
+    """Convolve each channel, with reflected edges."""
     margin = len(kernel) // 2
     padded = np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="reflect")
     return fftconvolve(padded, kernel[:, :, None], mode="valid", axes=(0, 1))
 
 
 def add_noise(image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator) -> UInt8[np.ndarray, "h w 3"]:
-    """Gaussian noise of a random standard deviation, or Poisson noise of a random scale; of one grey or of colours."""
+    """Add Gaussian noise of random standard deviation or Poisson noise of random scale, either grey or coloured."""
     values = image / 255.0
     grey = generator.random() < GREY_NOISE_PROBABILITY
     if generator.random() < GAUSSIAN_NOISE_PROBABILITY:
@@ -94,10 +94,10 @@ def add_noise(image: UInt8[np.ndarray, "h w 3"], generator: np.random.Generator)
 
 
 def random_kernel(generator: np.random.Generator) -> Float[np.ndarray, "k k"]:
-    """A blur kernel of odd size whose weights sum to 1."""
+    """Return a blur kernel of odd size whose weights sum to 1."""
     size = int(generator.choice(KERNEL_SIZES))
     if generator.random() < SINC_PROBABILITY:
-        # Ringing: an ideal low-pass filter that is round in frequency.
+        # An ideal low-pass filter with a circular pass band, which causes ringing.
         return sinc_kernel(size, generator.uniform(np.pi / 3 if size < 13 else np.pi / 5, np.pi))
     shape = str(generator.choice(KERNEL_SHAPES, p=KERNEL_PROBABILITIES))
     along, across = generator.uniform(*BLUR_SIGMA, size=2)
@@ -110,7 +110,7 @@ def random_kernel(generator: np.random.Generator) -> Float[np.ndarray, "k k"]:
 def gaussian_kernel(
     size: int, along: float, across: float, angle: float, shape: str = "gaussian", beta: float = 1.0
 ) -> Float[np.ndarray, "size size"]:
-    """exp(−r²/2), "generalized" exp(−(r²)^β/2) or "plateau" 1/(1 + (r²)^β), r the distance in standard deviations."""
+    """Return exp(−r²/2), "generalized" exp(−(r²)^β/2) or "plateau" 1/(1 + (r²)^β); r is in standard deviations."""
     offsets = np.arange(size) - size // 2
     x, y = np.meshgrid(offsets, offsets)
     u, v = np.cos(angle) * x + np.sin(angle) * y, np.cos(angle) * y - np.sin(angle) * x
@@ -123,7 +123,7 @@ def gaussian_kernel(
 
 
 def sinc_kernel(size: int, cutoff: float) -> Float[np.ndarray, "size size"]:
-    """The circular low-pass filter ω J₁(ω r) / (2π r), ω the cutoff in radians a pixel."""
+    """Return the circular low-pass filter ω J₁(ω r) / (2π r) with the cutoff ω in radians per pixel."""
     offsets = np.arange(size) - size // 2
     radius = np.hypot(*np.meshgrid(offsets, offsets))
     radius[size // 2, size // 2] = 1.0

@@ -1,4 +1,4 @@
-"""One evaluation from its images to its numbers: batches, parts on disk, cached statistics of the reference."""
+"""The work of an evaluation: batches, partial results on disk, cached statistics of reference sets."""
 
 import itertools
 import pathlib
@@ -24,14 +24,14 @@ EVALUATED, REFERENCE = "images", "reference"
 
 
 class Evaluator:
-    """The work of one evaluation, shared among processes by batches.
+    """An evaluation whose batches are divided among processes.
 
     Args:
-        protocol: what to measure, and how.
-        metrics: the metrics.
+        protocol: protocol of the evaluation.
+        metrics: metrics of the protocol.
         parts: results of the batches on disk.
         cache: folder of the reference sets' statistics.
-        process_index: this process does batches process_index, process_index + process_count, ….
+        process_index: number of this process. It evaluates batches process_index, process_index + process_count, ….
         process_count: processes that share the work.
     """
 
@@ -49,39 +49,39 @@ class Evaluator:
         self._process_index, self._process_count = process_index, process_count
 
     def evaluate(self, source: ImageSource, captions: dict[str, str]) -> None:
-        """Do this process's batches of the images, those that are not there yet."""
+        """Evaluate the missing batches of this process."""
 
-        def act(names: list[str], batch: Batch) -> PartialResult:
+        def measure(names: list[str], batch: Batch) -> PartialResult:
             rows = self._metrics.rows(names, batch.images, batch.originals, captions)
             return PartialResult(rows, [], batch.seconds, self._metrics.features(names, batch.images))
 
-        self._work(EVALUATED, source, act)
+        self._work(EVALUATED, source, measure)
 
     def prepare_reference(self, reference: ImageSet, checksum: str) -> None:
-        """Do this process's batches of the reference's features, unless the cache has their statistics."""
+        """Compute this process's batches of the reference's features, if the cache lacks their statistics."""
         if any(not path.exists() for path in self._cached(checksum).values()):
 
-            def act(names: list[str], batch: Batch) -> PartialResult:
+            def measure(names: list[str], batch: Batch) -> PartialResult:
                 return PartialResult([], [], 0.0, self._metrics.features(names, batch.images))
 
-            self._work(REFERENCE, Folder(reference), act)
+            self._work(REFERENCE, Folder(reference), measure)
 
-    def _work(self, kind: str, source: ImageSource, act: Callable[[list[str], Batch], PartialResult]) -> None:
+    def _work(self, kind: str, source: ImageSource, measure: Callable[[list[str], Batch], PartialResult]) -> None:
         size = self._protocol.batch_size
-        own = range(self._process_index, _batches(source.names, size), self._process_count)
-        missing = [number for number in own if not self._parts.has(kind, number)]
+        assigned = range(self._process_index, _batches(source.names, size), self._process_count)
+        missing = [number for number in assigned if not self._parts.has(kind, number)]
         names = [(number, name) for number in missing for name in source.names[number * size : (number + 1) * size]]
-        total = sum(len(source.names[number * size : (number + 1) * size]) for number in own)
+        total = sum(len(source.names[number * size : (number + 1) * size]) for number in assigned)
         loaded = in_order(lambda item: (item[0], *load_quietly(source, item[1])), names, self._protocol.num_threads)
         bar = tqdm(total=total, initial=total - len(names), desc=kind, unit="image", dynamic_ncols=True)
         with bar:
             for number, group in itertools.groupby(loaded, lambda item: item[0]):
-                part = _one_batch(source, act, group)
+                part = _one_batch(source, measure, group)
                 self._parts.write(kind, number, part)
                 bar.update(len(source.names[number * size : (number + 1) * size]))
 
     def unfinished(self, source: ImageSource, reference: ImageSet | None, checksum: str) -> int:
-        """How many batches other processes have still to do."""
+        """Return the number of batches that other processes have not finished."""
         wanted = [(EVALUATED, number) for number in range(_batches(source.names, self._protocol.batch_size))]
         if reference is not None and any(not path.exists() for path in self._cached(checksum).values()):
             count = _batches(reference.names, self._protocol.batch_size)
@@ -89,28 +89,28 @@ class Evaluator:
         return sum(not self._parts.has(*part) for part in wanted)
 
     def results(self, source: ImageSource, reference: ImageSet | None, checksum: str) -> tuple[dict, list[dict]]:
-        """The numbers of all batches: the results, and a row an image.
+        """Return the results over all batches, and a row for each image.
 
         Raises:
-            InputError: not a single image could be used, or too few for a distance.
+            InputError: no image could be used, or too few for a Fréchet distance.
         """
         rows, skipped, seconds = [], [], 0.0
-        found = self._empty()
+        totals = self._empty()
         for part in self._all(EVALUATED, source.names):
             rows += part.rows
             skipped += part.skipped
             seconds += part.seconds
-            for name, statistics in found.items():
+            for name, statistics in totals.items():
                 statistics.update(part.features[name])
         if not rows:
             raise InputError(f"none of the {len(source.names)} images could be used: {': '.join(skipped[0])}")
         metrics = summary(rows)
         notes = []
-        if found:
-            assert reference is not None, "the commands ask for a reference where a metric compares two sets"
+        if totals:
+            assert reference is not None, "metrics of two sets need a reference"
             expected, skipped_there = self._reference(reference, checksum)
             skipped += [entry for entry in skipped_there if entry not in skipped]
-            for name, statistics in found.items():
+            for name, statistics in totals.items():
                 with warnings.catch_warnings(record=True) as caught:
                     warnings.simplefilter("always")
                     distance = frechet_distance(statistics, expected[name])
@@ -118,7 +118,7 @@ class Evaluator:
                 metrics[name] = {"value": distance, "standard_error": None, "images": statistics.count}
         wanted = self._protocol.count
         if len(rows) < wanted:
-            notes.append(f"the protocol asks for {wanted} images, {len(rows)} were measured: compare with no other set")
+            notes.append(f"the protocol has {wanted} images, {len(rows)} were measured: not comparable with other sets")
         results = {
             "images": len(rows),
             "skipped": skipped,
@@ -129,11 +129,11 @@ class Evaluator:
         return results, rows
 
     def remove_parts(self) -> None:
-        """Delete the results of batches, once the whole's are written."""
+        """Delete the partial results."""
         self._parts.remove()
 
     def _reference(self, reference: ImageSet, checksum: str) -> tuple[dict[str, FeatureStatistics], list[list[str]]]:
-        """The reference's statistics, from the cache or from its parts, which then go into the cache."""
+        """Return the reference's statistics, from the cache or from partial results, which are then cached."""
         paths = self._cached(checksum)
         if all(path.exists() for path in paths.values()):
             return {name: FeatureStatistics.load(path) for name, path in paths.items()}, []
@@ -148,7 +148,7 @@ class Evaluator:
         return expected, skipped
 
     def _cached(self, checksum: str) -> dict[str, pathlib.Path]:
-        """File of a reference set's statistics for each distance, named by a checksum of all that they depend on."""
+        """Return the file of a reference set's statistics for each distance, named by a checksum of their inputs."""
         protocol = self._protocol
         paths = {}
         for name, patch in protocol.feature_sets.items():
@@ -169,7 +169,7 @@ class Evaluator:
         return (self._parts.read(kind, number) for number in range(_batches(names, self._protocol.batch_size)))
 
 
-def _one_batch(source: ImageSource, act: Callable, loaded: Iterator[tuple[int, str, Any]]) -> PartialResult:
+def _one_batch(source: ImageSource, measure: Callable, loaded: Iterator[tuple[int, str, Any]]) -> PartialResult:
     usable, skipped = [], []
     for _, name, content in loaded:
         if isinstance(content, UnusablePhoto):
@@ -177,9 +177,9 @@ def _one_batch(source: ImageSource, act: Callable, loaded: Iterator[tuple[int, s
         else:
             usable.append((name, content))
     if not usable:
-        return PartialResult([], skipped, 0.0, act([], Batch([], None, 0.0)).features)
+        return PartialResult([], skipped, 0.0, measure([], Batch([], None, 0.0)).features)
     names, contents = map(list, zip(*usable, strict=True))
-    return act(names, source.batch(names, contents))._replace(skipped=skipped)
+    return measure(names, source.batch(names, contents))._replace(skipped=skipped)
 
 
 def _batches(names: list[str], size: int) -> int:

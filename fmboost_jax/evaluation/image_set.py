@@ -1,4 +1,4 @@
-"""The images of an evaluation: chosen by the protocol, cut to its size, known by name and checksum."""
+"""The images of an evaluation: selected by the protocol, and cropped to its size."""
 
 import hashlib
 import pathlib
@@ -16,14 +16,14 @@ from fmboost_jax.images.photos import UnusablePhoto, centre_square, load_photo, 
 
 
 class ImageSet:
-    """A protocol's choice of the images of a source.
+    """The images of a source that a protocol selects.
 
     Args:
-        source: where they come from.
-        protocol: says how many, and what is cut of them.
+        source: the images.
+        protocol: protocol with the number of images and their size.
 
     Attributes:
-        names: of the chosen images, sorted, without the ending of a file's name.
+        names: sorted names of the selected images, without suffix.
     """
 
     def __init__(self, source: Photos, protocol: Protocol):
@@ -31,7 +31,7 @@ class ImageSet:
         numbers = {_stem(name): number for number, name in enumerate(source.names)}
         if len(numbers) < len(source.names):
             twice = next(name for number, name in enumerate(source.names) if numbers[_stem(name)] != number)
-            raise InputError(f"image {twice}: there is another of that name with another ending; rename one")
+            raise InputError(f"image {twice}: another image has the same name with another suffix; rename one")
         names = sorted(numbers)
         if 0 < protocol.count < len(names):
             drawn = sorted(names, key=lambda name: hashlib.sha256(f"{protocol.seed}/{name}".encode()).digest())
@@ -40,10 +40,10 @@ class ImageSet:
         self._numbers = numbers
 
     def load(self, name: str) -> UInt8[np.ndarray, "h w 3"]:
-        """An image, upright and sRGB, cut to the protocol's size.
+        """Return an image, upright and in sRGB, cropped and resized to the protocol's size.
 
         Raises:
-            UnusablePhoto: it cannot be read, or is smaller than that size.
+            UnusablePhoto: the image cannot be read, or is smaller than that size.
         """
         try:
             with self._source.open(self._numbers[name]) as file:
@@ -59,7 +59,7 @@ class ImageSet:
         return np.asarray(photo.resize((size, size), FILTERS[self._protocol.high_res_filter], box))
 
     def size(self, name: str) -> tuple[int, int] | None:
-        """Width and height of an upright image, from its file's head; None where it cannot be read."""
+        """Return width and height of the upright image from its file's header; None if it cannot be read."""
         try:
             with self._source.open(self._numbers[name]) as file:
                 return photo_size(file)
@@ -67,7 +67,7 @@ class ImageSet:
             return None
 
     def checksum(self) -> str:
-        """SHA-256 of the chosen images' names and bytes."""
+        """Return the SHA-256 of the selected images' names and bytes."""
 
         def digest(name: str) -> str:
             try:
@@ -82,17 +82,17 @@ class ImageSet:
 
 
 def check_pairs(images: ImageSet, reference: ImageSet, protocol: Protocol) -> None:
-    """Refuse two collections whose images are no pairs.
+    """Check that two sets of images form pairs.
 
     Raises:
-        InputError: names on one side alone, or, where the protocol cuts nothing, pairs of different sizes.
+        InputError: names that only one set has; or pairs of different sizes, if the protocol does not crop.
     """
     alone = sorted(set(images.names) - set(reference.names)), sorted(set(reference.names) - set(images.names))
     if any(alone):
         sides = zip(("the images", "the reference"), alone, strict=True)
-        named = "; ".join(f"{len(names)} in {side} alone: {some(names)}" for side, names in sides if names)
+        named = "; ".join(f"{len(names)} only in {side}: {some(names)}" for side, names in sides if names)
         raise InputError(
-            f"{', '.join(protocol.paired)} need pairs of the same name: {len(images.names)} images, "
+            f"{', '.join(protocol.paired)} need pairs with equal names: {len(images.names)} images, "
             f"{len(reference.names)} in the reference; {named}"
         )
     if protocol.high_res:
@@ -104,19 +104,19 @@ def check_pairs(images: ImageSet, reference: ImageSet, protocol: Protocol) -> No
             unequal.append(f"{name} {size[0]}×{size[1]} against {expected[0]}×{expected[1]}")
     if unequal:
         raise InputError(
-            f"{len(unequal)} pairs of different sizes: {some(unequal)}; set high_res to cut all to one size"
+            f"{len(unequal)} pairs of different sizes: {some(unequal)}; set high_res to crop all to one size"
         )
 
 
 def read_captions(path: str, names: list[str]) -> dict[str, str]:
-    """The first caption of each image.
+    """Return the first caption of each image.
 
     Args:
-        path: JSON of {name: caption or list of captions}, or COCO's own `captions_*.json`.
-        names: images that need one.
+        path: JSON of {name: caption or list of captions}, or COCO's `captions_*.json`.
+        names: names of the images.
 
     Raises:
-        InputError: a file that cannot be read, or images without a caption.
+        InputError: the file cannot be read, or an image has no caption.
     """
     if not pathlib.Path(path).is_file():
         raise InputError(f"captions {path}: no such file; expected JSON of {{name: caption}} or COCO's captions_*.json")

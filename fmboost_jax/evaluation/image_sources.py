@@ -1,4 +1,4 @@
-"""What is evaluated: images of a folder, photographs made small and boosted, or boosted prompts."""
+"""Images to evaluate: those of a folder, enlarged low-res photographs, or boosted images of prompts."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple, runtime_checkable
@@ -17,72 +17,76 @@ from fmboost_jax.images.photos import UnusablePhoto
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.runtime.timing import CompileClock
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Batch(NamedTuple):
-    """Images to measure.
+    """A batch of images to evaluate.
 
     Attributes:
-        images: what is evaluated.
-        originals: what to compare with, or None.
-        seconds: spent making the images, without compiling; 0 where nothing was made.
+        images: images to evaluate.
+        originals: their originals, or None.
+        seconds: time to generate the images, without compilation; 0 for images of a folder.
     """
 
-    images: list[Picture]
-    originals: list[Picture] | None
+    images: list[Pixels]
+    originals: list[Pixels] | None
     seconds: float
 
 
 @runtime_checkable
 class ImageSource(Interface):
-    """Something to evaluate, image by image.
+    """A source of images to evaluate.
 
     Attributes:
-        names: of the images.
+        names: names of the images.
     """
 
     names: list[str]
 
     def load(self, name: str) -> Any:
-        """What can be done in a thread ahead of `batch`; UnusablePhoto where the image is to be skipped."""
+        """Prepare an image, in a thread ahead of `batch`.
+
+        Raises:
+            UnusablePhoto: the image cannot be used and is skipped.
+        """
         ...
 
     def batch(self, names: list[str], loaded: list[Any]) -> Batch:
-        """The images of what was loaded."""
+        """Return the batch of prepared images."""
         ...
 
 
 class Folder:
-    """Images as they are, beside those of the same names.
+    """Images of a folder, with their originals.
 
     Args:
-        images: what is evaluated.
-        originals: their originals, or None where no metric compares with them.
+        images: images to evaluate.
+        originals: their originals; None if no metric needs them.
     """
 
     def __init__(self, images: ImageSet, originals: ImageSet | None = None):
         self.names = images.names
         self._images, self._originals = images, originals
 
-    def load(self, name: str) -> tuple[Picture, Picture | None]:
-        """An image and its original."""
+    def load(self, name: str) -> tuple[Pixels, Pixels | None]:
+        """Load an image and its original."""
         return self._images.load(name), self._originals.load(name) if self._originals else None
 
-    def batch(self, names: list[str], loaded: list[tuple[Picture, Picture | None]]) -> Batch:
-        """As loaded."""
+    def batch(self, names: list[str], loaded: list[tuple[Pixels, Pixels | None]]) -> Batch:
+        """Return the loaded images."""
         originals = [original for _, original in loaded if original is not None]
         return Batch([image for image, _ in loaded], originals if self._originals else None, 0.0)
 
 
 class SmallPhotographs:
-    """Small photographs, enlarged, beside their originals.
+    """Enlarged low-res photographs, with their originals.
 
     Args:
-        originals: the photographs, cut to the protocol's high_res.
-        protocol: says how they become small.
-        enlarge: (small images, seeds) → images of high_res.
-        small: small images of the same names; None: the originals, made small by the protocol.
+        originals: photographs at the protocol's high_res.
+        protocol: protocol with the degradation.
+        enlarge: function from (low-res images, seeds) to images of size high_res.
+        small: low-res images with the same names. Default: the degraded originals.
     """
 
     def __init__(self, originals: ImageSet, protocol: Protocol, enlarge: Callable, small: ImageSet | None = None):
@@ -90,8 +94,8 @@ class SmallPhotographs:
         self._originals, self._protocol, self._enlarge, self._small = originals, protocol, enlarge, small
         self._number = {name: number for number, name in enumerate(self.names)}
 
-    def load(self, name: str) -> tuple[Picture, Picture]:
-        """A small image and its original."""
+    def load(self, name: str) -> tuple[Pixels, Pixels]:
+        """Load a low-res image and its original."""
         protocol = self._protocol
         original = self._originals.load(name)
         if self._small is not None:
@@ -106,8 +110,8 @@ class SmallPhotographs:
         )
         return small, original
 
-    def batch(self, names: list[str], loaded: list[tuple[Picture, Picture]]) -> Batch:
-        """The small images, enlarged; always as many at once, so that one program serves all."""
+    def batch(self, names: list[str], loaded: list[tuple[Pixels, Pixels]]) -> Batch:
+        """Enlarge the low-res images, in batches of constant size for one compiled program."""
         small = np.stack([small for small, _ in loaded])
         seeds = np.array([self._protocol.seed + self._number[name] for name in names])
         with CompileClock() as clock:
@@ -116,13 +120,13 @@ class SmallPhotographs:
 
 
 class Prompts:
-    """What a base model makes of captions, boosted.
+    """Images of captions: a base model's latents, boosted.
 
     Args:
-        captions: by name.
-        protocol: says by how many steps.
-        boosters: one, or a cascade.
-        pipe: a diffusers pipeline whose latents the first of them takes.
+        captions: captions by name.
+        protocol: protocol with the settings of base model and flow.
+        boosters: one booster, or a cascade.
+        pipe: diffusers pipeline of the base model; the first booster takes its latents.
     """
 
     def __init__(self, captions: dict[str, str], protocol: Protocol, boosters: list[Booster], pipe: Any):
@@ -131,11 +135,11 @@ class Prompts:
         self._number = {name: number for number, name in enumerate(self.names)}
 
     def load(self, name: str) -> str:
-        """The caption."""
+        """Return the caption."""
         return self._captions[name]
 
     def batch(self, names: list[str], loaded: list[str]) -> Batch:
-        """Base model, flow and decoder; the time is that of the last two."""
+        """Run base model, flow and decoder; the time is that of flow and decoder."""
         from fmboost_jax.boosting.diffusers import prompt_latents
 
         protocol, first = self._protocol, self._boosters[0]
@@ -156,10 +160,10 @@ class Prompts:
 
 
 def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
-    """(small images, seeds) → boosted images.
+    """Return a function from (low-res images, seeds) to boosted images.
 
     Raises:
-        InputError: boosters whose factor does not lead from low_res to high_res.
+        InputError: the boosters' factor is not high_res / low_res.
     """
     factor = int(np.prod([booster.factor for booster in boosters]))
     if protocol.low_res * factor != protocol.high_res or not protocol.high_res:
@@ -178,9 +182,9 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
 
 
 def filter_enlarges(name: str, protocol: Protocol) -> Callable:
-    """(small images, seeds) → images enlarged by a filter of Pillow: what a booster has to beat."""
+    """Return a function from (low-res images, seeds) to images enlarged by a filter of Pillow, as a baseline."""
     if not 0 < protocol.low_res <= protocol.high_res:
-        raise InputError(f"low_res {protocol.low_res} must lie between 1 and high_res {protocol.high_res}; set both")
+        raise InputError(f"low_res {protocol.low_res} must be between 1 and high_res {protocol.high_res}; set both")
     size = (protocol.high_res, protocol.high_res)
     return lambda images, seeds: np.stack(
         [np.asarray(Image.fromarray(image).resize(size, FILTERS[name])) for image in images]
@@ -188,7 +192,7 @@ def filter_enlarges(name: str, protocol: Protocol) -> Callable:
 
 
 def load_quietly(source: ImageSource, name: str) -> tuple[str, Any]:
-    """(name, what `load` gives), an UnusablePhoto as a value, for threads."""
+    """Return (name, prepared image), with an UnusablePhoto exception as a value."""
     try:
         return name, source.load(name)
     except UnusablePhoto as reason:

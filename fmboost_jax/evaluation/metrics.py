@@ -1,4 +1,4 @@
-"""Every metric that a protocol asks for, on batches of images, over all devices."""
+"""The metrics of a protocol, for batches of images, on all devices."""
 
 import numpy as np
 from jax.sharding import Mesh
@@ -12,23 +12,23 @@ from fmboost_jax.metrics.frechet import patches
 from fmboost_jax.metrics.table import METRICS, MetricSettings
 from fmboost_jax.parallel.batching import data_parallel
 
-Picture = UInt8[np.ndarray, "_ _ 3"]
+Pixels = UInt8[np.ndarray, "_ _ 3"]
 
 
 class Metrics:
-    """The networks of a protocol's metrics, loaded, and the metrics by name.
+    """The metrics of a protocol, with their networks.
 
     Args:
-        protocol: says which.
-        mesh: the devices that share the images of a batch; CLIP and SSIMULACRA 2 run on the host.
-        weights: file of the feature network's weights; where they usually are if empty.
+        protocol: protocol of the evaluation.
+        mesh: devices that share a batch; SSIMULACRA 2 runs on the host, CLIP in PyTorch.
+        weights: file of the feature network's weights. Default: see `fmboost_jax.metrics.features.load_features`.
 
     Attributes:
-        network: of the features, or None where no distance between sets is asked for.
-        feature_weights: checksum of the network's, or "".
+        network: feature network; None without metrics of two sets.
+        feature_weights: checksum of its weights, or "".
 
     Raises:
-        InputError: a package or weights that are not here.
+        InputError: missing packages or weights.
     """
 
     def __init__(self, protocol: Protocol, mesh: Mesh, weights: str = ""):
@@ -46,18 +46,18 @@ class Metrics:
             self._features = data_parallel(self.network.function, self.network.parameters, mesh, protocol.batch_size)
 
     def rows(
-        self, names: list[str], images: list[Picture], originals: list[Picture] | None, captions: dict[str, str]
+        self, names: list[str], images: list[Pixels], originals: list[Pixels] | None, captions: dict[str, str]
     ) -> list[dict[str, float | str]]:
-        """The metrics of each image: {"name": …, "psnr": …, …}.
+        """Return the metrics of each image: {"name": …, "psnr": …, …}.
 
         Args:
-            names: of the images.
-            images: what is evaluated; sizes may differ.
-            originals: one an image, of the image's size; None where no metric compares with them.
-            captions: by name, where clip is asked for.
+            names: names of the images.
+            images: images to evaluate; their sizes may differ.
+            originals: original of each image, of equal size; None if no metric needs them.
+            captions: captions by name, for CLIP.
 
         Raises:
-            InputError: images too small for a metric.
+            InputError: an image is too small for a metric.
         """
         rows: list[dict] = [{"name": name} for name in names]
         for group in _by_size(images):
@@ -81,16 +81,16 @@ class Metrics:
 
     @property
     def dimensions(self) -> int:
-        """Length of a feature vector; 0 where no distance between sets is asked for."""
+        """Length of a feature vector; 0 without metrics of two sets."""
         return self.network.dimensions if self.network else 0
 
-    def features(self, names: list[str], images: list[Picture]) -> dict[str, np.ndarray]:
-        """Feature vectors for each distance between sets, by its name.
+    def features(self, names: list[str], images: list[Pixels]) -> dict[str, np.ndarray]:
+        """Return feature vectors for each metric of two sets, by its name.
 
         Raises:
-            InputError: an image smaller than a patch.
+            InputError: an image is smaller than a patch.
         """
-        found = {}
+        features = {}
         for name, patch in self._protocol.feature_sets.items():
             parts = []
             for group in _by_size(images):
@@ -100,12 +100,12 @@ class Metrics:
                     seed = self._protocol.seed
                     stacked = [patches(images[i], names[i], size=size, count=count, seed=seed) for i in group]
                 parts.append(self._features(np.concatenate(stacked)))
-            found[name] = np.concatenate(parts) if parts else np.zeros((0, self.dimensions), np.float32)
-        return found
+            features[name] = np.concatenate(parts) if parts else np.zeros((0, self.dimensions), np.float32)
+        return features
 
 
-def _by_size(images: list[Picture]) -> list[list[int]]:
-    """The images' numbers, those of one size together."""
+def _by_size(images: list[Pixels]) -> list[list[int]]:
+    """Group the indices of images by their size."""
     groups: dict[tuple, list[int]] = {}
     for index, image in enumerate(images):
         groups.setdefault(image.shape, []).append(index)

@@ -1,6 +1,6 @@
-"""Results of each batch on disk, so that an evaluation that was interrupted goes on with the very same numbers.
+"""Results of each batch on disk, so that an interrupted evaluation continues with the same results.
 
-OUT/partial/settings.json    what the numbers depend on
+OUT/partial/settings.json    settings that determine the results
            images-00003.npz  rows, skipped images and feature vectors of one batch
            reference-00003.npz
 """
@@ -22,13 +22,13 @@ _FACTS = "facts"
 
 
 class PartialResult(NamedTuple):
-    """What one batch gave.
+    """Results of one batch.
 
     Attributes:
-        rows: one a measured image.
-        skipped: [name, reason] of those that could not be used.
-        seconds: spent making the images.
-        features: vectors by the name of their distance.
+        rows: metrics of each measured image.
+        skipped: [name, reason] of each image that could not be used.
+        seconds: time to generate the images.
+        features: feature vectors by the name of the metric.
     """
 
     rows: list[dict]
@@ -38,14 +38,14 @@ class PartialResult(NamedTuple):
 
 
 class PartialResults:
-    """The parts of one evaluation.
+    """The partial results of an evaluation.
 
     Args:
-        out: its folder.
-        settings: what its numbers depend on; anything that JSON can hold.
+        out: folder of the evaluation.
+        settings: settings that determine the results; values that JSON can represent.
 
     Raises:
-        InputError: the folder holds results of other settings.
+        InputError: the folder has results of other settings.
     """
 
     def __init__(self, out: pathlib.Path, settings: dict):
@@ -58,11 +58,11 @@ class PartialResults:
         refuse_other_settings(out, read_json(path), settings)
 
     def has(self, kind: str, number: int) -> bool:
-        """Whether a part is there."""
+        """Return whether a part exists."""
         return self._path(kind, number).exists()
 
     def write(self, kind: str, number: int, part: PartialResult) -> None:
-        """Write a part, whole or not at all."""
+        """Write a part atomically."""
         facts = json.dumps({"rows": part.rows, "skipped": part.skipped, "seconds": part.seconds})
         content = io.BytesIO()
         arrays: dict[str, Any] = {_FACTS: np.frombuffer(facts.encode(), np.uint8)} | part.features
@@ -70,10 +70,10 @@ class PartialResults:
         write_atomically(self._path(kind, number), content.getvalue())
 
     def read(self, kind: str, number: int) -> PartialResult:
-        """A part.
+        """Read a part.
 
         Raises:
-            InputError: its file is damaged.
+            InputError: the file is damaged.
         """
         path = self._path(kind, number)
         try:
@@ -91,14 +91,14 @@ class PartialResults:
         return self._folder / f"{kind}-{number:05d}.npz"
 
 
-def refuse_other_settings(out: pathlib.Path, there: dict, settings: dict) -> None:
-    """Refuse a folder of an evaluation with other settings.
+def refuse_other_settings(out: pathlib.Path, saved: dict, settings: dict) -> None:
+    """Raise an error for a folder with results of other settings.
 
     Raises:
-        InputError: with the differences.
+        InputError: the settings differ; the message has the differences.
     """
-    differences = changes(there, json.loads(json.dumps(settings)))
+    differences = changes(saved, json.loads(json.dumps(settings)))
     if differences:
         raise InputError(
-            f"{out} holds an evaluation of other settings ({'; '.join(differences)}); choose another output folder"
+            f"{out} has an evaluation with other settings ({'; '.join(differences)}); choose another output folder"
         )

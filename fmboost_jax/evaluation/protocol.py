@@ -1,4 +1,4 @@
-"""A protocol: everything that a number depends on, read from a config and checked."""
+"""Protocols: the settings that determine the results of an evaluation, read from a config and checked."""
 
 import dataclasses
 
@@ -15,7 +15,7 @@ SOURCES = ("photographs", "prompts")
 
 @dataclasses.dataclass(frozen=True)
 class LPIPSConfig:
-    """Section `lpips`: folder of the network's weights; the hub's where empty."""
+    """Section `lpips`: folder of the network's weights. Default: they come from the hub."""
 
     path: str = ""
 
@@ -29,7 +29,7 @@ class CLIPConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
-    """What `configs/protocols/folders.py` describes, field by field."""
+    """Settings of an evaluation; `configs/protocols/folders.py` describes each field."""
 
     name: str = "folders"
     seed: int = 0
@@ -66,27 +66,27 @@ class Protocol:
             for value in values:
                 check_name(what, value, known)
         if not self.metrics:
-            raise InputError(f"no metrics asked for; there are {', '.join(METRICS)}")
+            raise InputError(f"no metrics; choose some of {', '.join(METRICS)}")
         if self.source == "prompts" and self.paired:
             raise InputError(
-                f"{', '.join(self.paired)} compare an image with its original, and a prompt's has none; "
-                f"with source 'prompts' there are {', '.join(n for n, m in METRICS.items() if m.kind != 'paired')}"
+                f"{', '.join(self.paired)} compare an image with its original, which images of prompts do not have; "
+                f"with source 'prompts' choose from {', '.join(n for n, m in METRICS.items() if m.kind != 'paired')}"
             )
         require_at_least("", self, count=0, high_res=0, low_res=0, steps=1, batch_size=1, num_threads=1)
         for side, crops in self.patches:
             if min(side, crops) < 1:
-                raise InputError(f"patches {self.patches}: expected ((side, crops an image), …), as in ((512, 4),)")
+                raise InputError(f"patches {self.patches}: expected ((side, crops per image), …), as in ((512, 4),)")
             if "patch-fid" in self.metrics and 0 < self.high_res < side:
-                raise InputError(f"patches of {side} pixels do not fit into images of {self.high_res}")
+                raise InputError(f"patches of {side} pixels are larger than images of {self.high_res}")
 
     @property
     def paired(self) -> tuple[str, ...]:
-        """The metrics that compare an image with its original."""
+        """Metrics that compare an image with its original."""
         return self._of_kind("paired")
 
     @property
     def needs_captions(self) -> bool:
-        """Whether images need captions: to be made of, or to be compared with."""
+        """Whether the evaluation needs captions, for source "prompts" or for a metric."""
         return self.source == "prompts" or bool(self._of_kind("text"))
 
     def _of_kind(self, kind: str) -> tuple[str, ...]:
@@ -94,7 +94,7 @@ class Protocol:
 
     @property
     def feature_sets(self) -> dict[str, tuple[int, int] | None]:
-        """The distances between sets by name, each with its patches, or None for whole images."""
+        """Metrics of two sets by name, with their patches (side, number per image), or None for whole images."""
         distance = KINDS[self.features].metric
         sets: dict[str, tuple[int, int] | None] = {distance: None} if "fid" in self.metrics else {}
         if "patch-fid" in self.metrics:

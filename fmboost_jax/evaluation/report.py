@@ -15,7 +15,7 @@ RESULTS, TABLE, IMAGES = "results.json", "results.csv", "images.csv"
 
 
 def summary(rows: list[dict]) -> dict[str, dict]:
-    """Mean and its standard error of every column but the name."""
+    """Return mean and standard error of every column except the name."""
     columns = [name for name in (rows[0] if rows else {}) if name != "name"]
     result = {}
     for name in columns:
@@ -28,7 +28,7 @@ def summary(rows: list[dict]) -> dict[str, dict]:
 
 
 def table(results: dict) -> str:
-    """The results for a person."""
+    """Return the results as a table."""
     lines = [("metric", "value", "± standard error", "images")]
     for name, entry in results["metrics"].items():
         error = entry["standard_error"]
@@ -36,7 +36,7 @@ def table(results: dict) -> str:
         value = f"{float(entry['value']):.4f} {unit}".strip()
         lines.append((name, value, "" if error is None else f"{error:.4f}", str(entry["images"])))
     if results["seconds_an_image"] is not None:
-        lines.append(("seconds an image", f"{results['seconds_an_image']:.4f}", "", str(results["images"])))
+        lines.append(("seconds per image", f"{results['seconds_an_image']:.4f}", "", str(results["images"])))
     widths = [max(len(line[column]) for line in lines) for column in range(4)]
     text = [
         "  ".join(cell.ljust(width) if column == 0 else cell.rjust(width) for column, (cell, width) in enumerate(cells))
@@ -47,7 +47,7 @@ def table(results: dict) -> str:
 
 
 def write(out: pathlib.Path, results: dict, rows: list[dict]) -> None:
-    """results.json, results.csv and images.csv; infinite values are written as the word "inf"."""
+    """Write results.json, results.csv and images.csv. JSON has infinite values as the string "inf"."""
     metrics = results["metrics"]
     entries = [{"metric": name, **entry} for name, entry in metrics.items()]
     write_atomically(out / TABLE, _csv(entries))
@@ -64,7 +64,7 @@ def _csv(rows: list[dict]) -> bytes:
 
 
 def _finite(value):
-    """JSON has no infinity."""
+    """Replace infinite values, which JSON lacks."""
     if isinstance(value, dict):
         return {key: _finite(inner) for key, inner in value.items()}
     if isinstance(value, list):

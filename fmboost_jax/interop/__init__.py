@@ -1,4 +1,4 @@
-"""Weights of other projects in and out: the PyTorch reference, CompVis, diffusers, TAESD."""
+"""Conversion of weights from and to other projects: the PyTorch reference, CompVis, diffusers, TAESD."""
 
 import numpy as np
 from flax import nnx
@@ -29,11 +29,11 @@ def state_dict(model: nnx.Module, names: str | None = None) -> dict[str, np.ndar
 
     Args:
         model: a `UNet`, `AutoencoderKL` or `AutoencoderTiny`.
-        names: of an autoencoder: "compvis", "diffusers" or "old_diffusers" (KL), "taesd" or "diffusers" (tiny).
-            Default: the format that it was loaded from. A UNet has the reference's.
+        names: format of an autoencoder: "compvis", "diffusers" or "old_diffusers" (KL), "taesd" or "diffusers" (tiny).
+            Default: the format that it was loaded from. A UNet has the reference's names.
 
     Raises:
-        InputError: an unknown format, or a model that no other project has.
+        InputError: an unknown format, or a model without names in other projects.
     """
     if isinstance(model, UNet):
         return export(model, REFERENCE_UNET)

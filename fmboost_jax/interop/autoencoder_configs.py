@@ -14,11 +14,11 @@ T = TypeVar("T")
 
 
 def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> AutoencoderKLConfig:
-    """Return our config for diffusers' `config.json` or CompVis' `ddconfig`.
+    """Return this package's config for diffusers' `config.json` or CompVis' `ddconfig`.
 
     Args:
-        config: one of the two; CompVis' may also hold `scaling_factor` (or `scale_factor`) and `shift_factor`.
-        quant_convs: whether the weights have the 1×1 convolutions around the latent, which `ddconfig` leaves open.
+        config: one of the two; CompVis' may also have `scaling_factor` (or `scale_factor`) and `shift_factor`.
+        quant_convs: whether the weights have the 1×1 convolutions around the latent, which `ddconfig` does not specify.
         dtype: see `AutoencoderKLConfig`.
 
     Raises:
@@ -187,7 +187,9 @@ def _diffusers_arguments(tensors: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def tiny_config(config: Mapping[str, Any], tensors: Mapping[str, Any], dtype: str) -> AutoencoderTinyConfig:
-    """Return our config of the TAESD family: architecture from the tensors, latent scale from diffusers' `config.json`.
+    """Return this package's config of the TAESD family.
+
+    The architecture comes from the tensors, the latent scale from diffusers' `config.json`.
 
     Raises:
         InputError: tensors or settings of another architecture.
@@ -261,7 +263,7 @@ def _only_kind(kinds: Iterable[str]) -> str:
 
 
 def _only(what: str, **settings: tuple[Any, tuple]) -> None:
-    """Refuse settings whose value this architecture does not have."""
+    """Raise InputError for settings with values that this architecture does not support."""
     wrong = [
         f"{name}={value!r} (expected {' or '.join(repr(known) for known in allowed)})"
         for name, (value, allowed) in settings.items()

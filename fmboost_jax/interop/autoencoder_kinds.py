@@ -1,7 +1,7 @@
-"""The kinds of autoencoders: config, network, weight names and files of other projects.
+"""The table of autoencoders: config, network, weight names and files of other projects.
 
-A new kind is a file with a config and a model (`AutoencoderConfig` and `Autoencoder` of
-`fmboost_jax.models.first_stage`), and a line in `AUTOENCODERS`. Without a loader it is read from the folders that
+A new kind needs a module with a config and a model (`AutoencoderConfig` and `Autoencoder` of
+`fmboost_jax.models.first_stage`), and an entry in `AUTOENCODERS`. Kinds without a loader are read from folders that
 `fmboost_jax.interop.save_model` writes.
 """
 
@@ -31,12 +31,12 @@ _SD_SCALING_FACTOR = 0.18215
 def load_autoencoder_kl(
     state_dict: Mapping[str, Any], config: AutoencoderKLConfig | Mapping[str, Any], dtype: str = "float32"
 ) -> AutoencoderKL:
-    """Load a KL autoencoder from CompVis, diffusers or old diffusers names, whichever the state dict has.
+    """Load a KL autoencoder with CompVis, diffusers or old diffusers names.
 
     Args:
         state_dict: numpy arrays or PyTorch tensors of any float type.
-        config: ours, CompVis' `ddconfig` or diffusers' `config.json`, the last two as dictionaries.
-        dtype: dtype of convolutions and matrix products; ignored where `config` is ours, which has its own. Default:
+        config: an `AutoencoderKLConfig`, or CompVis' `ddconfig` or diffusers' `config.json` as a dictionary.
+        dtype: dtype of convolutions and matrix products; ignored if `config` is an `AutoencoderKLConfig`. Default:
             "float32".
 
     Raises:
@@ -63,11 +63,11 @@ def load_autoencoder_tiny(
     """Load an autoencoder of the TAESD family from diffusers' names or the original layer numbers.
 
     Args:
-        state_dict: `encoder.layers.<n>…` as in diffusers, or `encoder.<n>…` and `decoder.<n>…`: the names in the
-            original files after the file's side.
-        config: ours, or diffusers' `config.json` as a dictionary; None: the tensors' shapes decide, the
-            latent scale is 1.
-        dtype: dtype of convolutions; ignored where `config` is ours, which has its own. Default: "float32".
+        state_dict: tensors with diffusers' names, `encoder.layers.<n>…`, or with the names of the original files after
+            the file's side, `encoder.<n>…` and `decoder.<n>…`.
+        config: an `AutoencoderTinyConfig`, or diffusers' `config.json` as a dictionary. Default: inferred from the
+            tensors' shapes, with latent scale 1.
+        dtype: dtype of convolutions; ignored if `config` is an `AutoencoderTinyConfig`. Default: "float32".
 
     Raises:
         InputError: a config of another architecture, missing keys, unexpected keys or size mismatches.

@@ -1,4 +1,4 @@
-"""First stages by kind: from other projects' files, or from folders of this package."""
+"""Loading of first stages from other projects' files, or from folders of this package."""
 
 import os
 
@@ -21,11 +21,11 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
     Args:
         kind: an entry of `AUTOENCODERS`. "identity": pixels as latents, without weights. "kl": a diffusers folder (or a
             pipeline's, with `vae/` inside), a hub id `owner/name[/subfolder]`, a CompVis state dict file (with
-            `config.json` beside it where it is not SD 1.x/2.x) or a folder that `fmboost_jax.convert` wrote. "tiny":
-            the same folders, a safetensors file, or a folder or prefix of the original `<prefix>_encoder.pth` and
-            `<prefix>_decoder.pth`.
-        path: see above.
-        dtype: what convolutions and matmuls compute in, "float32" or "bfloat16". Default: "float32".
+            `config.json` in its folder unless it is SD 1.x or 2.x) or a folder that `fmboost_jax.convert` wrote.
+            "tiny": the same folders, a safetensors file, or a folder or prefix of the original `<prefix>_encoder.pth`
+            and `<prefix>_decoder.pth`.
+        path: see `kind`.
+        dtype: dtype of convolutions and matrix products, "float32" or "bfloat16". Default: "float32".
 
     Raises:
         InputError: an unknown kind, a missing path, weights that are missing, unreadable or do not fit.
@@ -72,8 +72,8 @@ def autoencoder_state_dict(model: nnx.Module, names: str | None = None) -> dict[
     """Return the autoencoder's parameters under the names of one of its formats.
 
     Args:
-        model: of a kind in `AUTOENCODERS`.
-        names: the format. Default: that from which the model was loaded.
+        model: model of a kind in `AUTOENCODERS`.
+        names: format of the names. Default: that from which the model was loaded.
 
     Raises:
         InputError: an unknown format, or a model without one.

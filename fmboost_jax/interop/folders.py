@@ -25,7 +25,7 @@ def save_model(folder: str, model: Any) -> None:
     """Write a model's folder, atomically.
 
     Args:
-        folder: must not exist yet.
+        folder: new folder.
         model: a `UNet`, `AutoencoderKL` or `AutoencoderTiny`.
 
     Raises:
@@ -43,13 +43,13 @@ def save_model(folder: str, model: Any) -> None:
 
 
 def _models() -> dict[str, tuple[type, type]]:
-    """Model and config of every network and autoencoder, by the model's name."""
+    """Return model and config classes of every network and autoencoder, by the model's name."""
     kinds = (*NETWORKS.values(), *AUTOENCODERS.values())
     return {kind.model.__name__: (kind.model, kind.config) for kind in kinds}
 
 
 def is_folder_of_ours(folder: str) -> bool:
-    """Whether `save_model` wrote this folder."""
+    """Return whether `save_model` wrote this folder."""
     return os.path.isdir(os.path.join(folder, _PARAMETERS)) and os.path.isfile(os.path.join(folder, _CONFIG))
 
 
@@ -57,14 +57,14 @@ def load_model(folder: str, **changes: Any) -> Any:
     """Load the model of a folder that `save_model` wrote.
 
     Args:
-        folder: of the model.
+        folder: folder of the model.
         changes: fields of its config to replace, such as `dtype="bfloat16"`; they must keep the parameters' shapes.
 
     Raises:
         InputError: another kind of folder, or one that is damaged.
     """
     if not is_folder_of_ours(folder):
-        raise InputError(f"model {folder}: expected {_CONFIG} beside {_PARAMETERS}/, as fmboost_jax.convert writes")
+        raise InputError(f"model {folder}: expected {_CONFIG} and {_PARAMETERS}/, as fmboost_jax.convert writes")
     try:
         description = read_json(os.path.join(folder, _CONFIG))
         kind, config = _models()[description["model"]]

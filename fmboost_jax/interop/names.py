@@ -1,7 +1,7 @@
-"""Weight names as tables: for each parameter of ours, its name and its layout in another format.
+"""Weight names as tables: for each parameter of this package, its name and its layout in another format.
 
-A table is read from our side: every parameter of a model is spelled in the other format, looked up there (loading)
-or written there (export). A state dict's other keys are unexpected.
+Every parameter of a model is translated to the other format, and then read (loading) or written (export) under that
+name. All other keys of a state dict are unexpected keys.
 """
 
 import functools
@@ -18,12 +18,12 @@ from fmboost_jax.models.parameters import Model
 
 
 class Layout(NamedTuple):
-    """How a layer's weight is laid out in our arrays and in the other format's.
+    """Layouts of a layer's weight in this package and in another format.
 
     Attributes:
-        leaf: our name of what the other format calls `weight`; a `bias` is a vector on both sides.
-        inward: their array → ours.
-        outward: our array → theirs.
+        leaf: this package's name of the other format's `weight`; a `bias` is a vector in both.
+        inward: function from the other format's array to this package's.
+        outward: function from this package's array to the other format's.
     """
 
     leaf: str
@@ -36,10 +36,10 @@ def _as_is(array: np.ndarray) -> np.ndarray:
 
 
 CONV = Layout("kernel", lambda w: w.transpose(2, 3, 1, 0), lambda w: w.transpose(3, 2, 0, 1))
-# A transposed convolution counts inputs first in PyTorch, and last here: the same permutation.
+# Transposed convolutions have inputs first in PyTorch and last here, which is the same permutation.
 TRANSPOSED_CONV = CONV
 LINEAR = Layout("kernel", np.transpose, np.transpose)
-# Linear layers that the other format writes as convolutions over one and over two axes of extent 1.
+# Linear layers that the other format has as 1D and 2D convolutions with kernel size 1.
 POINTWISE_1D = Layout("kernel", lambda w: w[:, :, 0].T, lambda w: w.T[:, :, None])
 POINTWISE_2D = Layout("kernel", lambda w: w[:, :, 0, 0].T, lambda w: w.T[:, :, None, None])
 NORM = Layout("scale", _as_is, _as_is)
@@ -47,7 +47,7 @@ _BIAS = Layout("bias", _as_is, _as_is)
 
 
 class Row(NamedTuple):
-    """One line of a table. `{i}` and `{j}` in `ours` match numbers; `theirs` may use them and the table's numbers."""
+    """A line of a table. `{i}` and `{j}` in `ours` match numbers; `theirs` may use them and the table's numbers."""
 
     ours: str
     theirs: str
@@ -58,7 +58,7 @@ class Table(NamedTuple):
     """The names of one format.
 
     Attributes:
-        name: what the format is called.
+        name: name of the format.
         rows: see `Row`.
         numbers: maps the model's config and the matched i and j to the other numbers that `theirs` uses.
     """
@@ -69,12 +69,12 @@ class Table(NamedTuple):
 
 
 def within(ours: str, theirs: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
-    """Prefix a block's rows with the block's place in the model."""
+    """Prefix a block's rows with the block's path in the model."""
     return tuple(Row(f"{ours}.{row.ours}", f"{theirs}.{row.theirs}", row.layout) for row in rows)
 
 
 def spell(table: Table, config: Any, path: str) -> tuple[str, Layout]:
-    """Return the other format's name and the layout of our parameter `path` (dots between its parts).
+    """Return the other format's name and the layout of the parameter `path` (parts separated by dots).
 
     Raises:
         KeyError: the table has no such parameter.
@@ -86,7 +86,7 @@ def spell(table: Table, config: Any, path: str) -> tuple[str, Layout]:
             indices = {key: int(value) for key, value in match.groupdict().items()}
             theirs = row.theirs.format(**indices, **table.numbers(config, **indices))
             return (f"{theirs}.bias", _BIAS) if leaf == "bias" else (f"{theirs}.weight", row.layout)
-    raise KeyError(f"{table.name} names have no row for our parameter {path}")
+    raise KeyError(f"{table.name} names have no row for the parameter {path}")
 
 
 @functools.cache
@@ -98,10 +98,10 @@ def build(model: type[Model], config: Any, table: Table, tensors: Mapping[str, A
     """Build a model with the weights of a state dict.
 
     Args:
-        model: its class, called as `model(config, rngs=...)`.
-        config: its architecture.
-        table: the format of the names.
-        tensors: the state dict, numpy arrays or PyTorch tensors; of any float type; they become float32.
+        model: class of the model, called as `model(config, rngs=...)`.
+        config: config of the model.
+        table: names of the state dict.
+        tensors: state dict of numpy arrays or PyTorch tensors of any float type, which are converted to float32.
 
     Raises:
         InputError: missing or unexpected keys, size mismatches, tensors that are not floats; one message names all.

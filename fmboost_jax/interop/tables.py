@@ -1,4 +1,4 @@
-"""One table of weight names for each format; `fmboost_jax.interop.names` reads them."""
+"""Tables of weight names, one for each format, for `fmboost_jax.interop.names`."""
 
 from fmboost_jax.interop.names import (
     CONV,
@@ -31,10 +31,10 @@ _UNET_ATTENTION = (
 
 
 def _unet_numbers(config, i: int = 0, j: int = 0) -> dict[str, int]:
-    """The reference counts blocks and changes of level in one list down and one list up.
+    """Return the reference's indices. It has one list of blocks for the way down and one for the way up.
 
-    Down: conv_in, then for each level its blocks and its downsampling. Up: blocks alone; the upsampling is the last
-    child of its level's last block, after its attention, if any.
+    Down: conv_in, then the blocks and the downsampling of each level. Up: blocks only; the upsampling is the last child
+    of its level's last block, after the attention, if any.
     """
     blocks = config.num_res_blocks
     depth = len(config.channel_mult) - 1 - i
@@ -121,7 +121,7 @@ COMPVIS_KL = Table(
         Row("decoder.levels.{i}.upsample", "decoder.up.{level}.upsample.conv", CONV),
         *_QUANT,
     ),
-    # CompVis numbers the way up by level, finest first; we and diffusers in the order of use.
+    # CompVis numbers the levels of the decoder from the finest; this package and diffusers number them in order of use.
     lambda config, i=0, j=0: {"level": len(config.channels) - 1 - i},
 )
 
@@ -154,7 +154,7 @@ def _diffusers_kl(name: str, attention: tuple[Row, ...]) -> Table:
 
 
 DIFFUSERS_KL = _diffusers_kl("diffusers", _kl_attention(("group_norm", "to_q", "to_k", "to_v", "to_out.0"), LINEAR))
-# Files written by early versions of diffusers: the same network, the attention's layers under other names.
+# Files written by early versions of diffusers: the same network, with other names of the attention's layers.
 OLD_DIFFUSERS_KL = _diffusers_kl(
     "old diffusers", _kl_attention(("group_norm", "query", "key", "value", "proj_attn"), LINEAR)
 )
@@ -172,7 +172,7 @@ _TINY_BLOCK = (
 
 
 def _tiny_numbers(decoder_start: int):
-    """Layer numbers of one Sequential each for encoder and decoder; ReLUs and upsamplings count as layers there."""
+    """Return a function for the layer indices in encoder and decoder; ReLUs and upsamplings count as layers."""
 
     def numbers(config, i: int = 0, j: int = 0) -> dict[str, int]:
         encoder, decoder = config.encoder_blocks, config.decoder_blocks
@@ -207,6 +207,6 @@ def _tiny(name: str, layers: str, decoder_start: int) -> Table:
     )
 
 
-# In the original the decoder's first layer is the bound on the latent, without weights; diffusers does not count it.
+# In the original, the decoder's first layer bounds the latent and has no weights; diffusers does not count it.
 TAESD = _tiny("TAESD", "", decoder_start=1)
 DIFFUSERS_TINY = _tiny("diffusers", ".layers", decoder_start=0)

@@ -45,7 +45,7 @@ def read_torch_file(path: str) -> Any:
     """Read the object in a PyTorch file, tensors as numpy arrays; the file may be gzipped.
 
     Args:
-        path: of the file.
+        path: path of the file.
 
     Returns:
         The pickled object, usually a dictionary. Objects of the classes in `fmboost_jax.interop.inert.INERT` are
@@ -69,13 +69,13 @@ def read_torch_file(path: str) -> Any:
             with zipfile.ZipFile(content) as archive:
                 return _Archive(path, archive).load()
     except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
-        raise InputError(f"weights {path}: the file is damaged or cut short ({error}); fetch it again") from error
+        raise InputError(f"weights {path}: the file is damaged or truncated ({error}); fetch it again") from error
     except OSError as error:
         raise InputError(f"weights {path}: cannot be read ({error.strerror or error})") from error
 
 
 class _Archive:
-    """One open zip file: it finds the pickle and reads storages for tensors."""
+    """An open zip file with the pickle and the storages."""
 
     def __init__(self, path: str, archive: zipfile.ZipFile):
         self._path = path
@@ -104,7 +104,7 @@ class _Archive:
 
 
 class _LegacyFile:
-    """One open file from before version 1.6; its storages are filled after their tensors exist."""
+    """An open file from before version 1.6. Its storages are filled after the tensors are built."""
 
     def __init__(self, path: str, file: io.BufferedIOBase):
         self._path = path
@@ -123,7 +123,7 @@ class _LegacyFile:
             storage = self._storages[key]
             count = int.from_bytes(self._file.read(8), "little")
             if count != storage.size or self._file.readinto(storage.view(np.uint8).data) != storage.nbytes:
-                raise InputError(f"weights {self._path}: the file is damaged or cut short at storage {key}")
+                raise InputError(f"weights {self._path}: the file is damaged or truncated at storage {key}")
         return content
 
     def _storage(self, identity: tuple) -> np.ndarray:
@@ -177,12 +177,12 @@ class _StorageType(NamedTuple):
 
 
 def _blocked_global(path: str, name: str) -> type:
-    """Return the stand-in for a global that is not allowed: harmless as a value, an error when called."""
+    """Return a class for a global that is not allowed; calling it raises an error."""
 
     def refuse(*_: Any, **__: Any) -> None:
         raise InputError(
             f"weights {path}: the file would run {name}, a blocked global; if you trust the file, load it with "
-            'PyTorch and save its weights alone: torch.save({"state_dict": checkpoint["state_dict"]}, path)'
+            'PyTorch and save only its weights: torch.save({"state_dict": checkpoint["state_dict"]}, path)'
         )
 
     return type("BlockedGlobal", (), {"__new__": refuse})

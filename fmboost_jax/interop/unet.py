@@ -1,4 +1,4 @@
-"""The velocity network's weights, from the PyTorch reference's state dicts and training checkpoints."""
+"""Weights of the UNet from state dicts and training checkpoints of the PyTorch reference."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,7 +15,7 @@ from fmboost_jax.models.unet import UNet, UNetConfig
 
 ONLINE_PREFIX = "model.net."
 EMA_PREFIX = "ema_model.ema_model.net."
-# Where a training checkpoint of the reference keeps the network's constructor arguments.
+# Keys of the network's constructor arguments in a training checkpoint of the reference.
 _ARGUMENTS = ("hyper_parameters", "fm_cfg", "params", "net_cfg", "params")
 
 
@@ -49,10 +49,10 @@ class ReferenceCheckpoint:
     """A training checkpoint of the reference; reading it executes no code.
 
     Attributes:
-        path: of the file.
+        path: path of the file.
         tensors: its `state_dict`.
-        step: optimizer steps of the training; 0 where the file has none.
-        arguments: the network's constructor arguments; None where the file has none.
+        step: optimizer steps of the training; 0 if the file lacks them.
+        arguments: the network's constructor arguments; None if the file lacks them.
     """
 
     path: str
@@ -111,9 +111,9 @@ def load_lightning(path: str, ema: bool = True, config: UNetConfig | Mapping[str
     """Load the network of a training checkpoint of the reference.
 
     Args:
-        path: of the checkpoint (`.ckpt`, gzipped or not).
+        path: path of the checkpoint (`.ckpt`, gzipped or not).
         ema: load the exponential moving average; False: the online weights. Default: True.
-        config: needed only where the checkpoint lacks the network's arguments.
+        config: config of the network. Default: that of the checkpoint.
 
     Raises:
         InputError: a file that cannot be read, that lacks the weights or the config, whose weights do not fit, or a

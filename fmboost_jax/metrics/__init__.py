@@ -1,1 +1,1 @@
-"""How close one image is to another."""
+"""Image quality metrics: fidelity, perceptual distance, Fréchet distance, CLIP score."""

@@ -1,4 +1,4 @@
-"""Batch normalisation of a frozen network, folded into the convolution in front of it."""
+"""Folding of batch normalisation into the preceding convolution, for frozen networks."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,15 +8,15 @@ import numpy as np
 def fold_batch_norms(
     tensors: Mapping[str, np.ndarray], norm_of: Callable[[str], str], epsilon: float
 ) -> dict[str, np.ndarray]:
-    """Convolutions with a bias that do what they and their norms did: w·γ/√(σ² + ε), β − μ·γ/√(σ² + ε).
+    """Fold batch norms into convolutions: weight w·γ/√(σ² + ε) and bias β − μ·γ/√(σ² + ε).
 
     Args:
-        tensors: a state dict with PyTorch's names; convolutions without a bias.
-        norm_of: a convolution's name → its norm's.
-        epsilon: of the norms.
+        tensors: state dict with PyTorch's names; its convolutions have no bias.
+        norm_of: function from the name of a convolution to the name of its norm.
+        epsilon: epsilon of the norms.
 
     Returns:
-        `<convolution>.weight` and `.bias` for every convolution that has its norm among the tensors; nothing else.
+        `<convolution>.weight` and `<convolution>.bias` of each convolution whose norm is in the state dict.
     """
     folded = {}
     for name in tensors:

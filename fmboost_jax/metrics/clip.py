@@ -1,4 +1,4 @@
-"""How well images fit their captions, by CLIP, through the package `transformers` (PyTorch)."""
+"""CLIP score: similarity of images and captions, with the package `transformers` (PyTorch)."""
 
 import os
 from typing import Any
@@ -10,16 +10,16 @@ from fmboost_jax.errors import InputError, one_line
 
 
 class CLIPScore:
-    """100 · max(cos(image, caption), 0), the cosine of CLIP's two embeddings.
+    """CLIP score, 100 · max(cos(image, caption), 0), where cos is the cosine of CLIP's two embeddings.
 
     Source: Hessel et al. 2021, arXiv 2104.08718, equation 1, with the weight 100 that is usual today instead of 2.5.
-    Images are resized and cropped to the model's size by its own processor. Captions are cut at 77 tokens.
+    The model's processor resizes and crops the images. Captions are truncated to 77 tokens.
 
     Args:
-        model: folder or hub id of a CLIP model with its processor; published scores name theirs.
+        model: folder or hub id of a CLIP model with its processor. Scores of different models are not comparable.
 
     Raises:
-        InputError: transformers or PyTorch are not installed, or no such model.
+        InputError: transformers or PyTorch is not installed, or the model cannot be loaded.
     """
 
     def __init__(self, model: str):
@@ -34,13 +34,13 @@ class CLIPScore:
         self._processor = _pretrained(CLIPProcessor, model)
 
     def __call__(self, images: UInt8[np.ndarray, "b h w 3"], captions: list[str]) -> Float[np.ndarray, "b"]:
-        """One score an image."""
+        """Return the score of each image with its caption."""
         inputs = self._processor(
             text=captions, images=list(images), return_tensors="pt", padding=True, truncation=True, max_length=77
         )
         with self._torch.no_grad():
-            found = self._model(**inputs.to(self._device))
-        cosines = self._torch.nn.functional.cosine_similarity(found.image_embeds, found.text_embeds)
+            outputs = self._model(**inputs.to(self._device))
+        cosines = self._torch.nn.functional.cosine_similarity(outputs.image_embeds, outputs.text_embeds)
         return 100 * cosines.clamp(min=0).cpu().numpy()
 
 
@@ -48,7 +48,7 @@ def _pretrained(kind: Any, model: str) -> Any:
     try:
         return kind.from_pretrained(model)
     except (OSError, ValueError) as error:
-        known = "the folder" if os.path.isdir(model) else "neither a folder nor on the hub:"
+        known = "the folder" if os.path.isdir(model) else "it is not a folder, and the hub's model"
         raise InputError(
             f"clip model {model}: {known} cannot be loaded ({one_line(error)}); fetch it (config.json, "
             "model.safetensors, tokenizer and preprocessor files) and set clip.path to their folder"

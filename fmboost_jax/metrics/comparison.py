@@ -1,4 +1,4 @@
-"""A photograph beside what is left of it once it is shrunk and enlarged again."""
+"""Comparison of a photograph with its enlarged low-res image."""
 
 from collections.abc import Callable
 
@@ -13,15 +13,16 @@ DETAIL = 4
 
 
 def compare(enlarge: Callable, factor: int, photograph: UInt8[np.ndarray, "h w 3"]):
-    """Shrink a photograph and enlarge it again.
+    """Shrink a photograph, and enlarge the result.
 
     Args:
-        enlarge: uint8 images (1, h, w, 3) → `factor` times as large.
-        factor: by how much.
+        enlarge: function from uint8 images (1, h, w, 3) to images `factor` times as large.
+        factor: ratio of the sizes.
         photograph: the original.
 
     Returns:
-        The pictures low-res, bilinear, boosted and original by name; PSNR of bilinear and boosted, then their SSIM.
+        The images "low-res", "bilinear", "boosted" and "original"; and a list of the PSNR of bilinear and boosted, and
+        the SSIM of both.
     """
     height, width = (side - side % factor for side in photograph.shape[:2])
     original = photograph[:height, :width]
@@ -35,15 +36,15 @@ def compare(enlarge: Callable, factor: int, photograph: UInt8[np.ndarray, "h w 3
     return {"low-res": low, "bilinear": bilinear, "boosted": boosted, "original": original}, values
 
 
-def details(pictures: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
-    """The quarter of each picture's sides where the last one, the original, holds most detail."""
-    height, width = (side // DETAIL for side in pictures[-1].shape[:2])
+def details(images: list[UInt8[np.ndarray, "_ _ 3"]]) -> list[UInt8[np.ndarray, "_ _ 3"]]:
+    """Return the part of each image, a quarter of its sides, where the last one, the original, has most detail."""
+    height, width = (side // DETAIL for side in images[-1].shape[:2])
     corners = [(top, left) for top in range(0, DETAIL * height, height) for left in range(0, DETAIL * width, width)]
-    original = to_float(pictures[-1][None])
+    original = to_float(images[-1][None])
     patches = [original[:, top : top + height, left : left + width] for top, left in corners]
     top, left = corners[int(np.argmax([gradient_energy(patch)[0] for patch in patches]))]
-    cut = []
-    for picture in pictures:
-        scale = pictures[-1].shape[0] // picture.shape[0]
-        cut.append(picture[top // scale : (top + height) // scale, left // scale : (left + width) // scale])
-    return cut
+    parts = []
+    for image in images:
+        scale = images[-1].shape[0] // image.shape[0]
+        parts.append(image[top // scale : (top + height) // scale, left // scale : (left + width) // scale])
+    return parts

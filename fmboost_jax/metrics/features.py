@@ -1,4 +1,4 @@
-"""Feature networks by name: uint8 images in, feature vectors for a Fréchet distance out."""
+"""Feature networks for Fréchet distances, by name."""
 
 import functools
 from collections.abc import Callable
@@ -15,12 +15,12 @@ from fmboost_jax.registry import choose
 
 
 class Kind(NamedTuple):
-    """What there is to know of a feature network before it is loaded.
+    """A kind of feature network.
 
     Attributes:
-        metric: the name of the distance in its features.
+        metric: name of the Fréchet distance of its features.
         dimensions: length of a feature vector.
-        load: from a path, or None for where it usually is, to the network.
+        load: function from the path of the weights, or None for their default location, to the network.
     """
 
     metric: str
@@ -37,17 +37,17 @@ KINDS = {
 
 
 class FeatureNetwork:
-    """A frozen network that turns images into feature vectors, float32 at the highest precision of the device.
+    """A frozen network from images to feature vectors, in float32 at the highest precision of the device.
 
     Args:
-        name: of the network, one of `KINDS`.
+        name: key of the network in `KINDS`.
         model: the network.
 
     Attributes:
-        metric: the name of the Fréchet distance in its features.
+        metric: name of the Fréchet distance of its features.
         dimensions: length of a feature vector.
-        parameters: its weights.
-        function: (parameters, images) → features, jitted.
+        parameters: weights.
+        function: jitted function of (parameters, images) that returns features.
     """
 
     def __init__(self, name: str, model: nnx.Module):
@@ -57,19 +57,19 @@ class FeatureNetwork:
         self.function = functools.partial(_features, graph)
 
     def __call__(self, images: UInt8[Array | np.ndarray, "b h w 3"]) -> Float[Array, "b d"]:
-        """Features of images of one size; one compiled program a shape."""
+        """Return the features of images of the same size."""
         return self.function(self.parameters, images)
 
 
 def load_features(name: str, path: str | None = None) -> FeatureNetwork:
-    """A feature network by name.
+    """Load a feature network.
 
     Args:
         name: "inception" or "efficientnet-lite0".
-        path: its weights' file; where they usually are unless told.
+        path: file of its weights. Default: see `load_inception` and `load_efficientnet_lite0`.
 
     Raises:
-        InputError: an unknown name, or weights that are not here or do not fit.
+        InputError: an unknown name, or weights that are missing or do not fit.
     """
     return FeatureNetwork(name, choose("feature network", name, KINDS).load(path))
 

@@ -1,4 +1,4 @@
-"""Fidelity of images to their originals. Images are NHWC in [−1, 1]; one number an image."""
+"""Fidelity metrics of images, NHWC in [−1, 1], and their originals. Each returns one number per image."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -11,17 +11,17 @@ WINDOW, SIGMA = 11, 1.5
 def psnr(
     image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
 ) -> Float[Array, "b"]:
-    """Peak signal-to-noise ratio in dB for a peak-to-peak range of 2; infinite for equal images."""
+    """Return the peak signal-to-noise ratio in dB for values in [−1, 1]; it is infinite for equal images."""
     return 10 * jnp.log10(4 / jnp.mean(jnp.square(image - original), axis=(1, 2, 3)))
 
 
 def ssim(
     image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
 ) -> Float[Array, "b"]:
-    """Structural similarity with an 11×11 Gaussian window of σ 1.5 where it fits whole, the mean over channels.
+    """Return the structural similarity, the mean over channels and over windows inside the image (at least 11×11).
 
-    Source: Wang et al. 2004, "Image quality assessment", equation 13, K1 = 0.01, K2 = 0.03. At least 11×11. Brightness
-    counts from black, as everywhere: the equation's first factor compares means, and is another one of values around 0.
+    Source: Wang et al. 2004, "Image quality assessment", equation 13, with K1 = 0.01, K2 = 0.03 and an 11×11 Gaussian
+    window of σ = 1.5. Values are first shifted to [0, 2], because the first factor depends on the zero point.
     """
     image, original = image + 1, original + 1  # [0, 2]
     c1, c2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2
@@ -37,7 +37,7 @@ def ssim(
 def ssim_torchmetrics(
     image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
 ) -> Float[Array, "b"]:
-    """`ssim` with windows centred on every pixel, images reflected at their borders, as torchmetrics computes it."""
+    """Return `ssim` with windows at every pixel and images reflected at their borders, as torchmetrics computes it."""
     margin = WINDOW // 2
     widths = ((0, 0), (margin, margin), (margin, margin), (0, 0))
     return ssim(*(jnp.pad(array, widths, mode="reflect") for array in (image, original)))
@@ -46,12 +46,12 @@ def ssim_torchmetrics(
 def sharpness(
     image: Float[Array | np.ndarray, "b h w c"], original: Float[Array | np.ndarray, "b h w c"]
 ) -> Float[Array, "b"]:
-    """Gradient energy over the original's: below 1 for a blurred image."""
+    """Return the gradient energy divided by the original's; below 1 for a blurred image."""
     return gradient_energy(image) / gradient_energy(original)
 
 
 def gradient_energy(image: Float[Array | np.ndarray, "b h w c"]) -> Float[Array, "b"]:
-    """Mean square of the differences between neighbours: how much fine detail an image holds; a blur lowers it."""
+    """Return the mean square of differences between neighbouring pixels, a measure of fine detail."""
     rows, columns = jnp.diff(image, axis=1), jnp.diff(image, axis=2)
     return jnp.mean(jnp.square(rows), axis=(1, 2, 3)) + jnp.mean(jnp.square(columns), axis=(1, 2, 3))
 

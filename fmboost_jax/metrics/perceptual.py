@@ -1,4 +1,4 @@
-"""Perceptual distances of pairs of images, through the packages that keep them: LPIPS and SSIMULACRA 2."""
+"""Perceptual metrics of pairs of images: LPIPS and SSIMULACRA 2, from the packages that implement them."""
 
 import functools
 import io
@@ -20,19 +20,19 @@ LPIPS_FILES = ("alexnet_features.safetensors", "alexnet_lpips.safetensors")
 
 
 class LPIPS:
-    """LPIPS with AlexNet's features, version 0.1, through the package `jaxlpips`.
+    """LPIPS version 0.1 with AlexNet's features, from the package `jaxlpips`.
 
-    Source: Zhang et al. 2018, arXiv 1801.03924, equation 1. Smaller is more alike; 0 for equal images.
+    Source: Zhang et al. 2018, arXiv 1801.03924, equation 1. It is 0 for equal images.
 
     Args:
-        folder: holds `LPIPS_FILES`; fetched from the hub (`LPIPS_HUB`) unless told.
+        folder: folder with `LPIPS_FILES`. Default: the hub's `LPIPS_HUB`.
 
     Attributes:
-        parameters: its weights.
-        function: (parameters, images, originals) → (b,), images in [−1, 1], jitted.
+        parameters: weights.
+        function: jitted function of (parameters, images, originals), images in [−1, 1], that returns (b,).
 
     Raises:
-        InputError: the package is not installed, or the weights are not here.
+        InputError: the package is not installed, or the weights are missing.
     """
 
     def __init__(self, folder: str = ""):
@@ -49,7 +49,7 @@ def _load_lpips(folder: str) -> nnx.Module:
         raise InputError("lpips needs the package jaxlpips: pip install 'fmboost_jax[eval]'") from error
 
     class Local(jaxlpips.LPIPS):
-        """With weights from a folder; the package's own constructor knows the hub alone."""
+        """LPIPS with weights from a folder; the package's constructor reads them from the hub only."""
 
         def __init__(self, features: dict[str, Array], linear: dict[str, Array]):
             self.pretrained_network = "alexnet"
@@ -71,11 +71,11 @@ def _lpips_from_hub() -> str:
 
     try:
         return huggingface_hub.snapshot_download(LPIPS_HUB, allow_patterns=list(LPIPS_FILES))
-    # The hub's client fails in as many ways as the network does; all mean the same to the person who waits.
+    # The hub's client raises exceptions of many types.
     except Exception as error:
         raise InputError(
-            f"lpips: the hub did not give its weights ({type(error).__name__}); fetch {' and '.join(LPIPS_FILES)} of "
-            f"huggingface.co/{LPIPS_HUB} into a folder and set lpips.path to it"
+            f"lpips: the weights cannot be fetched from the hub ({type(error).__name__}); put "
+            f"{' and '.join(LPIPS_FILES)} of huggingface.co/{LPIPS_HUB} into a folder and set lpips.path to it"
         ) from error
 
 
@@ -88,10 +88,10 @@ def _lpips(
 
 
 def ssimulacra2(image: UInt8[np.ndarray, "h w 3"], original: UInt8[np.ndarray, "h w 3"]) -> float:
-    """SSIMULACRA 2 through the package `ssimulacra2`: 100 for equal images, 90 hardly tells them apart, below 50 poor.
+    """Return SSIMULACRA 2 by the package `ssimulacra2`: 100 for equal images, 90 if differences are hard to see.
 
-    On the CPU, in float64. Source: Sneyers 2022, "SSIMULACRA 2 – structural similarity unveiling local and compression
-    related artifacts".
+    It runs on the CPU in float64. Source: Sneyers 2022, "SSIMULACRA 2 – structural similarity unveiling local and
+    compression related artifacts".
 
     Raises:
         InputError: the package is not installed.
@@ -99,7 +99,7 @@ def ssimulacra2(image: UInt8[np.ndarray, "h w 3"], original: UInt8[np.ndarray, "
     try:
         from ssimulacra2 import compute_ssimulacra2
     except ImportError as error:
-        raise InputError("ssimulacra2 needs the package of that name: pip install 'fmboost_jax[eval]'") from error
+        raise InputError("ssimulacra2 needs the package ssimulacra2: pip install 'fmboost_jax[eval]'") from error
     return float(compute_ssimulacra2(_png(original), _png(image)))
 
 

@@ -1,6 +1,6 @@
-"""Every metric by name, for training's evaluation and for the commands `train_autoencoder` and `evaluate`.
+"""The table of metrics for the evaluation of training and for the commands `train_autoencoder` and `evaluate`.
 
-A metric of your own is one entry more, in a file that `--import` names:
+A new metric is one more entry, in a module that is imported first (`--import`):
 
     from fmboost_jax.metrics.table import METRICS, Metric
 
@@ -27,12 +27,12 @@ Score = Callable[..., Any]
 
 @dataclasses.dataclass(frozen=True)
 class MetricSettings:
-    """What the loading of a metric may depend on.
+    """Settings for loading a metric.
 
     Attributes:
-        mesh: devices that share the images of a batch.
-        batch_size: images at once.
-        paths: folders of networks by the metric's name; "" for the metric's own default.
+        mesh: devices that share a batch.
+        batch_size: images per batch.
+        paths: folders of networks by the metric's name; "" for the default.
     """
 
     mesh: Mesh
@@ -42,17 +42,17 @@ class MetricSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Metric:
-    """One metric; it has either a function or a loader, or neither where its kind is "set".
+    """A metric. It has either a function or a loader; metrics of kind "set" have neither.
 
     Attributes:
-        kind: what it takes. "single": images. "paired": images and their originals. "text": images and captions.
+        kind: its arguments. "single": images. "paired": images and their originals. "text": images and captions.
             "set": two sets of images, compared by the features of a network (`fmboost_jax.metrics.features`).
-        function: JAX function of images in [−1, 1], (b, h, w, 3) each → (b,).
-        load: settings → function of the same arguments for uint8 host arrays. For metrics that need a network or
-            another package.
-        unit: of the values.
+        function: JAX function of images in [−1, 1], (b, h, w, 3) each, that returns (b,).
+        load: for metrics with a network or from another package, a function of the settings. It returns a function of
+            the same arguments as uint8 host arrays.
+        unit: unit of the values.
         higher_is_better: whether larger values are better.
-        smallest: least height and width of an image in pixels.
+        smallest: minimal height and width of an image in pixels.
     """
 
     kind: Literal["single", "paired", "text", "set"]
@@ -63,10 +63,10 @@ class Metric:
     smallest: int = 1
 
     def score(self, settings: MetricSettings) -> Score:
-        """Return the function of uint8 host images, shared among the devices where it is a JAX function.
+        """Return the metric as a function of uint8 host images. JAX functions use all devices of the mesh.
 
         Raises:
-            InputError: a package or weights that are missing.
+            InputError: missing packages or weights.
         """
         if self.load is not None:
             return self.load(settings)

@@ -1,1 +1,1 @@
-"""Devices: the mesh, the sharding rules, the start of many processes."""
+"""Devices: the mesh, sharding rules, batching, and start-up of many processes."""

@@ -1,4 +1,4 @@
-"""Functions of batches applied to any number of examples: parts of one size, shared among devices."""
+"""Functions of batches, applied to any number of examples in parts of equal size, on one or more devices."""
 
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -17,22 +17,23 @@ def map_batches(
 ) -> Any:
     """Apply a function to parts of equal size, and concatenate the results.
 
-    The last part is filled with copies of its last example, so that all parts have one shape and share one compiled
-    program; results of the copies are dropped.
+    The last part is filled with copies of its last example, so that all parts have the same shape and use the same
+    compiled program. Results of the copies are dropped.
 
     Args:
-        function: arrays of one leading length → an array, or a tree of arrays, of the same leading length.
-        arrays: of one leading length, 1 or more.
-        batch_size: examples in a part.
-        multiple: the size of a part is rounded up to a multiple of this: one or more examples for every device.
-        example: description of one example, for the message. With it, parts are halved where the device runs out of
-            memory.
+        function: function of arrays with the same leading length; it returns an array, or a tree of arrays, with that
+            leading length.
+        arrays: arrays with the same leading length, 1 or more.
+        batch_size: examples per part.
+        multiple: the size of a part is rounded up to a multiple of this, the number of devices that share a part.
+        example: description of one example, for the error message. If it is given, parts are halved when the device
+            runs out of memory.
 
     Returns:
-        The function's results for all examples: numpy arrays where the function returns numpy arrays.
+        The results for all examples; numpy arrays if the function returns numpy arrays.
 
     Raises:
-        InputError: a batch size below 1; not even one example on each device fits into memory.
+        InputError: a batch size below 1, or too little memory for one example on each device.
     """
     if batch_size < 1:
         raise InputError(f"batch_size must be 1 or more, found {batch_size}")
@@ -48,8 +49,8 @@ def map_batches(
                 raise
             if size == multiple:
                 raise InputError(
-                    f"out of memory with {example}, one at a time on each device; give a smaller one, load the booster "
-                    'with dtype="bfloat16", share its height among devices (spatial), or use one with more memory'
+                    f"out of memory with {example}, one at a time on each device; use a smaller one, load the booster "
+                    'with dtype="bfloat16", divide its height among devices (spatial), or use devices with more memory'
                 ) from error
             size = _round_up(-(-size // 2), multiple)
             continue
@@ -59,16 +60,17 @@ def map_batches(
 
 
 def data_parallel(function: Callable, parameters: Any, mesh: Mesh, batch_size: int) -> Callable[..., np.ndarray]:
-    """A function of images over all devices: parameters on each of them, images shared out.
+    """Return a data-parallel form of a function: all devices have the parameters, and each a part of the examples.
 
     Args:
-        function: jitted; (parameters, arrays of one leading length) → an array of the same leading length.
-        parameters: a tree of arrays; copied to every device once.
-        mesh: the devices; examples are split over `data` and `fsdp`.
-        batch_size: images at once over all devices; rounded up to a multiple of their number.
+        function: jitted function of parameters and arrays with the same leading length; it returns an array with that
+            leading length.
+        parameters: tree of arrays; copied to every device once.
+        mesh: the devices; examples are sharded over `data` and `fsdp`.
+        batch_size: examples per call over all devices; rounded up to a multiple of their number.
 
     Returns:
-        A function of host arrays with any number of images.
+        A function of host arrays with any number of examples.
     """
     parameters = jax.device_put(parameters, NamedSharding(mesh, PartitionSpec()))
     sharding = example_sharding(mesh)

@@ -1,10 +1,9 @@
-"""Many processes as one run: how they start, agree to stop, and notice that one of them has died.
+"""Many processes as one run: start-up, the agreement to stop, and the end when one of them has died.
 
-jax itself finds coordinator, number and index of processes under Open MPI, under SLURM (`srun`), on GKE and on TPU VMs;
-elsewhere the three flags of `add_arguments` tell. A single process starts nothing.
+JAX finds the coordinator, the number of processes and their indices under Open MPI, under SLURM (`srun`), on GKE and on
+TPU VMs. Elsewhere the caller passes the three. A single process starts nothing.
 """
 
-import argparse
 import contextlib
 import os
 import signal
@@ -17,28 +16,14 @@ from jax.experimental import multihost_utils
 
 from fmboost_jax.errors import BAD_INPUT, InputError, one_line, report
 
-# What tells the number of processes where jax would see a cluster in a single process, too.
+# Variables with the number of processes. JAX detects a cluster by other ones, also for a single process.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
-# jax's words where it sees no cluster, or has met its devices before, as in a notebook.
-_NONE_SEEN = ("coordinator_address should be defined", "must be called before")
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--coordinator`, `--process-count` and `--process-index` to a command."""
-    many = parser.add_argument_group("many processes, where neither TPU, GKE, SLURM nor Open MPI tells of them")
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 is reached by the others")
-    many.add_argument("--process-count", type=int, help="processes of the run")
-    many.add_argument("--process-index", type=int, help="number of this process, from 0")
-
-
-def add_share_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add `--process-index` and `--process-count` to a command whose processes work without each other."""
-    parser.add_argument("--process-index", type=int, default=0, help="number of this process, from 0 (default: 0)")
-    parser.add_argument("--process-count", type=int, default=1, help="processes that share the work (default: 1)")
+# JAX's messages if it detects no cluster, or if its devices are already in use, as in a notebook.
+_NO_CLUSTER = ("coordinator_address should be defined", "must be called before")
 
 
 def check_share(process_index: int, process_count: int) -> None:
-    """Refuse an index that is not one of the processes'.
+    """Check a process's index.
 
     Raises:
         InputError: an index outside 0 to process_count − 1.
@@ -48,29 +33,38 @@ def check_share(process_index: int, process_count: int) -> None:
 
 
 @contextlib.contextmanager
-def processes(arguments: argparse.Namespace, timeout: int) -> Iterator[None]:
-    """Join the other processes for as long as the context lasts; to be entered before jax meets a device.
+def processes(
+    coordinator: str | None = None,
+    process_count: int | None = None,
+    process_index: int | None = None,
+    *,
+    timeout: int,
+) -> Iterator[None]:
+    """Join the other processes of a run; leave them when the context ends. Enter it before JAX uses a device.
 
-    Where this process fails, it ends at once instead of waiting for the others at jax's closing barrier. They notice:
-    a process that has given no sign of life for `timeout` seconds ends all others, whatever they wait for. One that
-    refuses its input waits for the others to do so too, no longer than that.
+    A process that fails exits immediately; it does not wait at JAX's shutdown barrier. The others exit when they have
+    had no heartbeat from a process for `timeout` seconds. A process that raises InputError first waits at the barrier,
+    for at most `timeout` seconds, so that the others can report their own InputError.
 
     Args:
-        arguments: of a parser that `add_arguments` was applied to.
-        timeout: seconds, see above; also how long a process that is done waits for the others to be done.
+        coordinator: HOST:PORT of process 0. Default: detected.
+        process_count: processes of the run. Default: detected.
+        process_index: number of this process, from 0. Default: detected.
+        timeout: seconds, see above; also the longest wait of a finished process for the others.
 
     Raises:
-        InputError: flags that do not belong together, or too little to start from.
+        InputError: some of the three are missing or out of range, or the launcher's variables are incomplete.
         SystemExit: the coordinator cannot be reached; exit code 1.
     """
-    started = _start(arguments, timeout)
+    started = _start(coordinator, process_count, process_index, timeout)
     try:
         yield
     except BaseException as error:
         if started:
             status = report(error)
             if status == BAD_INPUT:
-                # As a rule all refuse the same: each is to say so before process 0, which holds them together, is gone.
+                # Bad input is usually the same in all processes: each reports it before process 0, their coordinator,
+                # exits.
                 with contextlib.suppress(jax.errors.JaxRuntimeError):
                     jax.distributed.shutdown()
             sys.stdout.flush()
@@ -81,58 +75,64 @@ def processes(arguments: argparse.Namespace, timeout: int) -> Iterator[None]:
         jax.distributed.shutdown()
 
 
-def _start(arguments: argparse.Namespace, timeout: int) -> bool:
-    told = (arguments.coordinator, arguments.process_count, arguments.process_index)
+def _start(coordinator: str | None, count: int | None, index: int | None, timeout: int) -> bool:
     if timeout < 1:
         raise InputError(f"processes.timeout is {timeout}, expected at least one second")
     if jax.distributed.is_initialized():
-        return False  # the caller's own, as in a notebook on a pod
-    if any(value is not None for value in told):
-        if None in told or not 0 <= told[2] < told[1] or not told[0].rpartition(":")[2].isdigit():
-            raise InputError(
-                "--coordinator HOST:PORT, --process-count N and --process-index I (0 to N − 1) go together, found "
-                f"{told[0]}, {told[1]}, {told[2]}"
-            )
-        if told[1] == 1:
+        return False  # by the caller, as in a notebook on a pod
+    if coordinator is None and count is None and index is None:
+        if any(os.environ.get(name) == "1" for name in _COUNTS):
             return False
-    elif any(os.environ.get(name) == "1" for name in _COUNTS):
+    elif coordinator is None or count is None or index is None or not _is_complete(coordinator, count, index):
+        raise InputError(
+            "expected a coordinator HOST:PORT, a process count N and a process index from 0 to N − 1 together, found "
+            f"{coordinator}, {count}, {index}"
+        )
+    elif count == 1:
         return False
     try:
         jax.distributed.initialize(
-            *told,
-            cluster_detection_method=None if told[0] is None else "deactivate",
+            coordinator,
+            count,
+            index,
+            cluster_detection_method=None if coordinator is None else "deactivate",
             heartbeat_timeout_seconds=timeout,
             shutdown_timeout_seconds=timeout,
         )
     except jax.errors.JaxRuntimeError as error:
-        # Not bad input: a host may be late, and the run is to be started again.
+        # Not bad input: a host may be late, and a launcher may start the run again.
         raise SystemExit(f"error: the other processes cannot be reached: {one_line(error)}") from error
     except (ValueError, RuntimeError) as error:
-        if told[0] is not None or not any(reason in str(error) for reason in _NONE_SEEN):
+        if coordinator is not None or not any(reason in str(error) for reason in _NO_CLUSTER):
             raise InputError(f"many processes cannot be started: {one_line(error)}") from error
-        if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:  # Open MPI 5 no longer says what jax looks for
+        if int(os.environ.get("OMPI_COMM_WORLD_SIZE", 1)) > 1:  # Open MPI 5 does not set the variables that JAX reads
             raise InputError(
-                "Open MPI started many processes, but does not tell jax where the first one is: add --coordinator "
-                "HOST:PORT --process-count $OMPI_COMM_WORLD_SIZE --process-index $OMPI_COMM_WORLD_RANK"
+                "Open MPI started many processes, but JAX cannot find the coordinator in its variables: add the "
+                "coordinator HOST:PORT, the process count $OMPI_COMM_WORLD_SIZE and the process index "
+                "$OMPI_COMM_WORLD_RANK"
             ) from error
         return False
     return True
 
 
-def listen_for_sigterm() -> Callable[[int], bool]:
-    """The function (step) → whether to save and stop now, because SIGTERM has come, to this process or another.
+def _is_complete(coordinator: str, count: int, index: int) -> bool:
+    return 0 <= index < count and coordinator.rpartition(":")[2].isdigit()
 
-    It must be called at every step, in every process: all get True at the same step, soon after the signal.
+
+def listen_for_sigterm() -> Callable[[int], bool]:
+    """Return a function (step) → whether to save and stop now, because this process or another has received SIGTERM.
+
+    Every process must call it at every step. All get True at the same step, soon after the signal.
     """
     if jax.process_count() > 1:
-        # jax's own service watches for the signal, and lets the processes agree on a step that none has passed.
+        # JAX's preemption service handles the signal. The processes agree on a step that none has passed.
         return multihost_utils.reached_preemption_sync_point
-    came = threading.Event()
+    received = threading.Event()
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, lambda *_: came.set())
-    return lambda step: came.is_set()
+        signal.signal(signal.SIGTERM, lambda *_: received.set())
+    return lambda step: received.is_set()
 
 
 def agree(number: int) -> int:
-    """Process 0's number, in all processes: what each has read from a shared disk may differ."""
+    """Return process 0's number in all processes. Numbers that they read from a shared disk may differ."""
     return int(multihost_utils.broadcast_one_to_all(number)) if jax.process_count() > 1 else number

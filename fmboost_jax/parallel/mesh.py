@@ -1,4 +1,4 @@
-"""The mesh of devices: axes `data`, `fsdp` and `spatial`, in this order; any of them may be 1."""
+"""The mesh of devices, with the axes `data`, `fsdp` and `spatial`."""
 
 import dataclasses
 import math
@@ -14,12 +14,12 @@ AXES = ("data", "fsdp", "spatial")
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Section `mesh` of a config: devices along each axis, −1 (at most once) for those that are left.
+    """Section `mesh` of a config: devices along each axis. One of them may be −1, for all remaining devices.
 
     Attributes:
-        data: shares the batch.
-        fsdp: shares the batch, parameters and the optimizer's moments.
-        spatial: shares the height of feature maps.
+        data: size of the axis that shards the batch.
+        fsdp: size of the axis that shards the batch, the parameters and the optimizer's moments.
+        spatial: size of the axis that shards the height of feature maps.
     """
 
     data: int = -1
@@ -31,11 +31,11 @@ def make_mesh(
     sizes: dict[str, int],
     devices: list[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
 ) -> Mesh:
-    """A mesh over all devices.
+    """Return a mesh.
 
     Args:
-        sizes: one size for each of `data`, `fsdp`, `spatial`; at most one −1, which takes the devices that are left.
-        devices: those to use; default: all devices of all processes.
+        sizes: devices along `data`, `fsdp` and `spatial`; one of them may be −1, for all remaining devices.
+        devices: devices of the mesh. Default: all devices of all processes.
 
     Raises:
         InputError: sizes whose product is not the number of devices.
@@ -43,10 +43,11 @@ def make_mesh(
     devices = jax.devices() if devices is None else devices
     shape = [int(sizes[axis]) for axis in AXES]
     if shape.count(-1) == 1:
-        shape[shape.index(-1)] = len(devices) // -math.prod(shape)
+        known = math.prod(size for size in shape if size != -1)
+        shape[shape.index(-1)] = len(devices) // known if known else 0
     if any(size < 1 for size in shape) or math.prod(shape) != len(devices):
-        asked = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
+        found = ", ".join(f"{axis}={sizes[axis]}" for axis in AXES)
         raise InputError(
-            f"mesh {asked} does not fit {len(devices)} devices: the product must be their number, one −1 allowed"
+            f"mesh {found} does not fit {len(devices)} devices: the product must be their number; one size may be −1"
         )
     return Mesh(np.asarray(devices).reshape(shape), AXES, axis_types=(AxisType.Auto,) * len(AXES))

@@ -1,7 +1,7 @@
-"""Shardings: one rule for the training state, one sharding for batches.
+"""Shardings of the training state and of batches.
 
-A parameter, its EMA and its optimizer moments follow the same rule and so have the same devices (ZeRO stage 3,
-Rajbhandari et al. 2019, arXiv 1910.02054).
+A parameter, its EMA and its optimizer moments have the same sharding (ZeRO stage 3, Rajbhandari et al. 2019,
+arXiv 1910.02054).
 """
 
 import re
@@ -35,7 +35,7 @@ def example_sharding(mesh: Mesh) -> NamedSharding:
 def shared(x: jax.Array) -> jax.Array:
     """Constrain a (batch, height, …) array to `batch_sharding` of the mesh in `jax.set_mesh`, inside a jitted function.
 
-    After resizing, every device has whole maps; the constraint keeps its examples and rows. Without a mesh: x.
+    Resizing gives every device whole maps; the constraint leaves each its examples and rows. Without a mesh, return x.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return x
@@ -45,15 +45,15 @@ def shared(x: jax.Array) -> jax.Array:
 def process_share(sharding: NamedSharding, batch_size: int) -> tuple[int, int]:
     """Return the index of the share of a global batch that this process reads, and the number of shares.
 
-    A process reads the examples of its devices, usually share p of P. Processes with different heights of the same
-    examples have the same share, and each reads all of it.
+    A process reads the examples of its devices. With spatial sharding over several processes, these processes have the
+    same examples: they have the same share, and each reads all of it.
 
     Args:
         sharding: sharding of the batch's examples.
         batch_size: size of the global batch.
 
     Raises:
-        InputError: the processes' shares overlap without being equal.
+        InputError: shares of processes overlap but differ.
     """
     held: dict[int, set[int]] = {}
     for device, index in sharding.devices_indices_map((batch_size,)).items():

@@ -222,7 +222,7 @@ def test_interrupted_and_shared_work_gives_the_same_numbers(originals, bundle, c
 
     share = ("--process-count", 2, "--cache", tmp_path / "other", "--process-index")
     main([str(word) for word in (*words, *share, 1, "--out", tmp_path / "shared")])
-    assert "batches are left to other processes" in capsys.readouterr().out
+    assert "batches of other processes are not finished" in capsys.readouterr().out
     shared = evaluate(tmp_path / "shared", *words, *share, 0)
     assert shared["metrics"] == whole["metrics"]
 
@@ -311,21 +311,21 @@ def test_prompts(bundle, tmp_path, monkeypatch):
     captioned = ("--captions", tmp_path / "captions.json")
     results = evaluate(tmp_path / "out", *words, *captioned, "--booster", bundle)
     assert values(results) == {"clip": pytest.approx((5 + 5 + 7) / 3)}
-    assert results["warnings"] == ["the protocol asks for 5000 images, 3 were measured: compare with no other set"]
+    assert results["warnings"] == ["the protocol has 5000 images, 3 were measured: not comparable with other sets"]
     booster = Booster.load(bundle)
     latent = pipe.latents([""], steps=2, seed=2, guidance_scale=7.5, height=16, width=16)
     expected = booster.decode(booster.boost(latent, steps=1, seed=2))[0]
     assert np.abs(seen["a house"].astype(int) - expected).max() <= 1
-    with pytest.raises(InputError, match="needs --base"):
+    with pytest.raises(InputError, match="needs a diffusers pipeline"):
         evaluate(tmp_path / "none", *words, *captioned)
-    with pytest.raises(InputError, match="need --captions FILE"):
+    with pytest.raises(InputError, match="need captions: a JSON file"):
         evaluate(tmp_path / "none", *words, "--booster", bundle)
 
 
 def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
     images = ("--images", originals)
     for words, message in (
-        (("--metrics", "psnr"), "nothing to compare the images with"),
+        (("--metrics", "psnr"), "these metrics need a reference"),
         (("--metrics", "pnsr", "--reference", noisy), "metrics 'pnsr' is unknown; expected one of psnr, ssim"),
         (("--metrics", "psnr", "--booster", bundle), "the booster enlarges ×2: low_res 0"),
         (
@@ -365,5 +365,5 @@ def test_small_images_as_given(originals, tmp_path):
         expected.append(peak_signal_noise_ratio(np.asarray(Image.open(path)), image))
     assert values(results)["psnr"] == pytest.approx(np.mean(expected), rel=1e-5)
     (low / "rocket0.png").unlink()
-    with pytest.raises(InputError, match="psnr need pairs of the same name"):
+    with pytest.raises(InputError, match="psnr need pairs with equal names"):
         evaluate(tmp_path / "other", *words)

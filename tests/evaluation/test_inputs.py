@@ -64,7 +64,7 @@ def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
         ("--config.source=prompts", "psnr, ssim compare an image with its original"),
         ("--config.steps=0", "steps is 0"),
         ("--config.patches=(512,4)", r"expected patches\[0\] as a list such as \(int, int\), found 512"),
-        ("--config.patches=((0,4),)", "side, crops an image"),
+        ("--config.patches=((0,4),)", "side, crops per image"),
         ("--config.high_res=-1", "high_res is -1"),
     ],
 )
@@ -75,7 +75,7 @@ def test_unfit_protocols_are_refused_in_one_line(override, message):
 
 
 def test_patches_that_do_not_fit():
-    with pytest.raises(InputError, match="patches of 512 pixels do not fit into images of 256"):
+    with pytest.raises(InputError, match="patches of 512 pixels are larger than images of 256"):
         protocol("sr.py", "--config.high_res=256", "--config.low_res=128")
 
 
@@ -118,7 +118,7 @@ def test_pairs_that_do_not_match(tmp_path):
     many = folder(tmp_path / "many", **{f"p{number}": (8, 8) for number in range(7)}, both=(8, 8))
     few = folder(tmp_path / "few", both=(8, 8), other=(8, 8))
     with pytest.raises(
-        InputError, match=r"8 images, 2 in .*7 in the images alone: p0, p1, p2, p3, p4 and 2 more; 1 in"
+        InputError, match=r"8 images, 2 in .*7 only in the images: p0, p1, p2, p3, p4 and 2 more; 1 only in"
     ):
         check_pairs(collection(many), collection(few), protocol())
     wide = folder(tmp_path / "wide", both=(9, 8), other=(8, 8))
@@ -126,7 +126,7 @@ def test_pairs_that_do_not_match(tmp_path):
         check_pairs(collection(few), collection(wide), protocol())
     check_pairs(collection(few), collection(wide), protocol("folders.py", "--config.high_res=8"))
     Image.open(few / "both.png").save(few / "both.webp")
-    with pytest.raises(InputError, match="another of that name"):
+    with pytest.raises(InputError, match="another image has the same name"):
         collection(few)
 
 

@@ -81,7 +81,7 @@ def test_gzip(tmp_path):
     (tmp_path / "x.pth.gz").write_bytes(gzip.compress((tmp_path / "x.pth").read_bytes()))
     assert same(read_torch_file(str(tmp_path / "x.pth.gz"))["a"], torch.ones(3))
     (tmp_path / "cut.gz").write_bytes(gzip.compress((tmp_path / "x.pth").read_bytes())[:-20])
-    with pytest.raises(InputError, match="cut short"):
+    with pytest.raises(InputError, match="truncated"):
         read_torch_file(str(tmp_path / "cut.gz"))
 
 
@@ -146,7 +146,7 @@ def test_damaged_archives(tmp_path, change, message):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda data: data[:-4], "cut short at storage"),
+        (lambda data: data[:-4], "truncated at storage"),
         (lambda data: data[:60], "not a checkpoint|damaged"),
         (lambda data: data.replace(b"little_endianq\x02\x88", b"little_endianq\x02\x89"), "big-endian"),
         # 6 values in the storage become 65286, and its list of keys another one.

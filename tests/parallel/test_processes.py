@@ -1,6 +1,5 @@
 """Real processes as one run: they share the data, are killed, stop together, and go on in any number."""
 
-import argparse
 import gzip
 import json
 import os
@@ -260,8 +259,8 @@ def test_all_refuse_what_one_would(launch, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (["--process-count=2", "--process-index=0"], "go together"),
-        (["--coordinator=localhost:1", "--process-count=2", "--process-index=2"], "0 to N − 1"),
+        (["--process-count=2", "--process-index=0"], "found None, 2, 0"),
+        (["--coordinator=localhost:1", "--process-count=2", "--process-index=2"], "index from 0 to N − 1"),
         (["--coordinator=localhost", "--process-count=2", "--process-index=1"], "HOST:PORT"),
         (["--config.processes.timeout=0"], "processes.timeout is 0"),
         (["--config.profile.steps=20,10"], "(20, 10)"),
@@ -275,21 +274,17 @@ def test_bad_input_gets_one_line(latents, tmp_path, arguments, expected):
 def test_a_single_process_starts_nothing(monkeypatch):
     """Neither where nothing tells of others nor where SLURM tells of one."""
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: pytest.fail("there is nothing to shut down"))
-    parser = argparse.ArgumentParser()
-    distributed.add_arguments(parser)
-    with distributed.processes(parser.parse_args([]), timeout=10):
+    with distributed.processes(timeout=10):
         assert not jax.distributed.is_initialized()
     for name, value in SLURM.items():
         monkeypatch.setenv(name, str(value).format(index=0, count=1))
     monkeypatch.setattr(jax.distributed, "initialize", lambda *_, **__: pytest.fail("one process needs no start"))
-    with distributed.processes(parser.parse_args([]), timeout=10):
+    with distributed.processes(timeout=10):
         pass
 
 
 def test_open_mpi_that_does_not_tell_enough_is_refused(monkeypatch):
     """Else each of its processes would train alone, in the same folder."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
-    parser = argparse.ArgumentParser()
-    distributed.add_arguments(parser)
-    with pytest.raises(InputError, match="add --coordinator"), distributed.processes(parser.parse_args([]), timeout=10):
+    with pytest.raises(InputError, match="add the coordinator"), distributed.processes(timeout=10):
         pass
