@@ -52,6 +52,7 @@ def get_config(variant: str = "") -> ConfigDict:
     # noise; for them 0, no noise, was best (docs/weights.md).
     config.source.noise_step = 0
     config.source.mode = "bilinear"  # how "lsu" latents are upsampled: nearest, bilinear, bicubic, noise
+    config.source.context_mode = None  # the same for the context alone, where it differs from x0
 
     config.path = "linear"  # or "gvp"; with settings as in "linear(sigma_min=0.001)"
     config.objective = "flow"  # what the network learns, with settings as in "flow(time='logit_normal')"

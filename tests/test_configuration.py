@@ -130,6 +130,8 @@ def test_extensions_are_imported_before_the_config_is_read(tmp_path):
         ("evaluate.images=0", "evaluate.images is 0"),
         ("evaluate.method=rk5", "evaluate.method is 'rk5', expected one of euler"),
         ("source.mode=cubic", "source.mode is 'cubic', expected one of nearest"),
+        ("source.context_mode=cubic", "source.context_mode is 'cubic', expected one of nearest"),
+        ("source.context_mode=nearest", "source.context_mode is 'nearest', expected none with data.upsampling="),
         ("source.start=noize", "source.start is 'noize'"),
         ("source.noise_step=1000", "source.noise_step is 1000"),
         ("profile.steps=(3,)", r"profile.steps is \(3,\), expected the first and the last step"),

@@ -93,6 +93,8 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     for name in ("network", "objective", "steps"):
         if description[name] == _DEFAULTS[name]:
             del description[name]
+    if config.source.context_mode is None:
+        del description["source"]["context_mode"]
     write_atomically(folder / CONFIG, json.dumps(description, indent=2).encode())
     write_atomically(folder / "README.md", _model_card(config, count(parameters)).encode())
 
@@ -131,7 +133,10 @@ def _model_card(config: BundleConfig, parameters: int) -> str:
     latents, source = config.latents, config.source
     noise = f"noise step {source.noise_step} of {DIFFUSION_STEPS}"
     trained = "" if config.objective == "flow" else f"; trained by {config.objective}"
-    flow = f"{config.path} path from {source.start}, {noise}, {source.upsampling}{trained}"
+    upsampling = source.upsampling
+    if upsampling == "lsu":
+        upsampling += f" (x0 {source.mode}, context {source.context_mode or source.mode})"
+    flow = f"{config.path} path from {source.start}, {noise}, {upsampling}{trained}"
     sizes = f"{config.low_res}² → {config.high_res}²"
     return f"""---
 library_name: fmboost_jax

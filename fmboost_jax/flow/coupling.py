@@ -4,7 +4,7 @@ Both have the high-res latent's size. With SD latents and 512² → 1024²:
 
     low-res latent   (b,  64,  64, 4)    from the base model, or (b, 128, 128, 4) where it was upsampled in pixels (PSU)
     context          (b, 128, 128, 4)    the low-res latent upsampled; clean
-    x0               (b, 128, 128, 4)    the context, noise-augmented: 0.809 · context + 0.588 · ε
+    x0               (b, 128, 128, 4)    the same, noise-augmented: 0.809 · context + 0.588 · ε
     UNet's input     (b, 128, 128, 8)    x_t and context side by side on the channels; only x_t changes with t
     x1               (b, 128, 128, 4)    the high-res latent, where the flow ends
 
@@ -26,7 +26,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.resize import MODES, Side, upsample
-from fmboost_jax.registry import choose, unknown
+from fmboost_jax.registry import check_name, unknown
 
 DIFFUSION_STEPS = 1000
 STARTS = ("low_res", "noise")
@@ -43,6 +43,7 @@ class Coupling:
         upsampling: "psu" or "lsu": the space, pixels or latents, in which the low-res input is resized to the high-res
             latent's size. A PSU latent already has that size.
         mode: interpolation of latents, "nearest", "bilinear", "bicubic" or "noise", for "lsu".
+        context_mode: interpolation of the context alone, for "lsu"; `mode` is then that of x0. Default: None, as x0.
 
     Raises:
         InputError: a value out of its range.
@@ -52,6 +53,7 @@ class Coupling:
     noise_step: int = 400
     upsampling: str = "psu"
     mode: str = "bilinear"
+    context_mode: str | None = None
 
     def __post_init__(self):
         self.check()
@@ -62,20 +64,23 @@ class Coupling:
         Raises:
             InputError: names the field, its range and its value.
         """
-        for field, values in (("start", STARTS), ("upsampling", UPSAMPLINGS), ("mode", MODES)):
-            choose(field, getattr(self, field), dict.fromkeys(values))
+        values = {"start": STARTS, "upsampling": UPSAMPLINGS, "mode": MODES, "context_mode": (None, *MODES)}
+        for field, names in values.items():
+            check_name(field, getattr(self, field), names)
         if not 0 <= self.noise_step < DIFFUSION_STEPS:
             raise InputError(f"noise_step must be 0 to {DIFFUSION_STEPS - 1}, found {self.noise_step}")
 
     @property
-    def resize_mode(self) -> str:
-        """Interpolation of the latents that the flow gets: "identity" for PSU, `mode` for LSU."""
-        return "identity" if self.upsampling == "psu" else self.mode
+    def resize_modes(self) -> tuple[str, str]:
+        """Interpolation of the latents for x0 and for the context: "identity" for PSU, the modes for LSU."""
+        if self.upsampling == "psu":
+            return "identity", "identity"
+        return self.mode, self.context_mode or self.mode
 
     @property
     def draws_upsampling_noise(self) -> bool:
         """Whether `couple` needs `upsampling_noise`."""
-        return self.resize_mode == "noise"
+        return "noise" in self.resize_modes
 
     def couple(
         self,
@@ -85,12 +90,14 @@ class Coupling:
         upsampling_noise: Float[Array, "b H W c"] | None = None,
     ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
         """Return x0 and context; arguments and errors as for the function `couple`."""
+        mode, context_mode = self.resize_modes
         return couple(
             low_res,
             size=size,
             start=self.start,
             noise_step=self.noise_step,
-            mode=self.resize_mode,
+            mode=mode,
+            context_mode=context_mode,
             noise=noise,
             upsampling_noise=upsampling_noise,
         )
@@ -184,6 +191,7 @@ def couple(
     noise_step: int | Int[Array, ""],
     mode: str,
     noise: Float[Array, "b H W c"],
+    context_mode: str | None = None,
     upsampling_noise: Float[Array, "b H W c"] | None = None,
 ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
     """x0 and context of a low-res latent; the module's table shows them side by side.
@@ -191,12 +199,14 @@ def couple(
     Args:
         low_res: scaled low-res latent; PSU latents already have `size` (mode "identity").
         size: the high-res latent's (height, width), or one number for a square.
-        start: "low_res": x0 is the context, noise-augmented; "noise": x0 is the noise itself, as in ordinary
+        start: "low_res": x0 is the upsampled latent, noise-augmented; "noise": x0 is the noise itself, as in ordinary
             conditional generation.
         noise_step: diffusion step of the augmentation, 400 in the paper, 0 for none; without effect with start "noise".
         mode: how to upsample, see `upsample`.
         noise: standard normal, of the high-res latent's shape.
-        upsampling_noise: standard normal, of the high-res latent's shape and independent of `noise`; mode "noise" only.
+        context_mode: how to upsample the context. Default: None, as x0.
+        upsampling_noise: standard normal, of the high-res latent's shape and independent of `noise`; for the mode
+            "noise" only.
 
     Returns:
         x0, context.
@@ -204,12 +214,14 @@ def couple(
     Raises:
         InputError: an unknown start, noise of another shape, or an error of `upsample` or `noise_augment`.
     """
-    context = upsample(low_res, size, mode, upsampling_noise)
+    context = upsample(low_res, size, context_mode or mode, upsampling_noise)
     if noise.shape != context.shape:
         raise InputError(f"noise has shape {noise.shape}, expected the high-res latent's {context.shape}")
     match start:
         case "low_res":
-            return noise_augment(context, noise_step, noise), context
+            same = context_mode in (None, mode)
+            upsampled = context if same else upsample(low_res, size, mode, upsampling_noise)
+            return noise_augment(upsampled, noise_step, noise), context
         case "noise":
             return noise.astype(jnp.float32), context
     raise unknown("start", start, STARTS)

@@ -59,18 +59,22 @@ class SourceConfig:
         start: "low_res" (the upsampled latent, noise-augmented) or "noise".
         noise_step: diffusion step of the noise augmentation.
         mode: how latents are upsampled with `data.upsampling` "lsu".
+        context_mode: how the context is upsampled with "lsu". Default: None, as `mode`.
     """
 
     start: str = "low_res"
     noise_step: int = 400
     mode: str = "bilinear"
+    context_mode: str | None = None
 
     def __post_init__(self):
         if self.start not in ("low_res", "noise"):
             raise InputError(f'source.start is {self.start!r}, expected "low_res" or "noise"')
         require("source.", self, "noise_step", "0 to 999", 0 <= self.noise_step < 1000)
-        if self.mode not in MODES:
-            raise InputError(f"source.mode is {self.mode!r}, expected one of {', '.join(MODES)}")
+        for name in ("mode", "context_mode"):
+            value = getattr(self, name)
+            if value not in MODES and (name, value) != ("context_mode", None):
+                raise InputError(f"source.{name} is {value!r}, expected one of {', '.join(MODES)}")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,6 +220,11 @@ class TrainingConfig:
     def __post_init__(self):
         choose("network", self.network, _networks())
         make_path(self.path)
+        if self.source.context_mode is not None and self.data.upsampling != "lsu":
+            raise InputError(
+                f'source.context_mode is {self.source.context_mode!r}, expected none with data.upsampling="psu": '
+                "latents that were upsampled in pixels have the large size"
+            )
         needed, found = make_objective(self.objective).time_inputs, self.architecture.time_inputs
         if needed != found:
             raise InputError(
@@ -226,7 +235,8 @@ class TrainingConfig:
     @property
     def coupling(self) -> Coupling:
         """How the flow starts, with the upsampling that the data has."""
-        return Coupling(self.source.start, self.source.noise_step, self.data.upsampling, self.source.mode)
+        source = self.source
+        return Coupling(source.start, source.noise_step, self.data.upsampling, source.mode, source.context_mode)
 
 
 @dataclasses.dataclass(frozen=True)

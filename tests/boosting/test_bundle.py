@@ -42,6 +42,15 @@ def test_what_is_written_is_read(folder):
     np.testing.assert_array_equal(parameters["conv_in.bias"], split(random_model(UNet, UNET))[1]["conv_in.bias"])
 
 
+def test_a_mode_of_the_context_is_kept_and_named_only_where_it_is_set(folder, tmp_path):
+    assert "context_mode" not in json.loads((folder / "config.json").read_text())["source"]
+    source = Coupling(upsampling="lsu", mode="noise", context_mode="nearest")
+    config = dataclasses.replace(CONFIG, source=source)
+    write_bundle(tmp_path, split(random_model(UNet, UNET))[1], config)
+    assert read_bundle(tmp_path)[1] == config
+    assert "lsu (x0 noise, context nearest)" in (tmp_path / "README.md").read_text()
+
+
 @given(data=st.data())
 @settings(max_examples=60, deadline=None)
 def test_a_field_of_another_type_is_named(folder, data, tmp_path_factory):

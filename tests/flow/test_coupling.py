@@ -1,5 +1,7 @@
 """x0 and context from low-res latents: the noise schedule, upsampling against PyTorch, the coupling itself."""
 
+import dataclasses
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -11,6 +13,7 @@ from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import (
+    Coupling,
     cosine_alpha_bar,
     couple,
     noise_augment,
@@ -171,6 +174,20 @@ def test_noise_upsampling_has_its_own_noise():
     )
     np.testing.assert_array_equal(context, upsample(low_res, 8, "noise", fill))
     np.testing.assert_allclose(x0, noise_augment(context, 400, noise), rtol=1e-6)
+
+
+def test_context_and_x0_may_be_upsampled_differently():
+    low_res, noise, fill = normal(22, 2, 4, 4, 3), normal(23, 2, 8, 8, 3), normal(24, 2, 8, 8, 3)
+    coupling = Coupling(upsampling="lsu", mode="noise", context_mode="nearest")
+    assert coupling.draws_upsampling_noise
+    x0, context = coupling.couple(low_res, 8, noise, fill)
+    np.testing.assert_array_equal(context, upsample(low_res, 8, "nearest"))
+    np.testing.assert_allclose(x0, noise_augment(upsample(low_res, 8, "noise", fill), 400, noise), rtol=1e-6)
+    same = dataclasses.replace(coupling, mode="bilinear", context_mode=None).couple(low_res, 8, noise)
+    named = dataclasses.replace(coupling, mode="bilinear", context_mode="bilinear").couple(low_res, 8, noise)
+    np.testing.assert_array_equal(same, named)
+    with pytest.raises(InputError, match="context_mode 'cubic' is unknown"):
+        Coupling(context_mode="cubic")
 
 
 def test_couple_refuses_what_it_does_not_know():

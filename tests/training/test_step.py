@@ -108,11 +108,14 @@ def test_randomness_comes_from_seed_step_and_position_alone():
     assert run_steps(other, [batch])[1][0] != pytest.approx(loss, rel=1e-4)
 
 
-@pytest.mark.parametrize(("upsampling", "start"), [("lsu", "low_res"), ("psu", "noise")])
-def test_sources_train(upsampling, start):
-    config = tiny_config(f"--config.data.upsampling={upsampling}", f"--config.source.start={start}")
+@pytest.mark.parametrize(
+    "overrides", [("data.upsampling=lsu", "source.context_mode=nearest"), ("data.upsampling=psu", "source.start=noise")]
+)
+def test_sources_train(overrides):
+    config = tiny_config(*(f"--config.{override}" for override in overrides))
     batch = batch_of(0)
-    if upsampling == "lsu":
+    if config.data.upsampling == "lsu":
+        assert config.coupling.resize_modes == ("bilinear", "nearest")
         batch["low"] = batch["low"][:, ::2, ::2]
     _, losses = run_steps(config, [batch] * 3)
     assert np.isfinite(losses).all()
