@@ -160,7 +160,8 @@ def _reference_networks(path: str, weights: str, network: UNetConfig | None) -> 
     if path.endswith(".safetensors"):
         if network is None:
             raise InputError(f"weights {path}: a bare state dict has no network arguments; give --network")
-        unet = load_unet(read_state_dict(path), network)
+        # A bare state dict does not say who trained it; the arguments do, where they name another layout.
+        unet = load_unet(read_state_dict(path), network, network.attention_layout)
         return unet, unet, 0
     checkpoint = ReferenceCheckpoint.read(path)
     online = checkpoint.unet(False, network) if weights in _ONLINE else checkpoint.unet(True, network)

@@ -105,7 +105,7 @@ def test_networks_of_the_other_attention_layout_are_refused_both_ways(tmp_path, 
     path, _, ema = reference
     (tmp_path / "network.json").write_text(json.dumps({**NETWORK, "attention_layout": "heads"}))
     words = [str(tmp_path / "run"), *CONFIG, "--network", str(tmp_path / "network.json")]
-    with pytest.raises(InputError, match='computes attention_layout "interleaved", the config has "heads"'):
+    with pytest.raises(InputError, match='trained with attention_layout "interleaved", the config has "heads"'):
         convert.main(["from-reference", path, *words])
     # A bare state dict does not say who trained it: one of this package may have "heads".
     save_file({name: tensor.numpy() for name, tensor in ema.state_dict().items()}, tmp_path / "a.safetensors")

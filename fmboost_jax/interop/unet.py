@@ -13,6 +13,8 @@ from fmboost_jax.interop.torch_file import read_torch_file
 from fmboost_jax.interop.weights import part_of, section_of, under, without_wrappers
 from fmboost_jax.models.unet import UNet, UNetConfig
 
+# The layout of attention that the reference computes.
+REFERENCE_LAYOUT = "interleaved"
 ONLINE_PREFIX = "model.net."
 EMA_PREFIX = "ema_model.ema_model.net."
 # Keys of the network's constructor arguments in a training checkpoint of the reference.
@@ -25,23 +27,41 @@ def unet_config(arguments: Mapping[str, Any]) -> UNetConfig:
     Raises:
         InputError: unknown arguments; one message names all.
     """
-    return UNetConfig.from_dict({"attention_layout": "interleaved", **arguments})
+    return UNetConfig.from_dict({"attention_layout": REFERENCE_LAYOUT, **arguments})
 
 
-def load_unet(state_dict: Mapping[str, Any], config: UNetConfig | Mapping[str, Any]) -> UNet:
+def load_unet(
+    state_dict: Mapping[str, Any],
+    config: UNetConfig | Mapping[str, Any],
+    weights_layout: str = REFERENCE_LAYOUT,
+) -> UNet:
     """Load a network from weights under the reference's names.
+
+    The same weights give other velocities in another layout of attention, and no conversion between the layouts exists:
+    which values meet depends on the number of positions.
 
     Args:
         state_dict: numpy arrays or PyTorch tensors, layouts of PyTorch (OIHW).
-        config: ours, or the reference's constructor arguments. Weights trained with the reference need
-            `attention_layout="interleaved"`, which its arguments imply.
+        config: ours, or the reference's constructor arguments, which imply `attention_layout="interleaved"`.
+        weights_layout: the layout of attention that the weights were trained with; "heads" for those of a network that
+            this package trained with "heads". Default: "interleaved", the reference's.
 
     Raises:
-        InputError: missing keys, unexpected keys or size mismatches; one message names all.
+        InputError: a config with another layout of attention than the weights', missing keys, unexpected keys or size
+            mismatches; one message names all keys.
     """
     if not isinstance(config, UNetConfig):
         config = unet_config(config)
+    _check_layout(config, weights_layout, "network weights")
     return build(UNet, config, REFERENCE_UNET, part_of(state_dict, "input_blocks.0.0.weight", "of the network"))
+
+
+def _check_layout(config: UNetConfig, trained: str, what: str) -> None:
+    if config.attention_layout != trained:
+        raise InputError(
+            f'{what}: trained with attention_layout "{trained}", the config has "{config.attention_layout}", which '
+            f'gives other velocities with these weights; set attention_layout="{trained}"'
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,11 +119,7 @@ class ReferenceCheckpoint:
                 f"checkpoint {self.path}: it has no network arguments ({'.'.join(_ARGUMENTS)}); give its config"
             )
         config = config if isinstance(config, UNetConfig) else unet_config(config)
-        if config.attention_layout != "interleaved":
-            raise InputError(
-                f'checkpoint {self.path}: the reference computes attention_layout "interleaved", the config has '
-                f'"{config.attention_layout}", which gives other velocities with these weights'
-            )
+        _check_layout(config, REFERENCE_LAYOUT, f"checkpoint {self.path}")
         return load_unet(network, config)
 
 

@@ -66,10 +66,18 @@ def test_reference_numbers(golden, variant):
 @pytest.mark.parametrize("config", [UNetConfig(), {"attention_layout": "heads"}])
 def test_a_training_checkpoint_in_another_attention_layout_is_refused(config):
     checkpoint = ReferenceCheckpoint("last.ckpt", {"ema_model.ema_model.net.out.2.bias": np.zeros(4)}, 1, None)
-    with pytest.raises(
-        InputError, match=r'last\.ckpt: the reference computes attention_layout "interleaved", .* "heads"'
-    ):
+    with pytest.raises(InputError, match=r'last\.ckpt: trained with attention_layout "interleaved", .* "heads"'):
         checkpoint.unet(config=config)
+
+
+@pytest.mark.parametrize(
+    ("config", "layout"), [(UNetConfig(), "interleaved"), ({"attention_layout": "heads"}, "interleaved"), ({}, "heads")]
+)
+def test_a_bare_state_dict_in_another_attention_layout_is_refused(config, layout):
+    with pytest.raises(InputError, match=rf'trained with attention_layout "{layout}", the config has'):
+        load_unet({}, config, layout)
+    with pytest.raises(InputError, match="missing keys"):
+        load_unet({}, {**SMALL, "attention_layout": layout}, layout)
 
 
 def test_reference_training_checkpoint(golden):
@@ -108,7 +116,7 @@ architectures = st.fixed_dictionaries(
 def test_twin(architecture, seed, height, width):
     config = UNetConfig.from_dict(architecture)
     theirs = randomised(Twin(config), seed)
-    ours = load_unet(theirs.state_dict(), config)
+    ours = load_unet(theirs.state_dict(), config, config.attention_layout)
     x, t, context = inputs(config, seed, 2 * height * config.size_multiple, 2 * width * config.size_multiple)
     found = ours(nhwc(x), jnp.asarray(t), None if context is None else nhwc(context))
     assert relative_error(nchw(found), theirs(x, t, context)) < 1e-5
@@ -203,7 +211,7 @@ def test_one_error_lists_everything_that_does_not_fit():
     del weights["time_embed.2.bias"], weights["out.0.weight"]
     weights |= {"extra.weight": np.zeros(3), "out.2.weight": np.zeros((4, 32, 1, 1)), "out.2.bias": np.zeros(4, int)}
     with pytest.raises(InputError) as error:
-        load_unet(weights, UNetConfig(**SMALL))
+        load_unet(weights, SMALL)
     message = str(error.value)
     assert "missing keys (2)" in message
     assert "time_embed.2.bias" in message
@@ -218,7 +226,7 @@ def test_one_error_lists_everything_that_does_not_fit():
 def test_half_precision_weights_become_float32():
     weights = state_dict(random_model(UNet, UNetConfig(**SMALL)))
     rough = {name: torch.tensor(value).bfloat16() for name, value in weights.items()}
-    found = state_dict(load_unet(rough, UNetConfig(**SMALL)))
+    found = state_dict(load_unet(rough, SMALL))
     assert same(found, {name: tensor.float() for name, tensor in rough.items()})
 
 

@@ -48,7 +48,7 @@ def keys_of(config: TrainingConfig, step: int, examples: int) -> jax.Array:
 
 def trained(config: TrainingConfig, weights: dict, low: np.ndarray, high: np.ndarray):
     """The network after a step on each batch (steps, b, h, w, c), the average's, and the metrics of each step."""
-    graph, parameters = split(load_unet(weights, config.architecture))
+    graph, parameters = split(load_unet(weights, config.architecture, config.architecture.attention_layout))
     state = TrainState.create(parameters, make_optimizer(config.optim))
     step = jax.jit(training_step.make_train_step(config, LATENTS))
     metrics = []
