@@ -115,6 +115,8 @@ def get_config(variant: str = "") -> ConfigDict:
 
     config.evaluate.every = 500  # 0 for never
     config.evaluate.dir = ""  # held-out latents; the training data's where empty
+    # The folder that this dataset was made of: with it, images are compared with the photographs, too.
+    config.evaluate.photographs = ""
     config.evaluate.images = 16
     config.evaluate.method = "euler"
     config.evaluate.steps = 4

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 
 from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.dataset import DatasetInfo
+from fmboost_jax.data.originals import original_images
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.interop.autoencoders import load_first_stage
@@ -116,6 +117,8 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
     evaluation = None
     if config.evaluate.every:
         evaluate, pairs = make_evaluate(config, first_stage, mesh), spread_records(held_out, config.evaluate.images)
+        if config.evaluate.photographs:
+            pairs["photograph"] = original_images(held_out, pairs["record"], config.evaluate.photographs)
         evaluation = loop.Evaluation(lambda ema: evaluate(ema, pairs), config.evaluate.every, "samples")
     if first_process:
         print(_describe(config, workdir, info, mesh, state, start, program, f"in {seconds:.1f} s, {compiled}"))

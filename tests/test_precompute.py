@@ -18,12 +18,14 @@ from PIL import Image
 
 from fmboost_jax.data import shards as plan
 from fmboost_jax.data.dataset import DataConfig, DatasetInfo, Recipe
+from fmboost_jax.data.originals import original_images
 from fmboost_jax.data.pairs import make_encode
 from fmboost_jax.data.pipeline import spread_records
 from fmboost_jax.data.records import PairSource
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.photos import random_square
 from fmboost_jax.images.resize import shrink, upsample
+from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.precompute import main
@@ -94,6 +96,17 @@ def test_pairs_are_the_crops_and_themselves_shrunk(config, photos, tmp_path, cap
     assert "skipped 2:" in printed
     assert "3b.jpg: " in printed
     assert "5b.jpg: 31×100 pixels, smaller than the crop of 32×32" in printed
+
+
+def test_the_photographs_behind_the_pairs(config, photos, tmp_path):
+    info = DatasetInfo.read(precompute(config, photos, tmp_path / "out"))
+    records = np.array([20, 0, 4])
+    images = original_images(info, records, str(photos))
+    source = PairSource(info)
+    expected = to_uint8(np.stack([source[record]["high"] for record in records]))
+    np.testing.assert_array_equal(images, expected)
+    with pytest.raises(InputError, match=r"not those that dataset .* was made of"):
+        original_images(info, records, str(tmp_path / "out"))
 
 
 @settings(deadline=None)

@@ -79,13 +79,10 @@ def test_sigterm_saves_and_exits_cleanly(pairs, whole_run, tmp_path):
     assert_same_weights(tmp_path, whole_run[0])
 
 
-def test_what_a_person_sees(pairs, tmp_path, capsys):
-    call(
-        "train",
-        *train_words(
-            pairs, tmp_path, "--config.train.steps=4", "--config.evaluate.every=2", "--config.evaluate.images=4"
-        ),
-    )
+def test_what_a_person_sees(pairs, photographs, tmp_path, capsys):
+    evaluation = ("every=2", "images=4", f"photographs={photographs}")
+    options = ("--config.train.steps=4", *(f"--config.evaluate.{option}" for option in evaluation))
+    call("train", *train_words(pairs, tmp_path, *options))
     printed = capsys.readouterr()
     for word in ("parameters", "devices", "mesh", "temporaries", "FLOP", "psnr", "finished; step 4 of 4"):
         assert word in printed.out
@@ -98,6 +95,7 @@ def test_what_a_person_sees(pairs, tmp_path, capsys):
     evaluated = [line for line in lines if "evaluate/psnr" in line]
     assert [line["step"] for line in evaluated] == [2, 4]
     assert all(0 <= line["evaluate/ssim"] <= 1 for line in evaluated)
+    assert all(line["evaluate/photograph/psnr"] < line["evaluate/photograph/decoded/psnr"] for line in evaluated)
     assert (tmp_path / "pictures" / "samples_00000004.png").stat().st_size > 1000
     assert list((tmp_path / "tensorboard").iterdir())
 

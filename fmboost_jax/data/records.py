@@ -133,7 +133,15 @@ class PairSource:
             InputError: the record or its shard is damaged; the message has the file and the record.
             IndexError: no such record.
         """
-        index = operator.index(index)
+        _, low, high = self._record(operator.index(index))
+        return {"record": np.uint32(index), "low": low, "high": high}
+
+    def origin(self, index: int) -> tuple[int, int]:
+        """Numbers of the photograph and of its crop that pair number `index` was made of; errors as above."""
+        header, _, _ = self._record(index)
+        return int(header[2]), int(header[3])
+
+    def _record(self, index: int) -> tuple[Header, LowLatent, HighLatent]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -148,7 +156,7 @@ class PairSource:
         shard = int(pathlib.PurePosixPath(self._info.shards[number].name).stem)
         if header[:2].tolist() != [shard, place]:
             raise self._damaged(number, index, f"has the header of record {header[1]} of shard {header[0]:05d}")
-        return {"record": np.uint32(index), "low": low, "high": high}
+        return header, low, high
 
     def _reader(self, number: int) -> ArrayRecordReader:
         with self._lock:

@@ -133,12 +133,15 @@ class EvaluateConfig:
     Attributes:
         every: updates from one evaluation to the next; 0 for none.
         dir: dataset of held-out latents; the training data's where empty.
+        photographs: folder that this dataset was made of, to compare with the photographs as well as with the decoded
+            latents; "" for the latents alone.
         images: pairs to boost.
         method, steps: how the flow is integrated.
     """
 
     every: int = 5_000
     dir: str = ""
+    photographs: str = ""
     images: int = 64
     method: str = "rk4"
     steps: int = 39

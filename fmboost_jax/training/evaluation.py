@@ -13,7 +13,7 @@ from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.resize import upsample
-from fmboost_jax.images.value_range import to_uint8
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import abstract_network
@@ -25,15 +25,25 @@ from fmboost_jax.training.config import TrainingConfig
 GRID_ROWS = 4
 # Entries of `METRICS` that need no network: (images, originals) → (b,).
 SCORES = {name: function for name in ("psnr", "ssim", "sharpness") if (function := METRICS[name].function) is not None}
+# Prefixes of the scores' names: which images are compared with which.
+COMPARISONS = {
+    "": ("boosted", "decoded"),
+    "low_res/": ("low_res", "decoded"),
+    "photograph/": ("boosted", "photograph"),
+    "photograph/low_res/": ("low_res", "photograph"),
+    "photograph/decoded/": ("decoded", "photograph"),
+}
 
 
 def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     """Return the function (averaged parameters, pairs) → (scores, image grid).
 
-    Pairs are host arrays `low`, `high` of raw latents. Scores are means over them: `psnr`, `ssim` and
-    `sharpness` (gradient energy over the original's) of the boosted images against the decoded high-res latents, and
-    the same of the low-res ones under `low_res/`. The grid has rows low-res | boosted | original. The noise depends
-    on `config.seed` and the batch size alone, so evaluations compare.
+    Pairs are host arrays `low`, `high` of raw latents, and `photograph`, the images (uint8) behind `high`, where they
+    are known. Scores are means over them: `psnr`, `ssim` and `sharpness` (gradient energy over the original's) of the
+    boosted images against the decoded high-res latents, and those of the other `COMPARISONS` under their prefixes.
+    With the decoded latents the autoencoder's error does not count, with the photographs it does; the scores under
+    `photograph/decoded/` are then the highest that a booster can have. The grid has rows low-res | boosted | original.
+    The noise depends on `config.seed` and the batch size alone, so evaluations compare.
 
     Raises:
         InputError: `config.evaluate`'s method or steps are not those of a network with two times.
@@ -62,25 +72,30 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
         return low, boosted, high
 
     @jax.jit
-    def score(low, boosted, high):
-        scores = {}
+    def score(images):
         # As pixels of a file would be: decoders leave the range, and a PSNR of such values differs by up to 1 dB.
-        low, boosted, high = (jnp.clip(image, -1, 1) for image in (low, boosted, high))
-        for prefix, image in (("", boosted), ("low_res/", upsample(low, (high.shape[1], high.shape[2]), "bilinear"))):
-            for name, function in SCORES.items():
-                scores[prefix + name] = function(image, high)
-        return scores
+        images = {name: jnp.clip(image, -1, 1) for name, image in images.items()}
+        images["low_res"] = upsample(images["low_res"], images["decoded"].shape[1:3], "bilinear")
+        return {
+            prefix + name: function(images[image], images[original])
+            for prefix, (image, original) in COMPARISONS.items()
+            if original in images
+            for name, function in SCORES.items()
+        }
 
     def evaluate(parameters, pairs: dict[str, np.ndarray]):
         rows: dict[int, list[np.ndarray]] = {}
         sharding = batch_sharding(mesh)
 
-        def score_batch(low: np.ndarray, high: np.ndarray, numbers: np.ndarray) -> dict[str, np.ndarray]:
+        def score_batch(low, high, numbers, photographs=None) -> dict[str, np.ndarray]:
             pair = (jax.make_array_from_callback(x.shape, sharding, x.__getitem__) for x in (low, high))
             # The boost runs on all devices; every process then decodes its own copy on one of its devices.
             latents = jax.device_get(boost(parameters, *pair, np.uint32(numbers[0])))
             images = [first_stage.decode(jnp.asarray(latent)) for latent in latents]
-            scores, images = jax.device_get((score(*images), images))
+            compared = dict(zip(("low_res", "boosted", "decoded"), images, strict=True))
+            if photographs is not None:
+                compared["photograph"] = to_float(photographs)
+            scores, images = jax.device_get((score(compared), images))
             first = int(numbers[0])
             for number in numbers[: max(0, GRID_ROWS - first)]:
                 rows[int(number)] = [to_uint8(image[number - first]) for image in images]
@@ -88,6 +103,8 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
 
         count, multiple = len(pairs["low"]), mesh.shape["data"] * mesh.shape["fsdp"]
         arrays = [pairs["low"], pairs["high"], np.arange(count)]
+        if "photograph" in pairs:
+            arrays.append(pairs["photograph"])
         scores = map_batches(score_batch, arrays, min(count, config.train.batch_size), multiple=multiple)
         means = {name: float(np.mean(values)) for name, values in scores.items()}
         return means, grid(list(rows.values()), ["low-res", "boosted", "original"])

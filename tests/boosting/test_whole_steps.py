@@ -17,6 +17,7 @@ from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.images import psnr
 from fmboost_jax.models.first_stage import FirstStageConfig
@@ -134,10 +135,15 @@ def test_evaluation_in_training_takes_whole_steps(network):
     stage = load_first_stage("identity")
     high = np.tanh(normal(3, 16, 16, 3))  # one more than a batch
     pairs = {"low": np.reshape([0.9, 0.8, 0.3], (3, 1, 1, 1)).astype(np.float32) * high, "high": high}
+    pairs["photograph"] = to_uint8(0.5 * high)
     with jax.set_mesh(mesh):
         scores, image = make_evaluate(config, stage, mesh)(split(network)[1], pairs)
     assert np.isfinite(list(scores.values())).all()
     assert scores["low_res/psnr"] == pytest.approx(float(np.mean(psnr(pairs["low"], high))), rel=1e-4)
+    # The photographs are other images than the decoded latents: each score names what it compares with.
+    for name, shown in (("photograph/low_res/psnr", pairs["low"]), ("photograph/decoded/psnr", high)):
+        assert scores[name] == pytest.approx(float(np.mean(psnr(shown, to_float(pairs["photograph"])))), rel=1e-4)
+    assert scores["photograph/psnr"] != pytest.approx(scores["psnr"], rel=1e-2)
     assert image.shape[0] > 3 * 16  # a row for each pair
     config = dataclasses.replace(config, evaluate=EvaluateConfig())
     with pytest.raises(InputError, match=r"method must be euler, found rk4; set evaluate\.method and evaluate\.steps"):
