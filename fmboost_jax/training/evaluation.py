@@ -92,7 +92,7 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
             # The boost runs on all devices; every process then decodes its own copy on one of its devices.
             latents = jax.device_get(boost(parameters, *pair, np.uint32(numbers[0])))
             images = [first_stage.decode(jnp.asarray(latent)) for latent in latents]
-            compared = dict(zip(("low_res", "boosted", "decoded"), images, strict=True))
+            compared: dict[str, jax.Array] = dict(zip(("low_res", "boosted", "decoded"), images, strict=True))
             if photographs is not None:
                 compared["photograph"] = to_float(photographs)
             scores, images = jax.device_get((score(compared), images))
