@@ -7,7 +7,8 @@
 Seconds are medians of repeats that alternate between ours and a peer, each in a process of its own; "first call" is
 building, compiling and one run, "peak" the process's largest resident memory. A GPU is used where there is one; TPUs
 are the predictions that `bench.tpu` keeps. Parts have commands of their own that tell more: `python -m bench.sample`
-(what "large" is), `bench.processes`, `bench.data`, `bench.decode`, `bench.convolution`, `bench.precision`.
+(what "large" is), `bench.processes`, `bench.data`, `bench.decode`, `bench.convolution`, `bench.precision`,
+`bench.headline` (prompt to 1024² pixels).
 """
 
 import argparse

@@ -9,9 +9,11 @@ import sys
 import numpy as np
 import pytest
 
+from bench import headline
 from bench.contest import Contestant, contest, table
 from bench.growth import exponent
 from bench.memory import peak_gib
+from fmboost_jax.errors import InputError
 from tests.commands import ROOT
 
 
@@ -63,6 +65,18 @@ def test_exponents_of_powers(slope):
     assert exponent(amounts, 3 * amounts**slope) == pytest.approx(slope)
     assert np.isnan(exponent(amounts, [1, 2, np.nan, 4]))
     assert np.isnan(exponent(amounts, [1, 2, -1, 4]))
+
+
+@pytest.mark.filterwarnings("ignore:the latents' standard deviation")
+def test_the_headline_runs_on_stand_ins_and_says_so(capsys):
+    pytest.importorskip("torchax")
+    headline.main(["--random", "tiny", "--repeats", "2", "--steps", "1", "--boost-steps", "1"])
+    printed = capsys.readouterr().out
+    assert "LCM, 16² → 32²" in printed
+    assert re.search(r"\| 1 \+ 1 \| \d+\.\d{3} \| \d+\.\d \| 0\.347 \|", printed)
+    assert "not comparable with the published number" in printed
+    with pytest.raises(InputError, match="needs --base and --booster, or --random"):
+        headline.main(["--base", "folder"])
 
 
 def test_predictions_for_tpus_are_among_the_benchmarks():

@@ -36,11 +36,11 @@ def get_config() -> ConfigDict:
     config.method = "euler"
 
     # --- what is measured ---
-    config.metrics = ("psnr", "ssim", "fid")  # also lpips, ssimulacra2, clip, patch-fid
+    config.metrics = ("psnr", "ssim", "fid")  # also lpips, ssimulacra2, clip, clip-iqa, patch-fid
     config.features = "inception"  # of fid and patch-fid; "efficientnet-lite0" gives a distance under its own name
     config.patches = ((512, 4),)  # of patch-fid: (side, random crops an image), one distance each
     config.lpips.path = ""  # folder of its weights; the hub's where empty
-    config.clip.path = "openai/clip-vit-large-patch14"  # folder or hub id
+    config.clip.path = "openai/clip-vit-large-patch14"  # of clip and clip-iqa: folder or hub id
 
     config.batch_size = 4  # images at once
     config.num_threads = 4  # that read images

@@ -22,7 +22,7 @@ class LPIPSConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Section `clip`: folder or hub id of the network."""
+    """Section `clip`: folder or hub id of the network of `clip` and `clip-iqa`."""
 
     path: str = "openai/clip-vit-large-patch14"
 

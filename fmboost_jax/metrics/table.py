@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.images.value_range import to_float
-from fmboost_jax.metrics.clip import CLIPScore
+from fmboost_jax.metrics.clip import CLIPIQA, CLIPScore
 from fmboost_jax.metrics.images import WINDOW, psnr, sharpness, ssim, ssim_torchmetrics
 from fmboost_jax.metrics.perceptual import LPIPS, ssimulacra2
 from fmboost_jax.parallel.batching import data_parallel
@@ -101,6 +101,7 @@ METRICS: dict[str, Metric] = {
     "sharpness": Metric("paired", sharpness),
     "lpips": Metric("paired", load=_load_lpips, higher_is_better=False),
     "ssimulacra2": Metric("paired", load=_load_ssimulacra2),
+    "clip-iqa": Metric("single", load=lambda settings: CLIPIQA(settings.paths["clip"])),
     "clip": Metric("text", load=lambda settings: CLIPScore(settings.paths["clip"])),
     "fid": Metric("set", higher_is_better=False),
     "patch-fid": Metric("set", higher_is_better=False),

@@ -36,8 +36,10 @@ def collection(path, *overrides):
         ("folders.py", 0, 0, "photographs"),
         ("coco5k.py", 512, 1024, "prompts"),
         ("coco5k.py:x4", 256, 1024, "prompts"),
+        ("coco5k.py:x4_25_20", 256, 1024, "prompts"),
         ("laion5k.py", 512, 1024, "prompts"),
         ("laion5k.py:x4", 256, 1024, "prompts"),
+        ("pairs.py", 128, 512, "photographs"),
         ("sr.py", 512, 1024, "photographs"),
         ("sr.py:jpeg", 512, 1024, "photographs"),
         ("sr.py:blur_noise", 512, 1024, "photographs"),
@@ -47,7 +49,8 @@ def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
     found = protocol(name)
     assert (found.low_res, found.high_res, found.source) == (low_res, high_res, source)
     assert found.name == name.replace(".py", "")
-    assert set(found.feature_sets) == ({"fid"} if name == "folders.py" else {"fid", "patch-512-fid"})
+    whole = name in ("folders.py", "pairs.py")
+    assert set(found.feature_sets) == ({"fid"} if whole else {"fid", "patch-512-fid"})
 
 
 @pytest.mark.parametrize(

@@ -6,34 +6,19 @@ import skimage.data
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from safetensors.numpy import save_file
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.metrics.clip import CLIPScore
-from fmboost_jax.metrics.perceptual import LPIPS, LPIPS_FILES, ssimulacra2
-from tests.boosting.test_pipelines import tokenizer
+from fmboost_jax.metrics.clip import CLIPIQA, CLIPScore
+from fmboost_jax.metrics.perceptual import LPIPS, ssimulacra2
 from tests.conftest import relative_error
-
-# AlexNet's convolutions: outputs, inputs, kernel, stride, padding, and whether its input is pooled first.
-ALEXNET = ((64, 3, 11, 4, 2, False), (192, 64, 5, 1, 2, True), (384, 192, 3, 1, 1, True))
-ALEXNET += ((256, 384, 3, 1, 1, False), (256, 256, 3, 1, 1, False))
+from tests.metrics.networks import ALEXNET, write_clip, write_lpips
 
 
 @pytest.fixture(scope="module")
 def lpips_weights(tmp_path_factory):
     """A folder of random weights, and the same as PyTorch has them."""
-    generator = np.random.default_rng(0)
-    kernels = [generator.normal(0, (2 / (i * k * k)) ** 0.5, (o, i, k, k)) for o, i, k, *_ in ALEXNET]
-    biases = [generator.normal(0, 0.1, outputs) for outputs, *_ in ALEXNET]
-    linear = [generator.uniform(0, 1, outputs) for outputs, *_ in ALEXNET]
-    features = {}
-    for number, (kernel, bias) in enumerate(zip(kernels, biases, strict=True), 1):
-        features[f"conv{number}.kernel"] = np.ascontiguousarray(kernel.transpose(2, 3, 1, 0), np.float32)
-        features[f"conv{number}.bias"] = bias.astype(np.float32)
     folder = tmp_path_factory.mktemp("lpips")
-    save_file(features, folder / LPIPS_FILES[0])
-    save_file({f"lin{number}": w.astype(np.float32) for number, w in enumerate(linear)}, folder / LPIPS_FILES[1])
-    return str(folder), [[torch.tensor(array) for array in arrays] for arrays in (kernels, biases, linear)]
+    return str(folder), write_lpips(folder)
 
 
 def lpips_by_torch(image, original, kernels, biases, linear):
@@ -86,41 +71,52 @@ def test_ssimulacra2_of_known_images():
 
 @pytest.fixture(scope="module")
 def clip_folder(tmp_path_factory):
-    from transformers import CLIPConfig, CLIPImageProcessor, CLIPModel
-
-    torch.manual_seed(4)
-    words = tokenizer()
-    small = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
-    text = {**small, "vocab_size": len(words), "bos_token_id": 512, "eos_token_id": 513, "pad_token_id": 513}
-    vision = {**small, "image_size": 32, "patch_size": 8}
     folder = tmp_path_factory.mktemp("clip")
-    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=16)).save_pretrained(folder)
-    words.save_pretrained(folder)
-    CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}).save_pretrained(folder)
+    write_clip(folder)
     return str(folder)
 
 
-def test_clip_score_is_the_cosine_of_the_embeddings(clip_folder):
+@pytest.fixture(scope="module")
+def cosines(clip_folder):
+    """(images, texts) → the cosine of each image with each text, tower by tower in PyTorch; images become 32² here."""
     from transformers import CLIPModel, CLIPTokenizer
-
-    images = np.stack([skimage.data.astronaut()[:48, :64], skimage.data.coffee()[:48, :64]])
-    captions = ["an astronaut", "a cup of coffee " * 40]
-    found = CLIPScore(clip_folder)(images, captions)
 
     model, words = CLIPModel.from_pretrained(clip_folder).eval(), CLIPTokenizer.from_pretrained(clip_folder)
     mean, deviation = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
-    expected = []
-    for image, caption in zip(images, captions, strict=True):
-        small = np.asarray(Image.fromarray(image).resize((42, 32), Image.Resampling.BICUBIC))[:, 5:37]
-        pixels = torch.tensor(((small / 255 - mean) / deviation).transpose(2, 0, 1)[None], dtype=torch.float32)
-        ids = words(caption, truncation=True, max_length=77, return_tensors="pt")
-        with torch.no_grad():
-            seen = model.visual_projection(model.vision_model(pixels).pooler_output)[0].numpy()
-            read = model.text_projection(model.text_model(**ids).pooler_output)[0].numpy()
-        cosine = seen @ read / np.linalg.norm(seen) / np.linalg.norm(read)
-        expected.append(100 * max(cosine, 0))
-    np.testing.assert_allclose(found, expected, atol=0.05)
+
+    def unit(features):
+        return features.numpy() / np.linalg.norm(features)
+
+    @torch.no_grad()
+    def compute(images, texts):
+        seen, read = [], []
+        for image in images:
+            small = np.asarray(Image.fromarray(image).resize((42, 32), Image.Resampling.BICUBIC))[:, 5:37]
+            pixels = torch.tensor(((small / 255 - mean) / deviation).transpose(2, 0, 1)[None], dtype=torch.float32)
+            seen.append(unit(model.visual_projection(model.vision_model(pixels).pooler_output)[0]))
+        for text in texts:
+            ids = words(text, truncation=True, max_length=77, return_tensors="pt")
+            read.append(unit(model.text_projection(model.text_model(**ids).pooler_output)[0]))
+        return np.stack(seen) @ np.stack(read).T
+
+    return compute
+
+
+IMAGES = np.stack([skimage.data.astronaut()[:48, :64], skimage.data.coffee()[:48, :64]])
+
+
+def test_clip_score_is_the_cosine_of_the_embeddings(clip_folder, cosines):
+    captions = ["an astronaut", "a cup of coffee " * 40]
+    expected = 100 * np.diag(cosines(IMAGES, captions)).clip(0)
+    np.testing.assert_allclose(CLIPScore(clip_folder)(IMAGES, captions), expected, atol=0.05)
     assert max(expected) > 0
+
+
+def test_clip_iqa_is_the_probability_of_the_good_prompt(clip_folder, cosines):
+    found = CLIPIQA(clip_folder)(IMAGES)
+    odds = np.exp(100 * cosines(IMAGES, ["Good photo.", "Bad photo."]))
+    np.testing.assert_allclose(found, odds[:, 0] / odds.sum(axis=1), atol=0.02)
+    assert found[0] != pytest.approx(found[1], abs=1e-3)
 
 
 def test_a_missing_clip_model_is_named(tmp_path):
