@@ -3,7 +3,7 @@
 import pathlib
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Integer, UInt8
 
 from fmboost_jax.data.crops import crops
 from fmboost_jax.data.dataset import DatasetInfo
@@ -15,7 +15,7 @@ from fmboost_jax.images.photos import UnusablePhoto, load_photo
 
 
 def original_images(
-    info: DatasetInfo, records: Int[np.ndarray, "n"], folder: str
+    info: DatasetInfo, records: Integer[np.ndarray, "n"], folder: str
 ) -> UInt8[np.ndarray, "n high_res high_res 3"]:
     """Return the high-res images that were encoded into these records.
 

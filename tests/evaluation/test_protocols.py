@@ -1,4 +1,7 @@
-"""Each protocol from its config to its numbers: small photographs, real networks of few weights."""
+"""Each protocol from its config to its numbers: small photographs, real networks of few weights.
+
+`sr.py:jpeg` is in tests/evaluation/test_evaluate.py.
+"""
 
 import json
 
@@ -62,7 +65,7 @@ def images(tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["laion5k.py", "coco5k.py", "pairs.py", "sr.py:jpeg", "sr.py:blur_noise"])
+@pytest.mark.parametrize("name", ["laion5k.py", "coco5k.py", "pairs.py", "sr.py:blur_noise"])
 def test_from_its_config_to_its_numbers(name, networks, images, tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "tiny", Kind(TINY, 6, lambda path: TinyFeatures()))
     words = ["--config", name, *(f"--config.{field}" for field in SMALL), "--cache", tmp_path / "statistics"]
