@@ -110,7 +110,7 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
 
     # ------------------------------------------------------------------------------------------------ programs
     started = time.perf_counter()
-    finish = Finish.of(config.finish, first_stage)
+    finish = Finish.of(config.finish, first_stage, config.data.high_res // config.data.low_res)
     program = lower_train_step(config, info, mesh, finish).compile()
     seconds = time.perf_counter() - started
     frozen = () if finish is None else (place(finish.parameters, dict.fromkeys(finish.parameters, replicated(mesh))),)

@@ -17,14 +17,12 @@ from jaxtyping import Array, Bool, Float, Key
 
 from fmboost_jax.configuration import require, require_at_least
 from fmboost_jax.flow.objectives import Network, Objective
-from fmboost_jax.images.resize import shrink
+from fmboost_jax.images.resize import shrink, upsample
 from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.networks import NetworkConfig
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
-
-CONSISTENCY_FACTOR = 2  # by which images are shrunk before their colours are compared
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +35,9 @@ class FinishConfig:
         latent: weight of the one-step result's mean square error.
         pixels: weight of each image's root mean square error, values in [-1, 1].
         perceptual: weight of the distance in feature maps of efficientnet-lite0.
-        consistency: weight of the root mean square error of both images at half their size.
+        consistency: weight of the root mean square error of both images at the small image's size.
+        detail: weight of the root mean square error that consistency with the small image leaves, see
+            `fmboost_jax.images.colour.consistency`.
         adversarial: weight of a patch discriminator's judgement of the latent, given the context.
         discriminator_width: channels of its first convolution.
         discriminator_every: updates of the network for one of the discriminator.
@@ -49,14 +49,16 @@ class FinishConfig:
     pixels: float = 0.0
     perceptual: float = 0.0
     consistency: float = 0.0
+    detail: float = 0.0
     adversarial: float = 0.0
     discriminator_width: int = 64
     discriminator_every: int = 2
     crop: int = 0
 
     def __post_init__(self):
-        weights = {"velocity": 0, "latent": 0, "pixels": 0, "perceptual": 0, "consistency": 0, "adversarial": 0}
-        require_at_least("finish.", self, **weights, discriminator_width=1, discriminator_every=1, crop=0)
+        weights = ("velocity", "latent", "pixels", "perceptual", "consistency", "detail", "adversarial")
+        counts = {"discriminator_width": 1, "discriminator_every": 1, "crop": 0}
+        require_at_least("finish.", self, **dict.fromkeys(weights, 0), **counts)
         require("finish.", self, "velocity", "more than 0 where no other weight is", self.velocity > 0 or self.active)
 
     @property
@@ -67,7 +69,7 @@ class FinishConfig:
     @property
     def decodes(self) -> bool:
         """Whether a term needs the decoder."""
-        return any((self.pixels, self.perceptual, self.consistency))
+        return any((self.pixels, self.perceptual, self.consistency, self.detail))
 
     def discriminator(self, network: NetworkConfig) -> DiscriminatorConfig | None:
         """Return the config of the discriminator beside a network; None where no weight asks for one."""
@@ -84,20 +86,26 @@ class Finish:
         spec: of the latents.
         decode: (decoder's parameters, raw latents) → images in about [-1, 1].
         parameters: of the decoder, an argument of the train step, so that they are no constants of its program.
+        factor: by which the images are larger than the small ones.
     """
 
     config: FinishConfig
     spec: LatentSpec
     decode: Callable[[Parameters, Array], Array]
     parameters: Parameters
+    factor: int = 2
 
     @classmethod
-    def of(cls, config: FinishConfig, first_stage: FirstStage) -> "Finish | None":
-        """Return the finish of a config with this first stage; None where all weights are 0."""
+    def of(cls, config: FinishConfig, first_stage: FirstStage, factor: int) -> "Finish | None":
+        """Return the finish of a config with this first stage and factor; None where all weights are 0."""
         if not config.active:
             return None
         graph, parameters = split(first_stage.model)
-        return cls(config, first_stage.spec, lambda weights, raw: merge(graph, weights).decode(raw), parameters)
+
+        def decode(weights, raw):
+            return merge(graph, weights).decode(raw)
+
+        return cls(config, first_stage.spec, decode, parameters, factor)
 
     def terms(
         self,
@@ -141,9 +149,14 @@ class Finish:
             terms["pixels"] = config.pixels * root_mean_square(image - target)
         if config.perceptual:
             terms["perceptual"] = config.perceptual * perceptual_distance(load_perceptual_network(), image, target)
-        if config.consistency:
-            size = image.shape[1] // CONSISTENCY_FACTOR
-            terms["consistency"] = config.consistency * root_mean_square(shrink(image - target, size))
+        if config.consistency or config.detail:
+            error = image - target
+            coarse = shrink(error, error.shape[1] // self.factor)
+            if config.consistency:
+                terms["consistency"] = config.consistency * root_mean_square(coarse)
+            if config.detail:
+                fine = error - upsample(coarse, (error.shape[1], error.shape[2]), "bicubic")
+                terms["detail"] = config.detail * root_mean_square(fine)
         return terms
 
     def _crop(self, key: Key[Array, ""], *latents: Float[Array, "b h w c"]) -> tuple[Float[Array, "b s s c"], ...]:

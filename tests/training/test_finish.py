@@ -28,7 +28,7 @@ def identity():
 
 
 def terms(config, velocity, x0, x1, objective=None, seed=0):
-    finish = Finish.of(config, identity())
+    finish = Finish.of(config, identity(), 2)
     objective = objective or FlowMatching()
     return finish.terms(finish.parameters, velocity, objective, x0, x1, jax.random.key(seed))
 
@@ -57,12 +57,17 @@ def test_terms_measure_the_result_of_one_step_from_the_source():
     np.testing.assert_array_equal(asked[-1][2], 0.0)  # the whole interval, as a shortcut model reads it
 
 
-def test_consistency_does_not_see_what_an_area_average_removes():
+def test_consistency_and_detail_share_the_error():
+    """An area average removes a checkerboard; what is coarser than the small image's pixels is no detail."""
     x0, x1 = latents(1)
     checkerboard = jnp.where(jnp.indices((8, 8)).sum(0) % 2, 1.0, -1.0)[None, :, :, None]
-    found = terms(FinishConfig(pixels=1.0, consistency=1.0), lambda x, t: x1 - x0 + checkerboard, x0, x1)
-    assert float(found["pixels"]) == pytest.approx(1, rel=1e-4)
+    config = FinishConfig(pixels=1.0, consistency=1.0, detail=1.0)
+    found = terms(config, lambda x, t: x1 - x0 + checkerboard, x0, x1)
+    assert [float(found[name]) for name in ("pixels", "detail")] == pytest.approx([1, 1], rel=1e-3)
     assert float(found["consistency"]) < 1e-3
+    found = terms(config, lambda x, t: x1 - x0 + 0.5, x0, x1)
+    assert float(found["consistency"]) == pytest.approx(0.5, rel=1e-3)
+    assert float(found["detail"]) < 1e-3
 
 
 def test_crops_are_cut_at_random_from_result_and_target_alike():
@@ -93,7 +98,7 @@ def test_a_train_step_reports_and_lowers_every_term():
         "--config.optim.accumulate=2",
     )
     config = tiny_config(*overrides)
-    finish = Finish.of(config.finish, identity())
+    finish = Finish.of(config.finish, identity(), 2)
     step = jax.jit(make_train_step(config, identity().spec, finish))
     state, batch, history = jax.jit(lambda: init_state(config))(), batch_of(1, size=2, side=8), []
     for _ in range(30):
@@ -108,7 +113,7 @@ def test_a_train_step_reports_and_lowers_every_term():
 def test_without_the_objectives_loss_one_evaluation_is_enough():
     def flops(*overrides):
         config = tiny_config("--config.finish.latent=1.0", *overrides)
-        finish = Finish.of(config.finish, identity())
+        finish = Finish.of(config.finish, identity(), 2)
         step = jax.jit(make_train_step(config, identity().spec, finish))
         state = jax.eval_shape(lambda: init_state(config))
         return step.lower(state, batch_of(0), finish.parameters).cost_analysis()["flops"]
@@ -119,7 +124,7 @@ def test_without_the_objectives_loss_one_evaluation_is_enough():
 def test_weights_that_leave_nothing_to_learn_are_refused():
     with pytest.raises(InputError, match=r"finish\.velocity"):
         FinishConfig(velocity=0.0)
-    assert Finish.of(FinishConfig(), identity()) is None
+    assert Finish.of(FinishConfig(), identity(), 2) is None
 
 
 def judge(latent_channels=3, due=True, seed=0):
@@ -157,7 +162,7 @@ def test_each_loss_trains_one_side():
 
 def test_a_discriminator_is_trained_every_second_update_and_saved():
     config = tiny_config("--config.finish.adversarial=0.1", "--config.finish.velocity=0.0")
-    finish = Finish.of(config.finish, identity())
+    finish = Finish.of(config.finish, identity(), 2)
     step = jax.jit(make_train_step(config, identity().spec, finish))
     states, metrics, batch = [jax.jit(lambda: init_state(config))()], [], batch_of(1, size=2, side=8)
     for _ in range(3):
