@@ -1,4 +1,4 @@
-"""Evaluate images: PSNR, SSIM, LPIPS, SSIMULACRA 2, CLIP score, FID, patch FID, and seconds per image.
+"""Evaluate images: PSNR, SSIM, LPIPS, SSIMULACRA 2, CLIP score, CLIP-IQA, FID, patch FID, and seconds per image.
 
     python -m fmboost_jax.evaluate --images BOOSTED --reference ORIGINALS --out RESULTS
     python -m fmboost_jax.evaluate --images A --reference B --metrics fid --features efficientnet-lite0 --out RESULTS

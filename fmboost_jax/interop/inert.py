@@ -65,9 +65,12 @@ INERT: dict[str, type] = {
     "omegaconf.nodes.IntegerNode": InertObject,
     "omegaconf.nodes.PathNode": InertObject,
     "omegaconf.nodes.StringNode": InertObject,
-    "pathlib.PosixPath": InertObject,
-    "pathlib.PurePosixPath": InertObject,
-    "pathlib.WindowsPath": InertObject,
+    # Python 3.13 names another module than the versions before and after it.
+    **{
+        f"{module}.{name}": InertObject
+        for module in ("pathlib", "pathlib._local")
+        for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
+    },
 }
 
 

@@ -4,12 +4,14 @@ import collections
 import os
 import pathlib
 import typing
+import warnings
 
 import lightning
 import numpy as np
 import pytest
 import torch
 from lightning.fabric.utilities.data import AttributeDict
+from lightning.pytorch.callbacks import ModelCheckpoint
 from omegaconf import DictConfig, OmegaConf
 from safetensors.numpy import load_file
 
@@ -18,6 +20,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_first_stage, load_lightning, state_dict, unet_config
 from fmboost_jax.interop.omegaconf_values import plain_values
 from fmboost_jax.interop.torch_file import read_torch_file
+from fmboost_jax.interop.unet import ReferenceCheckpoint
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from tests.interop.test_torch_file import rewritten
 from tests.random_models import random_model
@@ -56,36 +59,41 @@ CONFIG = OmegaConf.create(
 class Trained(lightning.LightningModule):
     """Twins under the reference's names; Lightning keeps the constructor's arguments as hyper-parameters."""
 
-    def __init__(self, fm_cfg, scale_factor, noising_step, start_from_noise, extra=None):
+    def __init__(self, fm_cfg, scale_factor, noising_step, start_from_noise):
         super().__init__()
         self.save_hyperparameters()
         config = unet_config(NETWORK)
         online, average = (torch.nn.ModuleDict({"net": randomised(Twin(config), seed)}) for seed in (1, 2))
-        self.model = online
+        self.model = online.requires_grad_(True)
         self.ema_model = torch.nn.ModuleDict({"ema_model": average})
         self.autoencoder = state_dict(
             random_model(AutoencoderKL, AutoencoderKLConfig(channels=(32,), blocks=1)), "compvis"
         )
+
+    def training_step(self, batch, number):
+        return sum(parameter.square().sum() for parameter in self.model.parameters())
+
+    def configure_optimizers(self):
+        optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-4)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda update: min(1.0, update / 10))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint):
         tensors = {f"first_stage.{name}": torch.tensor(value) for name, value in self.autoencoder.items()}
         checkpoint["state_dict"].update(tensors)
 
 
-def write(path: pathlib.Path, extra=None) -> Trained:
-    """Save a checkpoint through Lightning's trainer."""
-    model = Trained(**CONFIG.model.params, extra=extra)
-    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
-    trainer = lightning.Trainer(accelerator="cpu", default_root_dir=path.parent, **quiet)
-    trainer.strategy.connect(model)
-    trainer.save_checkpoint(path, weights_only=True)
-    return model
-
-
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
-    path = tmp_path_factory.mktemp("reference") / "last.ckpt"
-    return str(path), write(path)
+    """What Lightning's trainer writes after one update, and the module."""
+    folder = tmp_path_factory.mktemp("reference")
+    model = Trained(**CONFIG.model.params)
+    callback = ModelCheckpoint(folder, filename="one", every_n_train_steps=1)
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = lightning.Trainer(accelerator="cpu", max_steps=1, callbacks=[callback], **quiet)
+    with warnings.catch_warnings(action="ignore"):
+        trainer.fit(model, torch.utils.data.DataLoader([torch.zeros(1)]))
+    return str(folder / "one.ckpt"), model
 
 
 def same(found, expected) -> bool:
@@ -95,7 +103,10 @@ def same(found, expected) -> bool:
 
 def test_networks_and_their_arguments(written):
     path, model = written
+    content = read_torch_file(path)
     assert isinstance(model.hparams.fm_cfg, DictConfig)
+    assert {"loops", "callbacks", "optimizer_states", "lr_schedulers"} <= content.keys()
+    assert ReferenceCheckpoint.read(path).step == 1
     average = load_lightning(path)
     assert average.config == unet_config(NETWORK)
     assert same(state_dict(average), model.ema_model.ema_model.net.state_dict())
@@ -127,7 +138,7 @@ def test_every_value_is_omegaconf_s_own(tmp_path):
     torch.save({"hyper_parameters": config}, tmp_path / "x.ckpt")
     found = plain_values(read_torch_file(str(tmp_path / "x.ckpt")))["hyper_parameters"]
     path = found.pop("path")
-    assert (path.qualified_name, path.arguments) == ("pathlib.PosixPath", ("a", "b"))
+    assert (path.qualified_name.split(".")[-1], path.arguments) == ("PosixPath", ("a", "b"))
     expected = OmegaConf.to_container(config, resolve=True)
     del expected["path"]
     assert found == expected
