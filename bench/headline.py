@@ -100,7 +100,7 @@ def _table(times: Times, arguments: argparse.Namespace, low: int, high: int) -> 
         f"{PUBLISHED} |",
     ]
     if arguments.random == "tiny":
-        lines += ["", "Stand-ins of a few thousand random weights: not comparable with the published number."]
+        lines += ["", "Stand-ins, small networks with random weights: not comparable with the published number."]
     elif arguments.random:
         lines += ["", "Random weights of the real sizes: the time is comparable, the images are noise."]
     return "\n".join(lines)
