@@ -28,6 +28,7 @@ from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import place, process_share, replicated
 from fmboost_jax.runtime.compilation import CompilationCache
+from fmboost_jax.runtime.lock import FolderLock
 from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.runtime.profile import Profile
 from fmboost_jax.tables import size, table
@@ -74,8 +75,14 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
         Whether the last step was reached; else SIGTERM stopped the run, and it is saved.
 
     Raises:
-        InputError: data, checkpoint or config that do not fit, a loss that is not finite, a disk that is full.
+        InputError: another training in `workdir`; data, checkpoint or config that do not fit, a loss that is not
+            finite, a disk that is full.
     """
+    with distributed.in_first_process(FolderLock(workdir)) as lock:
+        return _train(config, workdir, allow_config_change, lock)
+
+
+def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock: FolderLock | None) -> bool:
     terminated = distributed.listen_for_sigterm()
     first_process = jax.process_index() == 0
     compiled = CompilationCache(config.compilation_cache, workdir)
@@ -96,7 +103,8 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
     # --------------------------------------------------------------------------------------------------- state
     abstract = abstract_state(config, mesh)
     placed = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    checkpoints = Checkpoints(workdir, keep=config.checkpoint.keep, keep_every=config.checkpoint.keep_every)
+    keep, keep_every = config.checkpoint.keep, config.checkpoint.keep_every
+    checkpoints = Checkpoints(workdir, keep=keep, keep_every=keep_every, lock=lock)
     saved_config = to_mapping(config)
     start = distributed.agree(checkpoints.latest or 0)
     if start:

@@ -19,6 +19,7 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny
 from fmboost_jax.models.parameters import abstract, count, merge, split
 from fmboost_jax.parallel import distributed
+from fmboost_jax.runtime.lock import FolderLock
 from fmboost_jax.runtime.memory import keep_freed_memory
 from fmboost_jax.runtime.profile import Profile
 from fmboost_jax.training import loop
@@ -53,11 +54,17 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
     """Train to `config.train.steps`, from the last checkpoint in `workdir` where there is one, and write the result.
 
     Raises:
-        InputError: photographs, checkpoint or config that do not fit, a loss that is not finite, a disk that is full.
+        InputError: another training in `workdir`; photographs, checkpoint or config that do not fit, a loss that is
+            not finite, a disk that is full.
     """
-    terminated = distributed.listen_for_sigterm()
     if os.path.exists(os.path.join(workdir, "autoencoder")):
         raise InputError(f"{workdir}/autoencoder exists already: that run is finished; choose another --workdir")
+    with FolderLock(workdir) as lock:
+        _train(config, workdir, lock)
+
+
+def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) -> None:
+    terminated = distributed.listen_for_sigterm()
 
     # ---------------------------------------------------------------------------------------------------- data
     architecture = config.autoencoder
@@ -77,7 +84,7 @@ def train_autoencoder(config: AutoencoderTrainingConfig, workdir: str) -> None:
         initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
     optimizer = decaying_optimizer(config)
     state = TrainState.create(initial, optimizer)
-    checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep), to_mapping(config)
+    checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep, lock=lock), to_mapping(config)
     start = checkpoints.latest or 0
     if start:
         saved = read_saved(AutoencoderTrainingConfig, checkpoints.config(start), f"config of checkpoint {start}")

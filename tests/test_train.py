@@ -1,6 +1,7 @@
 """`python -m fmboost_jax.train` as a user types it: resumes to the bit, refuses bad input in one line."""
 
 import json
+import os
 import random
 import re
 import resource
@@ -13,6 +14,7 @@ import pytest
 
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.errors import PREEMPTED
+from fmboost_jax.runtime.lock import FolderLock
 from fmboost_jax.training.checkpoints import load_weights
 from tests.commands import ROOT, call, call_refused, command, environment, refused, train_words, words
 
@@ -98,6 +100,15 @@ def test_what_a_person_sees(pairs, photographs, tmp_path, capsys):
     assert all(line["evaluate/photograph/psnr"] < line["evaluate/photograph/decoded/psnr"] for line in evaluated)
     assert (tmp_path / "pictures" / "samples_00000004.png").stat().st_size > 1000
     assert list((tmp_path / "tensorboard").iterdir())
+
+
+def test_a_second_training_in_one_workdir_is_refused(pairs, tmp_path):
+    with FolderLock(tmp_path):
+        for command, *rest in (("train", f"--config.data.dir={pairs}"), ("train_autoencoder",)):
+            config = "configs/demo.py" if rest else "configs/autoencoder_demo.py"
+            line = call_refused(command, "--config", config, "--workdir", tmp_path, *rest)
+            assert f"folder {tmp_path} is in use by another training (process " in line
+    assert os.listdir(tmp_path) == [".lock"]
 
 
 def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):

@@ -10,12 +10,14 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import TypeVar
 
 import jax
 from jax.experimental import multihost_utils
 
 from fmboost_jax.errors import BAD_INPUT, InputError, one_line, report
 
+T = TypeVar("T")
 # Variables with the number of processes. JAX detects a cluster by other ones, also for a single process.
 _COUNTS = ("OMPI_COMM_WORLD_SIZE", "SLURM_NTASKS")
 # JAX's messages if it detects no cluster, or if its devices are already in use, as in a notebook.
@@ -136,3 +138,22 @@ def listen_for_sigterm() -> Callable[[int], bool]:
 def agree(number: int) -> int:
     """Return process 0's number in all processes. Numbers that they read from a shared disk may differ."""
     return int(multihost_utils.broadcast_one_to_all(number)) if jax.process_count() > 1 else number
+
+
+@contextlib.contextmanager
+def in_first_process(context: contextlib.AbstractContextManager[T]) -> Iterator[T | None]:
+    """Enter a context in process 0, on behalf of all; the others get None.
+
+    Raises:
+        InputError: in every process, where process 0 cannot enter it.
+    """
+    with contextlib.ExitStack() as stack:
+        value, refusal = None, None
+        if jax.process_index() == 0:
+            try:
+                value = stack.enter_context(context)
+            except InputError as error:
+                refusal = error
+        if agree(int(refusal is not None)):
+            raise refusal or InputError("process 0 refuses to start; its output says why")
+        yield value

@@ -1,12 +1,12 @@
 """Orbax checkpoints of a run: state, data iterator and config as one, written in the background, committed by a rename.
 
     WORKDIR/checkpoints/<step>/state    step, parameters, ema, optimizer
-                               data     where each process's data iterator stood
+                               data     where each process's data iterator stood, for version 0.1
                                config   the config as JSON, with what the latents are
 
 A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
-Every process writes the parts that it holds; the checkpoint gets its name when all have. Another number of processes on
-another mesh can go on from it.
+Every process writes the parts that it holds; the checkpoint gets its name when all have. Any number of processes on any
+mesh can go on from it: the step alone says which batch is next.
 """
 
 import logging
@@ -16,11 +16,12 @@ import sys
 
 import jax
 import orbax.checkpoint as ocp
-from grain.checkpoint import CheckpointRestore, CheckpointSave
+from grain.checkpoint import CheckpointSave
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fmboost_jax.data.pipeline import seek
 from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.runtime.lock import FolderLock
 from fmboost_jax.tables import size
 from fmboost_jax.training.state import TrainState
 
@@ -32,9 +33,11 @@ class Checkpoints:
         workdir: folder of the run, which holds `checkpoints/`.
         keep: how many of the last ones stay.
         keep_every: those whose step is a multiple of this stay as well; 0 for none.
+        lock: on the folder, checked before each save; None in processes that do not hold it.
     """
 
-    def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0):
+    def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0, lock: FolderLock | None = None):
+        self._lock = lock
         self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
         _leave_failures_to_us()
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
@@ -58,9 +61,11 @@ class Checkpoints:
         """Start to save; returns while the arrays are still being written.
 
         Raises:
-            InputError: the disk has too little room, or this or the previous save failed on it; the last whole
-                checkpoint is named.
+            InputError: the lock is lost, the disk has too little room, or this or the previous save failed on it; the
+                last whole checkpoint is named.
         """
+        if self._lock:
+            self._lock.check()
         needed, free = sum(leaf.nbytes for leaf in jax.tree.leaves(state)), shutil.disk_usage(self.directory).free
         if free < needed:
             reason = f"it needs {size(needed)}, the disk has {size(free)} left"
@@ -81,14 +86,11 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
-        """Restore the state in the shapes and shardings of `abstract_state`, and set the iterator to its position."""
-        items: dict[str, ocp.args.CheckpointArgs] = {"state": ocp.args.StandardRestore(abstract_state.to_dict())}
-        saved = os.path.join(self.directory, str(step), "data")
-        if len(os.listdir(saved)) == jax.process_count():
-            items["data"] = CheckpointRestore(iterator)
-        else:  # Each process's share is another one, but the global batch of a step is the same.
-            seek(iterator, step)
-        return TrainState(**self._manager.restore(step, args=ocp.args.Composite(**items))["state"])
+        """Restore the state in the shapes and shardings of `abstract_state`, and make batch `step` the iterator's next."""
+        state = ocp.args.StandardRestore(abstract_state.to_dict())
+        restored = self._manager.restore(step, args=ocp.args.Composite(state=state))
+        seek(iterator, step)
+        return TrainState(**restored["state"])
 
     def close(self) -> None:
         """Wait for the last save and stop the threads."""

@@ -1,0 +1,180 @@
+"""One training at a time in a folder, also where several hosts share its disk.
+
+The file FOLDER/.lock holds a random token, the host, and a count that the holder raises every few seconds. It is empty
+while nobody holds the lock. A holder is gone by one of two signs:
+
+- On the holder's own machine, the kernel drops the file's lock (`flock`) when the process ends, however it ends.
+- From another machine, or where the file system has no `flock`, the count stands still. The observer's own clock
+  measures how long.
+
+Process ids play no part. A holder that finds another token in the file has been taken for dead, for instance because
+its machine was suspended. It must stop (`FolderLock.check`), so two holders never go on together.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import fcntl
+import itertools
+import json
+import os
+import pathlib
+import secrets
+import socket
+import sys
+import threading
+import time
+
+from fmboost_jax.errors import InputError, printable
+
+NAME = ".lock"
+BEAT = 5.0  # seconds from one count of the holder to the next
+STALE = 30.0  # seconds without a new count after which a holder counts as dead
+_BYTES = 512  # the file's length while the lock is held, so that a write never truncates
+_NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+
+
+def this_machine() -> str:
+    """The host's name and the identifier of its last start."""
+    boot = pathlib.Path("/proc/sys/kernel/random/boot_id")
+    return f"{socket.gethostname()} {boot.read_text().strip() if boot.exists() else ''}".strip()
+
+
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """What the file says of the lock's holder.
+
+    Attributes:
+        token: random, of one holding of the lock.
+        machine: see `this_machine`.
+        process: its process id, for messages only.
+        since: local time at which it took the lock, for messages only.
+        count: rises while it lives; 16 hexadecimal digits, so that bytes of two writes still make a whole file.
+    """
+
+    token: str
+    machine: str
+    process: int
+    since: str
+    count: str
+
+    def __str__(self) -> str:
+        return f"process {self.process} on {self.machine.partition(' ')[0]}, since {self.since}"
+
+
+class FolderLock:
+    """A lock on a folder; a context, in which this process is the only holder.
+
+    Args:
+        folder: made if needed.
+        beat: seconds from one count to the next.
+        stale: seconds without a new count after which a holder on another machine counts as dead.
+
+    Raises:
+        InputError: on entering: another holder lives, or the folder cannot be written to.
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, beat: float = BEAT, stale: float = STALE):
+        self._folder, self._path = os.fspath(folder), os.path.join(folder, NAME)
+        self._beat, self._stale = beat, stale
+        self._released = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def __enter__(self) -> "FolderLock":
+        with contextlib.ExitStack() as undo:
+            try:
+                os.makedirs(self._folder, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+                undo.callback(os.close, self._file)
+                self._take()
+            except OSError as error:
+                raise InputError(f"folder {printable(self._folder)} cannot be written to: {error.strerror}") from error
+            undo.pop_all()
+        self._thread = threading.Thread(target=self._count, name="lock", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        assert self._thread is not None
+        self._released.set()
+        self._thread.join()
+        with contextlib.suppress(OSError):
+            if self._is_ours(self._read()):
+                os.truncate(self._path, 0)
+        os.close(self._file)
+
+    def check(self) -> None:
+        """Refuse to go on where another has taken the lock over; to be called before anything is committed.
+
+        Raises:
+            InputError: the lock is lost.
+        """
+        holder = self._read()
+        if not self._is_ours(holder):
+            found = f"is in use by another training ({holder})" if holder else "has lost its file .lock"
+            raise InputError(f"folder {printable(self._folder)} {found}; this training stops and saves nothing more")
+
+    def _take(self) -> None:
+        alone = self._flock()
+        holder = self._read()
+        if holder and not (alone and holder.machine == this_machine()):
+            self._watch(holder)
+        self._mine = Holder(secrets.token_hex(16), this_machine(), os.getpid(), time.strftime("%F %T"), "")
+        self._write(0)
+
+    def _flock(self) -> bool:
+        """Lock the file; whether the file system can. Nothing is known then of other machines."""
+        try:
+            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise self._refusal(self._read()) from None
+        except OSError as error:
+            if error.errno not in _NO_FLOCK:
+                raise
+            return False
+        return True
+
+    def _watch(self, holder: Holder) -> None:
+        """Wait until the holder shows that it lives, or was silent for so long that it counts as dead."""
+        print(
+            f"folder {printable(self._folder)} was used by {holder}: waiting {self._stale:g} s for a sign of life",
+            file=sys.stderr,
+        )
+        end = time.monotonic() + self._stale
+        while time.monotonic() < end:
+            time.sleep(min(self._beat / 5, 1.0))
+            now = self._read()
+            if now is None:
+                return
+            if now != holder:
+                raise self._refusal(now)
+
+    def _refusal(self, holder: Holder | None) -> InputError:
+        return InputError(
+            f"folder {printable(self._folder)} is in use by another training ({holder or 'just started'}); wait for "
+            "its end or name another folder"
+        )
+
+    def _count(self) -> None:
+        for number in itertools.count(1):
+            if self._released.wait(self._beat):
+                return
+            with contextlib.suppress(OSError):  # a network disk that is away for a while
+                if not self._is_ours(self._read()):
+                    return
+                self._write(number)
+
+    def _is_ours(self, holder: Holder | None) -> bool:
+        return holder is not None and holder.token == self._mine.token
+
+    def _read(self) -> Holder | None:
+        # Opened again each time: network file systems look for new content then.
+        try:
+            return Holder(**json.loads(pathlib.Path(self._path).read_bytes()))
+        except (ValueError, TypeError, FileNotFoundError):
+            return None
+
+    def _write(self, number: int) -> None:
+        self._mine = dataclasses.replace(self._mine, count=f"{number:016x}")
+        with open(self._path, "r+b") as file:
+            file.write(json.dumps(dataclasses.asdict(self._mine)).encode().ljust(_BYTES))
