@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import refuse_addresses
 from fmboost_jax.registry import choose, import_extensions
 
 T = TypeVar("T")
@@ -79,7 +80,8 @@ def parse_arguments(
         The parser's namespace and the config.
 
     Raises:
-        InputError: a config file that is missing or fails, an unknown field, a value of the wrong type or out of range.
+        InputError: a config file that is missing or fails, an unknown field, a value of the wrong type or out of range,
+            the address of an object store.
     """
     parser.add_argument(
         "--config",
@@ -92,8 +94,11 @@ def parse_arguments(
     add_import_option(parser)
     parser.allow_abbrev = False
     arguments, rest = parser.parse_known_args(argv)
+    refuse_addresses(vars(arguments))
     import_extensions(arguments.extensions)
-    return arguments, read_config(arguments.config, [*rest, *flag_overrides(arguments)], schema)
+    config = read_config(arguments.config, [*rest, *flag_overrides(arguments)], schema)
+    refuse_addresses(to_mapping(config), "config.")
+    return arguments, config
 
 
 # ------------------------------------------------------------------------------------------------------- config files

@@ -23,7 +23,7 @@ from safetensors.numpy import save
 
 from fmboost_jax.configuration import add_import_option, read_config, to_mapping
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.files import refuse_existing, write_atomically
+from fmboost_jax.files import refuse_addresses, refuse_existing, write_atomically
 from fmboost_jax.interop import load_first_stage, load_unet, save_model, state_dict
 from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
 from fmboost_jax.interop.unet import ReferenceCheckpoint, read_unet_config
@@ -117,6 +117,7 @@ def main(argv: list[str] | None = None) -> None:
 
     arguments, rest = parser.parse_known_args(sys.argv[1:] if argv is None else argv)
     options = vars(arguments)
+    refuse_addresses(options)
     function = options.pop("function")
     if function is from_reference:
         import_extensions(options.pop("extensions"))

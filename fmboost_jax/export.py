@@ -22,7 +22,7 @@ from fmboost_jax.boosting.run import read_run
 from fmboost_jax.boosting.stablehlo import write_programs
 from fmboost_jax.configuration import add_import_option
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.files import atomic_folder
+from fmboost_jax.files import atomic_folder, refuse_addresses
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
 from fmboost_jax.models.networks import VelocityNetwork, abstract_network
@@ -59,6 +59,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     add_import_option(parser)
     arguments = parser.parse_args(argv)
+    refuse_addresses(vars(arguments))
     import_extensions(arguments.extensions)
     summary = export(
         arguments.checkpoint,

@@ -4,12 +4,13 @@ import contextlib
 import json
 import os
 import pathlib
+import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from typing import BinaryIO
+from collections.abc import Iterator, Mapping
+from typing import Any, BinaryIO
 
-from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.errors import InputError, one_line, printable
 
 
 def read_json(path: str | os.PathLike) -> dict:
@@ -31,9 +32,58 @@ def read_json(path: str | os.PathLike) -> dict:
     return fields
 
 
+# Such as gs://bucket/folder; pathlib makes gs:/bucket/folder of it.
+_ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+NAME_BYTES = 255  # of a file's name, on nearly every file system
+_TEMPORARY_BYTES = 200  # of a name, so that what a temporary one has beside it fits
+
+
+def local_path(path: str | os.PathLike, what: str) -> str:
+    """Return a path of this file system.
+
+    Args:
+        path: as a person gave it.
+        what: the option's name, for the message.
+
+    Raises:
+        InputError: an empty path, or the address of an object store such as gs://.
+    """
+    path = os.fspath(path)
+    if not path:
+        raise InputError(f"{what} is empty; name a file or folder")
+    if _ADDRESS.match(path):
+        raise InputError(
+            f"{what} {printable(path)}: object stores and other addresses are not read or written here; use a local or "
+            "a mounted folder"
+        )
+    return path
+
+
+def refuse_addresses(values: Mapping[str, Any], prefix: str = "") -> None:
+    """Refuse a command line or config that names an object store, before anything is done.
+
+    Args:
+        values: texts, lists of texts, numbers, and mappings of these.
+        prefix: before their names in the message.
+
+    Raises:
+        InputError: see `local_path`.
+    """
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            refuse_addresses(value, f"{prefix}{name}.")
+        for text in value if isinstance(value, (list, tuple)) else [value]:
+            if isinstance(text, str) and text:
+                local_path(text, f"{prefix}{name}")
+
+
 def partial_path(path: pathlib.Path) -> pathlib.Path:
     """Return the hidden temporary name in the same folder under which this process writes a file."""
-    return path.with_name(f".{path.name}.{os.getpid()}.partial")
+    return path.with_name(f".{_shortened(path.name)}.{os.getpid()}.partial")
+
+
+def _shortened(name: str) -> str:
+    return os.fsencode(name)[:_TEMPORARY_BYTES].decode("utf-8", "ignore")
 
 
 @contextlib.contextmanager
@@ -43,7 +93,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[BinaryIO]:
     At any time, `path` has its old content, or does not exist, or has its complete new content. Missing parent folders
     are created.
     """
-    path = pathlib.Path(os.path.abspath(path))
+    path = pathlib.Path(os.path.abspath(local_path(path, "output")))
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = partial_path(path)
     try:
@@ -90,10 +140,10 @@ def atomic_folder(folder: str | os.PathLike) -> Iterator[pathlib.Path]:
     Raises:
         InputError: the folder exists already.
     """
-    folder = pathlib.Path(os.path.abspath(folder))
+    folder = pathlib.Path(os.path.abspath(local_path(folder, "output")))
     refuse_existing(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    temporary = pathlib.Path(tempfile.mkdtemp(prefix=f".{_shortened(folder.name)}.", dir=folder.parent))
     try:
         yield temporary
         temporary.chmod(0o755)

@@ -10,9 +10,10 @@
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --devices 8 --spatial 2 --batch-size 4 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
 
-Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes. A
-file that this command with these settings did not write is never overwritten. The alpha channel is resized, and the
-colours below it are boosted on white. The exit code is 2 where something was not done.
+Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes. Its
+colours are sRGB of 8 bits, without EXIF, unless --keep-metadata keeps those of the photograph. A file that this command
+with these settings did not write is never overwritten. The alpha channel is resized, and the colours below it are
+boosted on white. The exit code is 2 where something was not done.
 """
 
 import argparse
@@ -26,9 +27,9 @@ from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.folder import boost_folder, boost_latents_into, boost_prompts, print_report
 from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
-from fmboost_jax.boosting.outputs import local_path
 from fmboost_jax.configuration import add_import_option
 from fmboost_jax.errors import InputError, run
+from fmboost_jax.files import local_path, refuse_addresses
 from fmboost_jax.flow.sde import LAST_STEPS, StochasticSolver
 from fmboost_jax.flow.solvers import GRIDS, METHODS, Solver
 from fmboost_jax.images.colour import FIXES
@@ -39,12 +40,15 @@ from fmboost_jax.runtime.timing import CompileClock, seconds_an_image
 def main(argv: list[str] | None = None) -> None:
     """The command."""
     arguments = _parser().parse_args(argv)
+    refuse_addresses(vars(arguments))
     import_extensions(arguments.extensions)
     if arguments.batch_size < 1:
         raise InputError(f"--batch-size must be 1 or more, found {arguments.batch_size}")
     if arguments.prompt and not arguments.base:
         raise InputError("--prompt needs a base model: --base FOLDER_OR_ID of a diffusers pipeline")
     local_path(arguments.out, "--out")
+    if arguments.max_megapixels is not None and not 0 < arguments.max_megapixels < 1e6:
+        raise InputError(f"--max-megapixels must be more than 0, found {arguments.max_megapixels}")
     devices = _devices(arguments.devices, arguments.spatial)
     boosters = [
         Booster.load(path, first_stage=arguments.first_stage, devices=devices, spatial=arguments.spatial)
@@ -86,6 +90,9 @@ def main(argv: list[str] | None = None) -> None:
                 comparison=arguments.compare,
                 resume=arguments.resume,
                 tile=arguments.tile,
+                keep_metadata=arguments.keep_metadata or arguments.keep_gps,
+                keep_place=arguments.keep_gps,
+                max_pixels=None if arguments.max_megapixels is None else round(arguments.max_megapixels * 1e6),
                 **common,
                 **stages,
             )
@@ -176,6 +183,19 @@ def _parser() -> argparse.ArgumentParser:
         default=256,
         metavar="N",
         help="side of the tiles of large photographs, in their pixels; 0: the whole photograph (default: 256)",
+    )
+    add(
+        "--keep-metadata",
+        action="store_true",
+        help="keep the photographs' EXIF (date, camera, author; not the place), their colour profile, and 16 bits a "
+        "channel (default: 8-bit sRGB without EXIF)",
+    )
+    add("--keep-gps", action="store_true", help="as --keep-metadata, with the place where it was taken")
+    add(
+        "--max-megapixels",
+        type=float,
+        metavar="N",
+        help="read photographs of up to N megapixels, for files that you trust (default: 178)",
     )
     add("--devices", type=int, default=1, metavar="N", help="devices that share a batch (default: 1)")
     add("--spatial", type=int, default=1, metavar="N", help="of them share the height of one image (default: 1)")

@@ -29,6 +29,7 @@ from jaxtyping import UInt8
 from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError, one_line, run
+from fmboost_jax.files import refuse_addresses
 from fmboost_jax.images.colour import FIXES, fix_colour
 from fmboost_jax.images.photos import UnusablePhoto, load_photo, photo_size, with_alpha
 from fmboost_jax.images.png import write_png
@@ -390,6 +391,7 @@ def import_gradio() -> Any:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command."""
     arguments = _parser().parse_args(argv)
+    refuse_addresses(vars(arguments))
     if arguments.max_side < 16 or arguments.max_upload <= 0:
         raise InputError("--max-side must be 16 or more, --max-upload more than 0")
     password = _password(arguments.password_file)

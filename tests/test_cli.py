@@ -1,5 +1,6 @@
 """`fmboost`: sub-commands, words before the first option, refusals, completion; `--help` starts without JAX."""
 
+import io
 import pkgutil
 import re
 import subprocess
@@ -9,7 +10,7 @@ import types
 import pytest
 
 import fmboost_jax
-from fmboost_jax import cli
+from fmboost_jax import cli, errors
 from fmboost_jax.errors import InputError
 from tests.commands import ROOT
 
@@ -47,9 +48,44 @@ def test_words_before_the_first_option(words, expected, monkeypatch):
     assert received == [expected]
 
 
+def test_a_command_prints_names_that_are_not_utf8(monkeypatch):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True)
+    monkeypatch.setattr(sys, "stdout", stdout)
+    errors.run(lambda: print("caf\udce9.png"))
+    assert stdout.buffer.getvalue() == b"caf\\udce9.png\n"
+
+
 def test_unknown_command():
     with pytest.raises(InputError, match="command 'smaple' is unknown; expected one of sample, web"):
         cli.main(["smaple"])
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "sample --input gs://bucket/a.png",
+        "sample --input a.png gs://bucket/a.png",
+        "sample --input a.png --out s3://bucket/out",
+        "train --config demo --workdir gs://bucket/run",
+        "train --config demo --workdir run --config.data.dir=gs://bucket/data",
+        "train --config demo --workdir run --config.evaluate.dir=gs:/bucket/data",
+        "train-autoencoder --config autoencoder_demo --workdir gs://bucket/run",
+        "precompute --config demo --images gs://bucket/photos --out data",
+        "precompute --config demo --images photos --out gs://bucket/data",
+        "evaluate --images gs://bucket/photos --reference photos --out out",
+        "evaluate --images photos --reference photos --out gs://bucket/out",
+        "export --checkpoint gs://bucket/run --out bundle",
+        "convert to-autoencoder kl sd-vae gs://bucket/vae.safetensors",
+        "plan --config demo --topology v5p:2x2x1 --hlo gs://bucket/hlo",
+        "web --booster gs://bucket/bundle",
+    ],
+)
+def test_object_stores_are_refused_before_anything_is_done(words, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"(gs|s3):/+bucket.* object stores and other addresses are not read") as line:
+        cli.main(words.split())
+    assert "\n" not in str(line.value)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_completion_knows_the_options_of_every_command(capsys, tmp_path):

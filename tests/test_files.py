@@ -6,7 +6,7 @@ import os
 import pytest
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import atomic_file, atomic_folder, read_json, refuse_existing
+from fmboost_jax.files import atomic_file, atomic_folder, local_path, read_json, refuse_existing
 
 
 def fill(path, content, error=None):
@@ -47,6 +47,46 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     with pytest.raises(InputError, match="exists already"):
         fill_folder(path, "other")
     assert (path / "weights").read_text() == "all"
+
+
+def test_a_closed_folder_keeps_what_it_has(tmp_path):
+    """As another user where the tests run as root, whom no folder is closed to."""
+    closed = tmp_path / "closed"
+    fill(closed / "file", b"old")
+    closed.chmod(0o500)
+    child = os.fork()
+    if child == 0:
+        status = 0
+        try:
+            if os.getuid() == 0:
+                os.setuid(65534)
+            fill(closed / "file", b"new")
+        except PermissionError:
+            status = 3
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    closed.chmod(0o700)
+    assert os.listdir(closed) == ["file"]
+    assert (closed / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "é" * 127, "日" * 85])
+def test_names_at_the_limit_of_the_file_system(tmp_path, name):
+    fill(tmp_path / name, b"content")
+    fill_folder(tmp_path / f"{name[:-1]}b", "content")
+    assert len(os.listdir(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("path", ["", "gs://bucket/file", "gs:/bucket/file", "https://host/file"])
+def test_what_is_no_local_path_is_refused(tmp_path, monkeypatch, path):
+    monkeypatch.chdir(tmp_path)
+    for write in (fill, fill_folder):
+        with pytest.raises(InputError, match="output "):
+            write(path, b"")
+    assert os.listdir(tmp_path) == []
+    for fine in ("C:/photos", "a:b", "coco/2017:validation", "x/y:/z"):
+        assert local_path(fine, "output") == fine
 
 
 def test_what_exists_is_refused_even_a_dangling_link(tmp_path):

@@ -1,7 +1,9 @@
 """`python -m fmboost_jax.sample` as a user types it, on a checkpoint that the training command wrote."""
 
 import json
+import os
 import re
+import resource
 import struct
 import zlib
 
@@ -13,6 +15,8 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.folder import boost_folder, print_report
 from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
 from fmboost_jax.errors import InputError
+from fmboost_jax.images.png import write_png
+from fmboost_jax.images.sixteen_bits import read_sixteen_bits
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.sample import main
 from tests.commands import call_refused, refused
@@ -205,6 +209,37 @@ def test_bad_arguments_are_refused_before_anything_is_written(run, photographs, 
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
+def test_metadata_and_sixteen_bits_are_kept_where_asked(run, booster, photographs, tmp_path):
+    """In one folder: a deep photograph in tiles, and an 8-bit one of the same size."""
+    folder, exif = tmp_path / "photographs", Image.Exif()
+    folder.mkdir()
+    eight = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 40, 24))
+    deep = np.asarray(eight).astype(np.uint16) * 257 - np.arange(40, dtype=np.uint16)[:, None] % 2 * 100
+    exif[306] = "2026:05:01 10:00:00"
+    eight.save(folder / "a.jpg", exif=exif, quality=100)
+    write_png(folder / "b.png", deep, exif=exif.tobytes()[6:])
+    words = ("--checkpoint", run, "--steps", 1, "--input", folder, "--batch-size", 2, "--tile", 32)
+    sample(*words, "--keep-metadata", "--colour-fix", "adain", "--out", tmp_path / "kept")
+    sample(*words, "--colour-fix", "adain", "--out", tmp_path / "plain")
+    kept = read_sixteen_bits(tmp_path / "kept" / "b.png")
+    plain = np.asarray(Image.open(tmp_path / "plain" / "b.png"), int)
+    assert np.abs(kept / 257 - plain).max() < 1.5
+    assert len(np.unique(kept)) > 1000
+    assert read_sixteen_bits(tmp_path / "kept" / "a.png") is None
+    for name in "ab":
+        assert Image.open(tmp_path / "kept" / f"{name}.png").getexif()[306] == exif[306]
+        assert not Image.open(tmp_path / "plain" / f"{name}.png").getexif()
+    large = booster.upscale([deep, np.asarray(eight)], steps=1)
+    assert [image.dtype for image in large] == [np.uint16, np.uint8]
+    for words_, expected in (
+        (("--keep-metadata", "--compare"), "a comparison does not do"),
+        (("--max-megapixels", 0.0005), r"2 of 2 inputs were not boosted: a.jpg: Image size \(960 pixels\) exceeds"),
+        (("--max-megapixels", -1), "more than 0"),
+    ):
+        with pytest.raises(InputError, match=expected):
+            sample(*words, *words_, "--out", tmp_path / "refused")
+
+
 def test_a_cascade_with_its_intermediates(run, booster, photographs, tmp_path, capsys):
     low = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 16, 24))
     low.save(tmp_path / "small.png")
@@ -266,14 +301,26 @@ def test_nothing_of_a_person_is_overwritten(run, photographs, tmp_path):
         sample("--steps", 1, "--input", folder, "--out", folder / "boosted", "--resume")
 
 
-def test_a_full_disk_leaves_no_litter(booster, photographs, tmp_path, monkeypatch):
-    def full(file):
-        raise OSError(28, "No space left on device")
-
-    monkeypatch.setattr("os.fsync", full)
-    with pytest.raises(InputError, match=r"coffee\.png cannot be written: No space left on device"):
-        boost_folder(booster, [photographs / "coffee.png"], tmp_path / "out", steps=1)
-    assert list((tmp_path / "out").iterdir()) == []
+def test_a_full_disk_leaves_no_litter_and_the_run_goes_on(booster, tmp_path):
+    """A limit on the size of files stands for the disk: the system refuses to write more."""
+    folder, out = tmp_path / "photographs", tmp_path / "out"
+    folder.mkdir()
+    Image.new("RGB", (24, 16), "red").save(folder / "a.png")
+    noise = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    Image.fromarray(noise).save(folder / "b.png")
+    expected = boost_folder(booster, folder, tmp_path / "other", steps=1)
+    hard = resource.getrlimit(resource.RLIMIT_FSIZE)[1]
+    limit = (tmp_path / "other" / "b.png").stat().st_size - 1
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(InputError, match=r"b\.png cannot be written: File too large"):
+            boost_folder(booster, folder, out, steps=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+    assert [path.name for path in out.iterdir()] == ["a.png"]
+    report = boost_folder(booster, folder, out, steps=1, resume=True)
+    assert (report.present, report.written, expected.written) == (1, 1, 2)
+    assert (out / "b.png").read_bytes() == (tmp_path / "other" / "b.png").read_bytes()
 
 
 def test_images_too_small_to_compare_are_named(booster, tmp_path):
@@ -322,6 +369,7 @@ def test_files_of_latents(tmp_path):
         np.savez(tmp_path / f"{name}.npz", array)
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     (tmp_path / "flipped.npz").write_bytes(content[:80] + bytes(20) + content[100:])
-    for name in (*bad, "cut", "flipped", "missing"):
+    os.mkfifo(tmp_path / "pipe.npz")
+    for name in (*bad, "cut", "flipped", "missing", "pipe"):
         with pytest.raises(InputError, match=f"latents .*{name}"):
             read_latents(str(tmp_path / f"{name}.npz"), spec)

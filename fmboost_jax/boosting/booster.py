@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Float, Int, UInt, UInt8
 
 from fmboost_jax.boosting.checks import check_finite, latents_array, warn_of_scale
 from fmboost_jax.boosting.fingerprint import changed_fields, fingerprint
@@ -33,7 +33,7 @@ from fmboost_jax.flow.objectives import FlowMatching, recommended_steps, samplin
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.resize import upsample
-from fmboost_jax.images.value_range import to_float, to_uint8
+from fmboost_jax.images.value_range import to_float, to_integers
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, count, split
@@ -305,8 +305,8 @@ class Booster(Shareable):
         photograph, since their norms see what they saw in training.
 
         Args:
-            images: a PIL image, an array (h, w, 3) or (b, h, w, 3) of uint8 in RGB order, or a list of the first two,
-                of any sizes. PIL images are converted to upright sRGB; their alpha channel is resized and given back.
+            images: a PIL image, an array (h, w, 3) or (b, h, w, 3) of uint8 or uint16 in RGB order, or a list of the
+                first two, of any sizes. PIL images become upright sRGB; their alpha channel is resized, given back.
             factor: what the booster was trained for, or None for the same.
             steps, method, solver, stochastic, guidance, seed, noise_step, batch_size: as for `boost`.
             tile: side of a tile in pixels of the small image; 0 for the whole image, whose edges are repeated to a size
@@ -319,7 +319,7 @@ class Booster(Shareable):
             The same kind as `images`, `factor` times as high and wide; or a list of such.
 
         Raises:
-            InputError: an array that is not uint8 RGB, with a hint; another factor; as for `boost`.
+            InputError: an array that is not uint8 or uint16 RGB, with a hint; another factor; as for `boost`.
         """
         if factor is not None and factor != self.factor:
             raise InputError(f"this booster was trained to enlarge ×{self.factor}; a factor of {factor} was asked for")
@@ -348,14 +348,14 @@ class Booster(Shareable):
 
     def _enlarge(
         self,
-        images: UInt8[np.ndarray, "b h w 3"],
+        images: UInt[np.ndarray, "b h w 3"],
         seeds: list[int],
         corners: Int[np.ndarray, "b 2"] | None,
         *,
         batch_size: int | None,
         integrate: Callable,
         return_trajectory: bool,
-    ) -> UInt8[np.ndarray, "b *n H W 3"]:
+    ) -> UInt[np.ndarray, "b *n H W 3"]:
         """Enlarge images of a size that the network takes; `corners` are those of tiles in their photograph."""
         size = images.shape[1] * self.factor, images.shape[2] * self.factor
         stage = self.first_stage.downsampling
@@ -366,8 +366,8 @@ class Booster(Shareable):
             low = check_finite(self.first_stage.encode(grown), "the encoder", self.first_stage.model)
             boosted = integrate(low, keys, (size[0] // stage, size[1] // stage), return_trajectory, offsets)
             if not return_trajectory:
-                return self._decode_part(boosted)
-            return np.stack([self._decode_part(boosted[:, point]) for point in range(boosted.shape[1])], axis=1)
+                return self._decode_part(boosted, images.dtype)
+            return np.stack([self._decode_part(x, images.dtype) for x in jnp.moveaxis(boosted, 1, 0)], axis=1)
 
         inputs = [to_float(images), noise_keys(seeds)]
         if corners is not None:
@@ -480,9 +480,9 @@ class Booster(Shareable):
             )
         return batch_sharding(self.mesh) if len(shape) > 1 else example_sharding(self.mesh)
 
-    def _decode_part(self, latents: Array) -> UInt8[np.ndarray, "b H W 3"]:
+    def _decode_part(self, latents: Array, dtype: np.dtype | type = np.uint8) -> UInt[np.ndarray, "b H W 3"]:
         images = check_finite(self.first_stage.decode(latents), "the decoder", self.first_stage.model)
-        return to_uint8(np.asarray(images))
+        return to_integers(np.asarray(images), dtype)
 
     def _image_multiple(self) -> int:
         """What the sides of a small image must be multiples of for the autoencoder and the network to halve them."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 from tqdm import tqdm
 
 from fmboost_jax.boosting.booster import Booster
@@ -67,6 +67,9 @@ def boost_folder(
     trajectory: bool = False,
     resume: bool = False,
     tile: int = 256,
+    keep_metadata: bool = False,
+    keep_place: bool = False,
+    max_pixels: int | None = None,
     **options: Any,
 ) -> Report:
     """Boost photographs into PNG files of the same names, with the settings in its text chunk `fmboost`.
@@ -87,6 +90,10 @@ def boost_folder(
         trajectory: also write `NAME_t0.png` …, the images at the points of the time grid; of one booster.
         resume: leave out photographs whose result with these settings is there.
         tile: side of the tiles of large photographs, 0 for the whole photograph; see `Booster.upscale`.
+        keep_metadata: results have their photograph's EXIF without its place, its ICC profile, and 16 bits a channel
+            where it has them; see `load_photo`.
+        keep_place: results have the place, too.
+        max_pixels: of a photograph; see `load_photo`.
         options: of `Booster.upscale`, such as steps and method.
 
     Raises:
@@ -99,6 +106,10 @@ def boost_folder(
     settings["tile"] = tile
     if comparison:
         settings["comparison"] = True
+    if keep_metadata:
+        settings["keep_metadata"] = "with place" if keep_place else "without place"
+    if (keep_place and not keep_metadata) or (keep_metadata and comparison):
+        raise InputError("keeping the place needs keeping the metadata, which a comparison does not do")
     extras = [COMPARISON] if comparison else []
     extras += [f"_stage{number}" for number in range(1, len(boosters))] if intermediates else []
     if trajectory:
@@ -112,9 +123,10 @@ def boost_folder(
     outputs = [f"{photograph.target}{extra}.png" for photograph in photographs for extra in ("", *extras)]
     check_outputs(outputs, [photograph.path for photograph in photographs], settings)
 
-    def enlarge(images: UInt8[np.ndarray, "b h w 3"]) -> list[UInt8[np.ndarray, "b _ _ 3"]]:
+    def enlarge(images: UInt[np.ndarray, "b h w 3"]) -> list[UInt[np.ndarray, "b _ _ 3"]]:
         return _stages(boosters, colour_fix, images, seed=seed, tile=tile, **options)
 
+    reading = {"keep_metadata": keep_metadata, "keep_place": keep_place, "max_pixels": max_pixels}
     scores, present = [], 0
     with tqdm(total=len(photographs), unit="photo") as bar:
 
@@ -148,7 +160,8 @@ def boost_folder(
                     present += 1
                     bar.update()
                     continue
-                loaded = _Loaded(photograph, load_photo(io.BytesIO(content)), described)
+                photo = load_photo(io.BytesIO(content), **reading)
+                loaded = _Loaded(photograph, photo, described)
             except (OSError, UnusablePhoto) as error:
                 problems.append(f"{photograph.label}: {_reason(error)}")
                 bar.update()
@@ -325,16 +338,17 @@ def print_report(report: Report) -> None:
 
 
 class _SizeBatches:
-    """Collects photographs of one size, so that a batch is one array; few are held at any time."""
+    """Collects photographs of one size and depth, so that a batch is one array; few are held at any time."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
-        self._waiting: dict[tuple[int, int], list[_Loaded]] = {}
+        self._waiting: dict[tuple[tuple[int, int], bool], list[_Loaded]] = {}
 
     def add(self, loaded: _Loaded) -> Iterator[list[_Loaded]]:
         """The batch that is full now; or the largest of those that wait where too many do."""
-        self._waiting.setdefault(loaded.photo.rgb.size, []).append(loaded)
-        largest = max(self._waiting, key=lambda size: len(self._waiting[size]))
+        kind = loaded.photo.rgb.size, loaded.photo.deep is not None
+        self._waiting.setdefault(kind, []).append(loaded)
+        largest = max(self._waiting, key=lambda kind: len(self._waiting[kind]))
         held = sum(map(len, self._waiting.values()))
         if len(self._waiting[largest]) == self._batch_size or held >= 4 * self._batch_size:
             yield self._waiting.pop(largest)
@@ -366,15 +380,16 @@ def _write_stages(batch: list[_Loaded], stages: list[np.ndarray], extras: Sequen
     """Write the last stage of each photograph, and the earlier ones under the extra suffixes."""
     for index, loaded in enumerate(batch):
         target, alpha = loaded.source.target, loaded.photo.alpha
+        kept = {"profile": loaded.photo.profile, "exif": loaded.photo.exif}
         for extra, images in zip(extras, stages[:-1], strict=False):
-            _write(f"{target}{extra}.png", images[index], loaded.settings)
+            _write(f"{target}{extra}.png", images[index], loaded.settings, **kept)
         image = stages[-1][index]
-        _write(f"{target}.png", image if alpha is None else with_alpha(image, alpha), loaded.settings)
+        _write(f"{target}.png", image if alpha is None else with_alpha(image, alpha), loaded.settings, **kept)
 
 
-def _write(path: str, image: UInt8[np.ndarray, "h w c"], settings: dict) -> None:
+def _write(path: str, image: UInt[np.ndarray, "h w c"], settings: dict, **kept: bytes | None) -> None:
     try:
-        write_png(path, image, settings)
+        write_png(path, image, settings, **kept)
     except OSError as error:
         raise InputError(f"{printable(path)} cannot be written: {_reason(error)}") from error
 

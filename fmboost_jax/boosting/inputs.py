@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Key, UInt8
+from jaxtyping import Array, Key, UInt
 from PIL import Image
 
 from fmboost_jax.errors import InputError, one_line
@@ -20,7 +20,7 @@ Images: TypeAlias = Any
 # Image i draws its noise from seed + i, or from its own number of a sequence.
 Seed: TypeAlias = Any
 
-EXPECTED = "a PIL image, an array (h, w, 3) or (b, h, w, 3) of uint8 in RGB order, or a list of the first two"
+EXPECTED = "a PIL image, an array (h, w, 3) or (b, h, w, 3) of uint8 or uint16 in RGB order, or a list of the first two"
 SEEDS = 2**64
 
 
@@ -29,11 +29,11 @@ class CheckedImages:
     """Images as arrays.
 
     Attributes:
-        arrays: one an image, uint8 (h, w, 3).
+        arrays: one an image, uint8 or uint16 (h, w, 3).
         restore: the same number of images, of any size, as the kind that was given.
     """
 
-    arrays: list[UInt8[np.ndarray, "_ _ 3"]]
+    arrays: list[UInt[np.ndarray, "_ _ 3"]]
     restore: Callable[[list[np.ndarray]], Any]
 
 
@@ -46,8 +46,8 @@ def check_images(images: Images) -> CheckedImages:
         images: see `EXPECTED`. Arrays are numpy's, JAX's or of any kind that numpy converts.
 
     Raises:
-        InputError: anything else: floats, other integers, channels first, grey, alpha in an array, an empty list, a
-            path. The message says how to convert it.
+        InputError: anything else: floats, other integers, uint16 of 8-bit values, channels first, grey, alpha in an
+            array, an empty list, a path. The message says how to convert it.
     """
     if isinstance(images, (list, tuple)):
         if not images:
@@ -67,7 +67,7 @@ def check_images(images: Images) -> CheckedImages:
     return CheckedImages(list(array), np.stack)
 
 
-def _one(image: object, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], Callable[[np.ndarray], Any]]:
+def _one(image: object, name: str) -> tuple[UInt[np.ndarray, "h w 3"], Callable[[np.ndarray], Any]]:
     if isinstance(image, Image.Image):
         try:
             photo = photo_from_pillow(image)
@@ -83,7 +83,7 @@ def _one(image: object, name: str) -> tuple[UInt8[np.ndarray, "h w 3"], Callable
     return array, lambda result: result
 
 
-def _array(images: object, name: str) -> UInt8[np.ndarray, "*b h w 3"]:
+def _array(images: object, name: str) -> UInt[np.ndarray, "*b h w 3"]:
     if isinstance(images, (str, bytes, os.PathLike)):
         raise InputError(f"{name}: found the path {images!r}; open it first: PIL.Image.open(path)")
     try:
@@ -92,9 +92,9 @@ def _array(images: object, name: str) -> UInt8[np.ndarray, "*b h w 3"]:
     except Exception as error:
         raise InputError(f"{name} cannot become an array ({one_line(error)}); expected {EXPECTED}") from error
     _check_shape(array.shape, name)
-    if array.dtype != np.uint8:
-        raise InputError(f"{name} must be uint8 from 0 to 255, found {array.dtype}{_advice(array)}")
-    return array
+    if array.dtype == np.uint8 or (array.dtype == np.uint16 and array.max() > 255):
+        return array
+    raise InputError(f"{name} must be uint8 or uint16, found {array.dtype}{_advice(array)}")
 
 
 def _check_shape(shape: tuple[int, ...], name: str) -> None:
@@ -118,8 +118,6 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 def _advice(array: np.ndarray) -> str:
     """How to make uint8 of an array of another type."""
     kind = array.dtype.kind
-    if kind == "u" and array.dtype.itemsize == 2:
-        return "; for 16-bit values use (images // 257).astype(np.uint8)"
     if kind in "iu" and array.min() >= 0 and array.max() <= 255:
         return "; use images.astype(np.uint8)"
     try:

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fmboost_jax.errors import InputError, one_line, printable
+from fmboost_jax.images.listing import not_a_file
 from fmboost_jax.interop.safetensors_file import read_safetensors
 from fmboost_jax.models.first_stage import LatentSpec
 
@@ -33,6 +34,8 @@ def read_latents(path: str, spec: LatentSpec) -> Float[np.ndarray, "b h w c"]:
         InputError: a file that cannot be read, or does not hold such an array of real numbers.
     """
     name = printable(path)
+    if problem := not_a_file(path):
+        raise InputError(f"latents {name} cannot be read: {problem}")
     try:
         array, raw = _read(path)
     except InputError:

@@ -1,15 +1,16 @@
 """Which files a folder run reads and writes: every input its own outputs, no file of a person overwritten."""
 
 import dataclasses
+import hashlib
 import itertools
 import os
 import pathlib
-import stat
 import unicodedata
 from collections.abc import Iterable, Iterator, Sequence
 
 from fmboost_jax.errors import InputError, printable
-from fmboost_jax.images.photos import photo_suffixes
+from fmboost_jax.files import NAME_BYTES, local_path
+from fmboost_jax.images.listing import identity, image_files, not_a_file
 from fmboost_jax.images.png import read_settings
 
 # Settings that may differ between two runs whose results are the same: a folder's name, and the file's own content.
@@ -34,24 +35,6 @@ class Input:
     def label(self) -> str:
         """The name, printable whatever bytes it has."""
         return printable(self.name)
-
-
-def local_path(path: str | os.PathLike, what: str) -> str:
-    """Return a path of this file system.
-
-    Args:
-        path: as a person gave it.
-        what: the option's name, for the message.
-
-    Raises:
-        InputError: an empty path, or the address of an object store such as gs://.
-    """
-    path = os.fspath(path)
-    if not path:
-        raise InputError(f"{what} is empty; name a file or folder")
-    if "://" in path:
-        raise InputError(f"{what} {path}: object stores are not read or written here; copy to or from a local folder")
-    return path
 
 
 def output_folder(path: str | os.PathLike) -> str:
@@ -98,7 +81,7 @@ def find_inputs(
             found += sorted(_files_below(path, out, problems))
         elif not os.path.lexists(path):
             raise InputError(f"input {printable(path)}: no such file or folder")
-        elif problem := _not_a_file(path):
+        elif problem := not_a_file(path):
             problems.append(f"{printable(path)}: {problem}")
         else:
             found.append((os.path.basename(path), path))
@@ -115,7 +98,8 @@ def distinct_targets(names: Sequence[str], extras: Sequence[str] = ()) -> list[s
     """Output names without `.png`, so that no two inputs share an output.
 
     An input's output has its name without suffix where no other input claims it, else with its suffix (`a.jpg.png`),
-    else with a number. Names that differ only in case or Unicode normalization are the same to some file systems.
+    else with a number. A name too long for a file system is shortened. Names that differ only in case or Unicode
+    normalization are the same to some file systems.
 
     Args:
         names: of the inputs.
@@ -125,7 +109,8 @@ def distinct_targets(names: Sequence[str], extras: Sequence[str] = ()) -> list[s
     def outputs(target: str) -> set[str]:
         return {unicodedata.normalize("NFC", f"{target}{extra}").casefold() for extra in ("", *extras)}
 
-    stems = [pathlib.PurePosixPath(name).with_suffix("").as_posix() for name in names]
+    longest = NAME_BYTES - len(".png") - max((len(os.fsencode(extra)) for extra in extras), default=0)
+    stems = [_fitting(pathlib.PurePosixPath(name).with_suffix("").as_posix(), longest) for name in names]
     claims: dict[str, int] = {}
     for key in itertools.chain.from_iterable(map(outputs, stems)):
         claims[key] = claims.get(key, 0) + 1
@@ -135,7 +120,8 @@ def distinct_targets(names: Sequence[str], extras: Sequence[str] = ()) -> list[s
     for name, stem, one in zip(names, stems, alone, strict=True):
         if not one:
             candidates = itertools.chain([name], (f"{name}_{number}" for number in itertools.count(2)))
-            stem = next(candidate for candidate in candidates if not outputs(candidate) & taken)
+            fitting = (_fitting(candidate, longest) for candidate in candidates)
+            stem = next(candidate for candidate in fitting if not outputs(candidate) & taken)
             taken |= outputs(stem)
         targets.append(stem)
     return targets
@@ -158,11 +144,11 @@ def check_outputs(paths: Iterable[str], inputs: Iterable[str], settings: dict) -
     Raises:
         InputError: some exist; the message names the first ones.
     """
-    sources = {_identity(path) for path in inputs}
+    sources = {identity(path) for path in inputs}
     blocked = [
         path
         for path in paths
-        if os.path.lexists(path) and (_identity(path) in sources or not same_settings(path, settings))
+        if os.path.lexists(path) and (identity(path) in sources or not same_settings(path, settings))
     ]
     if blocked:
         named = ", ".join(map(printable, blocked[:3])) + (f" and {len(blocked) - 3} more" if len(blocked) > 3 else "")
@@ -176,45 +162,24 @@ def _comparable(settings: dict) -> dict:
     return {name: value for name, value in settings.items() if name not in _BESIDE}
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    try:
-        found = os.stat(path)
-    except OSError:
-        return None
-    return found.st_dev, found.st_ino
-
-
 def _files_below(folder: str, out: str, problems: list[str]) -> Iterator[tuple[str, str]]:
-    """Names and paths of the images in a folder and those below, symbolic links followed, each folder once."""
-    suffixes = photo_suffixes()
-    seen = {_identity(folder), _identity(out)}
-    holds_results = _identity(folder) == _identity(out)
-
-    def closed(error: OSError) -> None:
-        problems.append(f"{printable(str(error.filename))}: {error.strerror}")
-
-    for parent, folders, files in os.walk(folder, onerror=closed, followlinks=True):
-        kept = []
-        for name in sorted(folders):
-            identity = _identity(os.path.join(parent, name))
-            if not name.startswith(".") and identity not in seen:
-                seen.add(identity)
-                kept.append(name)
-        folders[:] = kept
-        for name in files:
-            path = os.path.join(parent, name)
-            if name.startswith(".") or os.path.splitext(name)[1].lower() not in suffixes:
-                continue
-            if problem := _not_a_file(path):
-                problems.append(f"{printable(path)}: {problem}")
-            elif (parent == folder and not holds_results) or read_settings(path) is None:
-                yield os.path.relpath(path, folder).replace(os.sep, "/"), path
+    """Names and paths of the images in a folder and those below that no run of this program wrote."""
+    holds_results = identity(folder) == identity(out)
+    for name, path in image_files(folder, problems, [identity(out)]):
+        if ("/" not in name and not holds_results) or read_settings(path) is None:
+            yield name, path
 
 
-def _not_a_file(path: str) -> str | None:
-    """Why a path cannot be read as a file; opening a pipe would wait for ever."""
-    try:
-        mode = os.stat(path).st_mode
-    except OSError as error:
-        return error.strerror or "cannot be read"
-    return None if stat.S_ISREG(mode) else "a pipe, socket or device, not a file"
+def _fitting(target: str, longest: int) -> str:
+    """The target, its last part shortened and made distinct where the file system takes no name so long.
+
+    Args:
+        target: with slashes, without `.png`.
+        longest: bytes of its last part.
+    """
+    folder, slash, name = target.rpartition("/")
+    if len(os.fsencode(name)) <= longest:
+        return target
+    digest = hashlib.sha256(os.fsencode(target)).hexdigest()[:8]
+    start = os.fsencode(name)[: longest - len(digest) - 1].decode("utf-8", "ignore")
+    return f"{folder}{slash}{start}~{digest}"

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Int, UInt
 
 from fmboost_jax.images.tiles import map_tiles
 
@@ -11,13 +11,13 @@ from fmboost_jax.images.tiles import map_tiles
 SQUARES = 4
 # (images of one size, their seeds, upper left corners of tiles or None) → the images, enlarged.
 Enlarge = Callable[
-    [UInt8[np.ndarray, "b h w 3"], list[int], Int[np.ndarray, "b 2"] | None], UInt8[np.ndarray, "b *n H W 3"]
+    [UInt[np.ndarray, "b h w 3"], list[int], Int[np.ndarray, "b 2"] | None], UInt[np.ndarray, "b *n H W 3"]
 ]
 
 
 def enlarge_images(
     enlarge: Enlarge,
-    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+    images: Sequence[UInt[np.ndarray, "_ _ 3"]],
     seeds: Sequence[int],
     *,
     factor: int,
@@ -25,12 +25,12 @@ def enlarge_images(
     tile: int,
     tiles_at_once: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> list[UInt8[np.ndarray, "*n _ _ 3"]]:
-    """Enlarge images of any sizes; those that share a shape make one batch.
+) -> list[UInt[np.ndarray, "*n _ _ 3"]]:
+    """Enlarge images of any sizes; those that share a shape and a type make one batch.
 
     Args:
         enlarge: see `Enlarge`.
-        images: of any sizes.
+        images: of any sizes; uint8 or uint16, as their results.
         seeds: one an image.
         factor: by how much `enlarge` enlarges.
         multiple: what height and width must be multiples of; with tiles, two equal numbers.
@@ -41,7 +41,7 @@ def enlarge_images(
     Returns:
         One an image, `factor` times as high and wide.
     """
-    groups: dict[tuple[int, int] | None, list[int]] = {}
+    groups: dict[tuple[tuple[int, int] | None, np.dtype], list[int]] = {}
     for index, image in enumerate(images):
         height, width = image.shape[:2]
         if tile:
@@ -49,9 +49,9 @@ def enlarge_images(
             shape = None if square is None else (square, square)
         else:
             shape = height + -height % multiple[0], width + -width % multiple[1]
-        groups.setdefault(shape, []).append(index)
+        groups.setdefault((shape, image.dtype), []).append(index)
     results: list[np.ndarray] = [np.empty(0)] * len(images)
-    for shape, group in groups.items():
+    for (shape, _), group in groups.items():
         if shape is None:
             for index in group:
                 seed = seeds[index]
@@ -82,5 +82,5 @@ def square_for(height: int, width: int, tile: int, multiple: int) -> int | None:
     return next((side for side in sides if max(height, width) <= side), None)
 
 
-def _padded(image: UInt8[np.ndarray, "h w 3"], shape: tuple[int, int], mode) -> UInt8[np.ndarray, "H W 3"]:
+def _padded(image: UInt[np.ndarray, "h w 3"], shape: tuple[int, int], mode) -> UInt[np.ndarray, "H W 3"]:
     return np.pad(image, ((0, shape[0] - image.shape[0]), (0, shape[1] - image.shape[1]), (0, 0)), mode=mode)

@@ -18,7 +18,7 @@ import numpy as np
 
 from fmboost_jax.configuration import from_mapping, require_at_least
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import read_json
+from fmboost_jax.files import local_path, read_json
 from fmboost_jax.flow.coupling import UPSAMPLINGS
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.registry import check_name
@@ -233,7 +233,7 @@ class DatasetInfo(Recipe):
         """
         if not folder:
             raise InputError("data.dir is empty: set it to the folder that precompute wrote")
-        folder = pathlib.Path(folder)
+        folder = pathlib.Path(local_path(folder, "data folder"))
         path = folder / "dataset.json"
         if not folder.is_dir():
             raise InputError(f"data folder {folder} does not exist; make it with python -m fmboost_jax.precompute")

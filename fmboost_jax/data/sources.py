@@ -5,10 +5,12 @@ import io
 import os
 import pathlib
 import re
+import sys
 from typing import Any, Protocol, runtime_checkable
 
 from fmboost_jax.errors import InputError, one_line, printable
-from fmboost_jax.images.photos import photo_suffixes
+from fmboost_jax.files import local_path
+from fmboost_jax.images.listing import image_files
 
 
 @runtime_checkable
@@ -33,7 +35,10 @@ class Photos(Protocol):
 
 
 class FolderPhotos:
-    """The image files (`photo_suffixes`) in a folder and its subfolders, without hidden ones, sorted by name."""
+    """The image files (`photo_suffixes`) in a folder and its subfolders, without hidden ones, sorted by name.
+
+    Folders that cannot be read, and pipes, are named on stderr.
+    """
 
     def __init__(self, folder: str | os.PathLike):
         """List the files.
@@ -41,21 +46,20 @@ class FolderPhotos:
         Raises:
             InputError: the folder does not exist, or has no image files.
         """
-        folder = pathlib.Path(folder)
+        folder = pathlib.Path(local_path(folder, "photo folder"))
         if not folder.is_dir():
             raise InputError(f"photo folder {folder} does not exist")
-        suffixes, paths = photo_suffixes(), {}
-        for parent, folders, files in os.walk(folder):
-            folders[:] = [name for name in folders if not name.startswith(".")]
-            for path in (pathlib.Path(parent, name) for name in files if not name.startswith(".")):
-                if path.suffix.lower() in suffixes:
-                    paths[printable(path.relative_to(folder).as_posix())] = path
+        problems: list[str] = []
+        paths = {printable(name): pathlib.Path(path) for name, path in image_files(folder, problems)}
+        for problem in problems:
+            print(f"left out {problem}", file=sys.stderr)
         if not paths:
             raise InputError(f"photo folder {folder} holds no photographs; expected image files such as .jpg or .png")
         self.names = sorted(paths)
         self._paths = [paths[name] for name in self.names]
-        sizes = [path.stat().st_size if path.exists() else 0 for path in self._paths]
-        self.fingerprint = _digest(f"{name}/{size}" for name, size in zip(self.names, sizes, strict=True))
+        self.fingerprint = _digest(
+            f"{name}/{path.stat().st_size}" for name, path in zip(self.names, self._paths, strict=True)
+        )
 
     def open(self, number: int) -> io.BufferedIOBase:
         """Open the file."""

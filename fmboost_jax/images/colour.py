@@ -3,7 +3,7 @@
 from collections.abc import Callable
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, UInt
 from PIL import Image
 
 from fmboost_jax.registry import choose
@@ -52,22 +52,23 @@ FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet, "consistency":
 
 
 def fix_colour(
-    images: UInt8[np.ndarray, "b H W 3"], low_res: UInt8[np.ndarray, "b h w 3"], fix: str
-) -> UInt8[np.ndarray, "b H W 3"]:
+    images: UInt[np.ndarray, "b H W 3"], low_res: UInt[np.ndarray, "b h w 3"], fix: str
+) -> UInt[np.ndarray, "b H W 3"]:
     """Give boosted images the colours of their low-res inputs.
 
     Args:
-        images: boosted.
-        low_res: their inputs.
+        images: boosted; uint8 or uint16.
+        low_res: their inputs, of the same type.
         fix: a key of `FIXES`: "adain" for a drift of the whole image, "wavelet" for one that varies within it,
             "consistency" for all that the small image shows.
 
     Raises:
         InputError: an unknown fix.
     """
-    correct = choose("colour fix", fix, FIXES)
+    correct, dtype = choose("colour fix", fix, FIXES), images.dtype
     pairs = zip(images.astype(np.float32), low_res.astype(np.float32), strict=True)
-    return np.stack([np.clip(np.round(correct(image, low)), 0, 255).astype(np.uint8) for image, low in pairs])
+    fixed = (np.clip(np.round(correct(image, low)), 0, np.iinfo(dtype).max) for image, low in pairs)
+    return np.stack([image.astype(dtype) for image in fixed])
 
 
 def enlarge(image: Float[np.ndarray, "h w c"], size: tuple[int, int]) -> Float[np.ndarray, "H W c"]:

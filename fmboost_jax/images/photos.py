@@ -16,21 +16,26 @@ import hashlib
 import importlib
 import io
 import os
+import warnings
+from collections.abc import Iterator
 from typing import IO, NamedTuple, cast
 
 import numpy as np
-from jaxtyping import Float, UInt8
-from PIL import Image, ImageOps
+from jaxtyping import Float, UInt, UInt8, UInt16
+from PIL import Image
 
 from fmboost_jax.errors import one_line
-from fmboost_jax.images.profiles import to_srgb
+from fmboost_jax.images.exif import enlarged_exif, upright
+from fmboost_jax.images.profiles import own_space, to_srgb
 from fmboost_jax.images.resize import resize_pixels
+from fmboost_jax.images.sixteen_bits import read_sixteen_bits
 
 ImageFile = str | os.PathLike | io.BufferedIOBase
 
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter
 _PHOTOMETRIC = 262  # a TIFF tag; 0: white is zero
+_DARKEST = 4096  # of 65535: below, a picture is black to a viewer
 
 
 # Formats that Pillow opens by running another program, or only recognises.
@@ -60,31 +65,51 @@ class Photo(NamedTuple):
     Attributes:
         rgb: its colours on white, of mode RGB.
         alpha: its alpha channel; None where every pixel is opaque.
+        deep: the colours with 16 bits a channel, where they were asked for and the file has them.
+        profile: ICC profile of the colours; None: sRGB.
+        exif: see `enlarged_exif`.
     """
 
     rgb: Image.Image
     alpha: UInt8[np.ndarray, "h w"] | None
+    deep: UInt16[np.ndarray, "h w 3"] | None = None
+    profile: bytes | None = None
+    exif: bytes | None = None
 
     @property
-    def pixels(self) -> UInt8[np.ndarray, "h w 3"]:
-        """The colours as an array."""
-        return np.asarray(self.rgb)
+    def pixels(self) -> UInt[np.ndarray, "h w 3"]:
+        """The colours as an array, uint16 where they have 16 bits, else uint8."""
+        return np.asarray(self.rgb) if self.deep is None else self.deep
 
 
-def load_photo(file: ImageFile) -> Photo:
+def load_photo(
+    file: ImageFile, *, keep_metadata: bool = False, keep_place: bool = False, max_pixels: int | None = None
+) -> Photo:
     """Decode an image file.
 
+    Args:
+        file: its path, or an opened file.
+        keep_metadata: also read EXIF and 16 bits a channel, and leave the colours in the file's own space where the
+            networks can work in it (`own_space`). Elsewhere they become sRGB of 8 bits, as without this.
+        keep_place: read the GPS data of the EXIF, too.
+        max_pixels: of the file. Default: twice Pillow's `MAX_IMAGE_PIXELS`, 178,956,970.
+
     Raises:
-        UnusablePhoto: not an image, a damaged one, one whose values have no known range, or one so large that decoding
-            it may exhaust memory.
+        UnusablePhoto: not an image, a damaged one, one whose values have no known range, or one with more pixels.
     """
     try:
-        with Image.open(cast(IO[bytes], file)) as image:
-            return photo_from_pillow(image)
+        with _pixel_limit(max_pixels):
+            with Image.open(cast(IO[bytes], file)) as image:
+                photo, stays = _decode(image, keep_metadata)
+                if keep_metadata:
+                    photo = photo._replace(exif=enlarged_exif(image, place=keep_place))
+            return photo._replace(deep=_deep_on_white(file, photo.alpha)) if stays else photo
     except UnusablePhoto:
         raise
     except Image.UnidentifiedImageError as error:
         raise UnusablePhoto("not an image, or one of an unknown kind") from error
+    except Image.DecompressionBombError as error:
+        raise UnusablePhoto(f"{one_line(error).rstrip('.')}; a larger limit of megapixels reads it") from error
     # A decoder may raise anything over broken bytes: OSError, SyntaxError, struct.error, zlib.error, …
     except Exception as error:
         raise UnusablePhoto(one_line(error)) from error
@@ -97,7 +122,7 @@ def photo_from_pillow(image: Image.Image) -> Photo:
         UnusablePhoto: as for `load_photo`.
     """
     try:
-        return _decode(image)
+        return _decode(image, keep_space=False)[0]
     except UnusablePhoto:
         raise
     # A decoder may raise anything over broken bytes: OSError, SyntaxError, struct.error, zlib.error, …
@@ -129,40 +154,70 @@ def photo_size(file: ImageFile) -> tuple[int, int] | None:
         return None
 
 
-def with_alpha(image: UInt8[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "h w"]) -> UInt8[np.ndarray, "H W 4"]:
+def with_alpha(image: UInt[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "h w"]) -> UInt[np.ndarray, "H W 4"]:
     """Give an image an alpha channel.
 
     Args:
-        image: colours composited on white, C = a·F + (1 − a)·white, as photographs are loaded.
+        image: colours composited on white, C = a·F + (1 − a)·white, as photographs are loaded; uint8 or uint16.
         alpha: of any size; resized bicubically to the image's.
 
     Returns:
         RGBA with the colours F, so that no white rim shows on another background.
     """
-    alpha = resize_pixels(alpha, image.shape[:2])
+    alpha, largest = resize_pixels(alpha, image.shape[:2]), np.iinfo(image.dtype).max
     a: Float[np.ndarray, "H W 1"] = alpha[..., None] / 255
-    colours = 255 - (255 - image.astype(np.float64)) / np.maximum(a, 1 / 255)
-    return np.dstack([np.clip(np.round(colours), 0, 255).astype(np.uint8), alpha])
+    colours = largest - (largest - image.astype(np.float64)) / np.maximum(a, 1 / 255)
+    colours = np.clip(np.round(colours), 0, largest).astype(image.dtype)
+    return np.dstack([colours, alpha.astype(image.dtype) * (largest // 255)])
 
 
-def _decode(image: Image.Image) -> Photo:
+@contextlib.contextmanager
+def _pixel_limit(pixels: int | None) -> Iterator[None]:
+    """Let Pillow read images of up to so many pixels; None: leave its limit."""
+    if pixels is None:
+        yield
+        return
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max(pixels // 2, 1)  # Pillow warns there and refuses twice as many.
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+
+
+def _decode(image: Image.Image, keep_space: bool) -> tuple[Photo, bool]:
+    """The photograph, and whether its colours stayed in the file's own space."""
     # The raw mode is known only before the pixels are decoded.
     deep_rgb = any("RGB;16" in str(tile) for tile in getattr(image, "tile", ()))
     kind = image.format
     white_is_zero = kind == "TIFF" and getattr(image, "tag_v2", {}).get(_PHOTOMETRIC) == 0
     image.load()
-    upright = ImageOps.exif_transpose(image)
-    info = upright.info
+    turned = upright(image)
+    info = turned.info
     if deep_rgb and isinstance(info.get("transparency"), tuple):
         # Pillow keeps the high byte of 16-bit colours, but not of the transparent one.
         info["transparency"] = tuple(value >> 8 for value in info["transparency"])
-    alpha = _alpha(upright)
-    rgb = to_srgb(_opaque(upright, kind, white_is_zero), info)
+    alpha, opaque = _alpha(turned), _opaque(turned, kind, white_is_zero)
+    stays, profile = own_space(opaque, info) if keep_space else (False, None)
+    rgb = opaque.convert("RGB") if stays else to_srgb(opaque, info)
     if alpha is not None:
         rgba = rgb.copy()
         rgba.putalpha(Image.fromarray(alpha))
         rgb = Image.alpha_composite(Image.new("RGBA", rgb.size, "white"), rgba).convert("RGB")
-    return Photo(rgb, alpha)
+    return Photo(rgb, alpha, profile=profile if stays else None), stays
+
+
+def _deep_on_white(file: ImageFile, alpha: UInt8[np.ndarray, "h w"] | None) -> UInt16[np.ndarray, "h w 3"] | None:
+    """The colours of 16 bits on white; None where there are none, or nothing but black."""
+    deep = read_sixteen_bits(file)
+    if deep is None or deep.max() < _DARKEST:
+        return None
+    if alpha is None:
+        return deep
+    opaque = alpha[..., None] / np.float32(255)
+    return np.round(opaque * deep + (1 - opaque) * 65535).astype(np.uint16)
 
 
 def _alpha(image: Image.Image) -> UInt8[np.ndarray, "h w"] | None:

@@ -13,6 +13,7 @@ from PIL import Image, ImageCms
 SPACES = {"RGB": "RGB ", "L": "GRAY", "CMYK": "CMYK", "LAB": "Lab "}
 # 8-bit transforms of one sRGB profile to another differ by one or two levels of 255.
 SRGB_TOLERANCE = 2
+GREY_TOLERANCE = 32  # levels of 255; ProPhoto RGB's 128 is sRGB's 144
 SRGB_GAMMA = 1 / 2.2
 # White, red, green, blue: CIE x and y (IEC 61966-2-1), as a PNG's cHRM chunk lists them.
 SRGB_CHROMATICITIES = (0.3127, 0.329, 0.64, 0.33, 0.3, 0.6, 0.15, 0.06)
@@ -41,6 +42,38 @@ def to_srgb(image: Image.Image, info: dict) -> Image.Image:
     if info.get("icc_profile") is None and "srgb" not in info and info.get("gamma"):
         return _apply_gamma(rgb, float(info["gamma"]), info.get("chromaticity"))
     return rgb
+
+
+def own_space(image: Image.Image, info: dict) -> tuple[bool, bytes | None]:
+    """Whether an RGB image can be enlarged as it is, in its own colour space, and the profile that names the space.
+
+    It can where a grey of half the range looks about as it does in sRGB, as in Adobe RGB, Display P3 and ProPhoto RGB.
+    Linear light cannot: the networks have seen nothing so dark.
+
+    Args:
+        image: without alpha.
+        info: Pillow's `Image.info` of the file.
+    """
+    if image.mode != "RGB":
+        return image.mode == "L" and _unchanged(image.mode, info), None
+    profile = info.get("icc_profile")
+    grey = np.asarray(to_srgb(Image.new("RGB", (1, 1), (128, 128, 128)), info), int)
+    if not profile or _unchanged("RGB", info):
+        return _unchanged("RGB", info), profile if profile and _is_rgb(profile) else None
+    return bool(np.abs(grey - 128).max() <= GREY_TOLERANCE), profile
+
+
+def _unchanged(mode: str, info: dict) -> bool:
+    probe = _probe().convert(mode)
+    difference = np.asarray(to_srgb(probe, info), int) - np.asarray(probe.convert("RGB"), int)
+    return bool(np.abs(difference).max() <= SRGB_TOLERANCE)
+
+
+def _is_rgb(profile: bytes) -> bool:
+    try:
+        return cast(Any, ImageCms.ImageCmsProfile(io.BytesIO(profile)).profile).xcolor_space == "RGB "
+    except (ImageCms.PyCMSError, OSError, ValueError):
+        return False
 
 
 def _apply_profile(image: Image.Image, content: bytes) -> Image.Image:

@@ -4,12 +4,12 @@ import math
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int, UInt
 
 
 def map_tiles(
-    function: Callable[[UInt8[np.ndarray, "b t t 3"], Int[np.ndarray, "b 2"]], UInt8[np.ndarray, "b T T 3"]],
-    image: UInt8[np.ndarray, "h w 3"],
+    function: Callable[[UInt[np.ndarray, "b t t 3"], Int[np.ndarray, "b 2"]], UInt[np.ndarray, "b T T 3"]],
+    image: UInt[np.ndarray, "h w 3"],
     *,
     factor: int,
     tile: int = 256,
@@ -17,7 +17,7 @@ def map_tiles(
     align: int = 1,
     batch_size: int = 1,
     progress: Callable[[int, int], None] | None = None,
-) -> UInt8[np.ndarray, "H W 3"]:
+) -> UInt[np.ndarray, "H W 3"]:
     """Enlarge an image tile by tile and blend the tiles linearly where they overlap.
 
     The function sees batches of exactly `batch_size` tiles of `tile` × `tile` pixels, whatever the image's size: a
@@ -26,7 +26,7 @@ def map_tiles(
 
     Args:
         function: (tiles, their upper left corners in the image) → the same tiles, `factor` times as high and wide.
-        image: of any size.
+        image: of any size; uint8 or uint16, as the result.
         factor: by how much the function enlarges.
         tile: side of a tile in pixels of the image.
         overlap: pixels that neighbours share at least, fewer than `tile`.
@@ -47,13 +47,13 @@ def map_tiles(
     tops, lefts = (tile_starts(side, tile, overlap, align) for side in image.shape[:2])
     across = _weights(lefts, image.shape[1], tile, overlap, factor)
     down = _weights(tops, image.shape[0], tile, overlap, factor)
-    result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), np.uint8)
+    result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), image.dtype)
     # Rows from `finished` on still miss the share of tiles below; the sum of what they have so far starts there.
     finished, band = 0, np.zeros((tile * factor, result.shape[1], 3), np.float32)
     done = 0
     for row, top in enumerate(tops):
         offset = top * factor - finished
-        result[finished : top * factor] = _rounded(band[:offset])
+        result[finished : top * factor] = _rounded(band[:offset], image.dtype)
         band = np.concatenate([band[offset:], np.zeros((offset, *band.shape[1:]), np.float32)])
         finished = top * factor
         strip = image[top : top + tile]
@@ -65,7 +65,7 @@ def map_tiles(
             done += len(enlarged)
             if progress is not None:
                 progress(done, len(tops) * len(lefts))
-    result[finished:] = _rounded(band)
+    result[finished:] = _rounded(band, image.dtype)
     return result[: height * factor, : width * factor]
 
 
@@ -86,7 +86,7 @@ def tile_starts(side: int, tile: int, overlap: int, align: int = 1) -> list[int]
     return [round(number * length / gaps) * align for number in range(gaps + 1)]
 
 
-def _enlarged(function, strip, top, lefts, tile, batch_size) -> Iterator[tuple[int, UInt8[np.ndarray, "n T T 3"]]]:
+def _enlarged(function, strip, top, lefts, tile, batch_size) -> Iterator[tuple[int, UInt[np.ndarray, "n T T 3"]]]:
     """The enlarged tiles of one row of tiles, in batches, each with the number of its first tile."""
     for first in range(0, len(lefts), batch_size):
         columns = lefts[first : first + batch_size]
@@ -111,5 +111,5 @@ def _weights(starts: list[int], side: int, tile: int, overlap: int, factor: int)
     return weights.astype(np.float32)
 
 
-def _rounded(values: Float[np.ndarray, "h w 3"]) -> UInt8[np.ndarray, "h w 3"]:
-    return np.clip(np.round(values), 0, 255).astype(np.uint8)
+def _rounded(values: Float[np.ndarray, "h w 3"], dtype: np.dtype) -> UInt[np.ndarray, "h w 3"]:
+    return np.clip(np.round(values), 0, np.iinfo(dtype).max).astype(dtype)

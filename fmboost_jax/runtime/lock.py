@@ -26,6 +26,7 @@ import threading
 import time
 
 from fmboost_jax.errors import InputError, printable
+from fmboost_jax.files import local_path
 
 NAME = ".lock"
 BEAT = 5.0  # seconds from one count of the holder to the next
@@ -82,6 +83,7 @@ class FolderLock:
 
     def __enter__(self) -> "FolderLock":
         with contextlib.ExitStack() as undo:
+            local_path(self._folder, "folder")
             try:
                 os.makedirs(self._folder, exist_ok=True)
                 self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)

@@ -86,7 +86,7 @@ class Checkpoints:
         return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
-        """Restore the state in the shapes and shardings of `abstract_state`, and make batch `step` the iterator's next."""
+        """Restore the state in the shapes and shardings of `abstract_state`, and the iterator's place."""
         state = ocp.args.StandardRestore(abstract_state.to_dict())
         restored = self._manager.restore(step, args=ocp.args.Composite(state=state))
         seek(iterator, step)

@@ -13,11 +13,11 @@ from fmboost_jax.boosting.outputs import (
     check_outputs,
     distinct_targets,
     find_inputs,
-    local_path,
     output_folder,
     same_settings,
 )
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import local_path
 from fmboost_jax.images.png import write_png
 
 PIXELS = np.zeros((4, 6, 3), np.uint8)
@@ -51,6 +51,23 @@ def test_targets_never_collide(found):
     targets = distinct_targets(found, ["_c"])
     outputs = [f"{target}{extra}".casefold() for target in targets for extra in ("", "_c")]
     assert len(set(outputs)) == len(outputs) == 2 * len(found)
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text("aé日", min_size=1, max_size=260).map(lambda name: f"{name}.jpg"), max_size=4))
+def test_outputs_of_long_names_fit_and_are_distinct(found):
+    targets = distinct_targets([f"folder/{name}" for name in found], ["_comparison"])
+    outputs = [f"{target}{extra}.png" for target in targets for extra in ("", "_comparison")]
+    assert len(set(outputs)) == len(outputs)
+    assert all(len(os.fsencode(name.removeprefix("folder/"))) <= 255 for name in outputs)
+
+
+def test_long_names_that_share_their_start_are_distinct():
+    start = "a" * 250
+    first, second = distinct_targets([f"{start}.png", f"{start}.jpg"])
+    assert first != second
+    assert all(len(target) == 251 for target in (first, second))
+    assert distinct_targets([f"{'a' * 251}.jpg"]) == ["a" * 251]
 
 
 def test_every_suffix_that_opens_is_found(tmp_path):

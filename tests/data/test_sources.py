@@ -1,6 +1,7 @@
 """Where photographs come from: folders as a person sorts them, TFDS without TensorFlow."""
 
 import io
+import os
 import sys
 
 import numpy as np
@@ -35,6 +36,24 @@ def test_names_that_are_no_utf8_can_be_printed(tmp_path):
     assert photos.names == ["caf\\xe9.png"]
     with photos.open(0) as file:
         assert file.read() == b"x"
+
+
+def test_every_kind_links_and_pipes(tmp_path, capsys):
+    """All that `sample` takes is taken here too; a pipe is named and never opened."""
+    write(tmp_path, "a.tif", "b.avif", "c.bmp", "d.gif", "e.jfif", "f.jp2")
+    write(tmp_path / "elsewhere", "x.png")
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    (folder / "link").symlink_to(tmp_path / "elsewhere")
+    (folder / "again").symlink_to(folder)
+    os.mkfifo(folder / "pipe.jpg")
+    (folder / "dead.jpg").symlink_to(tmp_path / "nowhere")
+    for number, name in enumerate("abcdef"):
+        next(tmp_path.glob(f"{name}.*")).rename(folder / f"{number}{next(tmp_path.glob(f'{name}.*')).suffix}")
+    assert FolderPhotos(folder).names == ["0.tif", "1.avif", "2.bmp", "3.gif", "4.jfif", "5.jp2", "link/x.png"]
+    said = capsys.readouterr().err
+    assert f"left out {folder / 'pipe.jpg'}: a pipe" in said
+    assert "dead.jpg: No such file" in said
 
 
 def test_fingerprint_follows_names_and_sizes(tmp_path):

@@ -196,7 +196,12 @@ def test_one_process_with_two_devices(launch, whole):
 
 
 def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_path):
-    """One of two processes dies inside a save: the other ends in time, half a checkpoint counts for nothing."""
+    """A run of one process is continued by two, one of which dies inside a save.
+
+    The other ends in time, and half a checkpoint counts for nothing.
+    """
+    shutil.copytree(whole[0] / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
+    shutil.copy(whole[0] / "metrics.jsonl", tmp_path)
     survivor, victim = launch(2, tmp_path, programs={1: ["-c", DIES_SAVING]})
     victim.wait(timeout=300)
     outputs = end([victim, survivor], [-signal.SIGKILL, ANY_FAILURE], seconds=60)
