@@ -214,7 +214,7 @@ def test_metadata_and_sixteen_bits_are_kept_where_asked(run, booster, photograph
     folder, exif = tmp_path / "photographs", Image.Exif()
     folder.mkdir()
     eight = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 40, 24))
-    deep = np.asarray(eight).astype(np.uint16) * 257 - np.arange(40, dtype=np.uint16)[:, None] % 2 * 100
+    deep = np.asarray(eight).clip(1).astype(np.uint16) * 257 - np.arange(40, dtype=np.uint16)[:, None] % 2 * 100
     exif[306] = "2026:05:01 10:00:00"
     eight.save(folder / "a.jpg", exif=exif, quality=100)
     write_png(folder / "b.png", deep, exif=exif.tobytes()[6:])
@@ -223,7 +223,7 @@ def test_metadata_and_sixteen_bits_are_kept_where_asked(run, booster, photograph
     sample(*words, "--colour-fix", "adain", "--out", tmp_path / "plain")
     kept = read_sixteen_bits(tmp_path / "kept" / "b.png")
     plain = np.asarray(Image.open(tmp_path / "plain" / "b.png"), int)
-    assert np.abs(kept / 257 - plain).max() < 1.5
+    assert np.abs(kept / 257 - plain).max() < 2.5
     assert len(np.unique(kept)) > 1000
     assert read_sixteen_bits(tmp_path / "kept" / "a.png") is None
     for name in "ab":
