@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 from ml_collections.config_dict import placeholder
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, printable, shown, some
 from fmboost_jax.files import refuse_addresses
 from fmboost_jax.registry import choose, import_extensions
 
@@ -232,18 +232,22 @@ def _dataclass(schema: type[T], mapping: Any, prefix: str, fail: Callable[[str],
     fields = {field.name: field for field in dataclasses.fields(typing.cast(Any, schema))}
     expected: dict[str, Any] = dict(_types(schema))
     if not isinstance(mapping, Mapping):
-        fail(f"expected {prefix.rstrip('.') or 'an object'} with the fields {', '.join(fields)}, found {mapping!r}")
+        fail(
+            f"expected {prefix.rstrip('.') or 'an object'} with the fields {', '.join(fields)}, found {shown(mapping)}"
+        )
     keys: dict[str, Any] = {name: name for name in fields}
     unused: set[str] = set()
     for name, field in fields.items():
         if choice := field.metadata.get("choice"):
             keys[name] = mapping.get(choice.by, fields[choice.by].default)
+            if not isinstance(keys[name], str):
+                fail(f"expected {prefix}{choice.by} as str, found {shown(keys[name])}")
             table = choice.table()
             expected[name] = choose(choice.by, keys[name], table)
             unused |= table.keys()
     known = set(keys.values())
     if unknown := [str(key) for key in mapping if key not in known | unused]:
-        fail(f"unknown fields {', '.join(prefix + key for key in sorted(unknown))}")
+        fail(f"unknown fields {some([prefix + printable(key) for key in sorted(unknown)], 20)}")
     if missing := [keys[name] for name, field in fields.items() if keys[name] not in mapping and _required(field)]:
         fail(f"missing fields {', '.join(prefix + key for key in missing)}")
     values = {}
@@ -292,7 +296,7 @@ def _value(expected: Any, value: Any, name: str, fail: Callable[[str], NoReturn]
     elif expected is Any or isinstance(value, origin or typing.cast(type, expected)):
         return value
     label = f"a list such as {_example(expected)}" if origin is tuple else getattr(expected, "__name__", str(expected))
-    return fail(f"expected {name} as {label}, found {value!r}")
+    return fail(f"expected {name} as {label}, found {shown(value)}")
 
 
 def _example(expected: Any) -> str:
@@ -348,7 +352,7 @@ def require_at_least(section: str, config: Any, **least: int) -> None:
     """
     for name, smallest in least.items():
         if getattr(config, name) < smallest:
-            raise InputError(f"{section}{name} is {getattr(config, name)}, expected {smallest} or more")
+            raise InputError(f"{section}{name} is {shown(getattr(config, name))}, expected {smallest} or more")
 
 
 def require_at_most(section: str, config: Any, **most: int) -> None:
@@ -364,13 +368,13 @@ def require_at_most(section: str, config: Any, **most: int) -> None:
     """
     for name, largest in most.items():
         if getattr(config, name) > largest:
-            raise InputError(f"{section}{name} is {getattr(config, name)}, expected {largest} or less")
+            raise InputError(f"{section}{name} is {shown(getattr(config, name))}, expected {largest} or less")
 
 
 def require(section: str, config: Any, name: str, expected: str, holds: bool) -> None:
     """Raise InputError unless `holds`: a section's field has another value than expected."""
     if not holds:
-        raise InputError(f"{section}{name} is {getattr(config, name)!r}, expected {expected}")
+        raise InputError(f"{section}{name} is {shown(getattr(config, name))}, expected {expected}")
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -7,6 +7,7 @@ saved, the same command goes on. Anything else: it broke, the same command goes 
 import errno
 import io
 import os
+import reprlib
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -15,6 +16,7 @@ BAD_INPUT = 2
 PREEMPTED = 143
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 NAMED_AT_MOST = 5
+LONGEST_MESSAGE = 20_000  # characters
 
 # What a person can do about an error of the operating system. Others, as of a disk that does not answer, may pass.
 _REMEDIES = {
@@ -53,9 +55,24 @@ def some(names: Sequence[str], limit: int = NAMED_AT_MOST) -> str:
     return ", ".join(names[:limit]) + (f" and {more} more" if more > 0 else "")
 
 
+_SHORT = reprlib.Repr()
+_SHORT.maxlevel, _SHORT.maxlist, _SHORT.maxtuple, _SHORT.maxdict = 4, 12, 12, 6
+_SHORT.maxstring = _SHORT.maxlong = _SHORT.maxother = 100
+
+
+def shown(value: object) -> str:
+    """Return a value as Python writes it, for a message; parts of a long one are left out."""
+    text = _SHORT.repr(value)
+    return text if len(text) <= 500 else f"{text[:450]}…{text[-50:]}"
+
+
 def printable(name: str) -> str:
     """Return a file's name with bytes that are not UTF-8, and control characters, spelled out."""
-    text = os.fsencode(name).decode("utf-8", "backslashreplace")
+    try:
+        encoded = os.fsencode(name)
+    except UnicodeEncodeError:  # half of a surrogate pair, as JSON can hold
+        encoded = name.encode("utf-8", "backslashreplace")
+    text = encoded.decode("utf-8", "backslashreplace")
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in text)
 
 
@@ -66,7 +83,7 @@ def explanation(error: BaseException) -> str | None:
     platform in `JAX_PLATFORMS` that this machine does not have.
     """
     if isinstance(error, InputError):
-        return str(error)
+        return one_line(error, LONGEST_MESSAGE)
     if isinstance(error, OSError) and error.errno in _REMEDIES:
         names = [
             printable(os.fsdecode(name)) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import TypeVar
 
-from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.errors import InputError, one_line, shown
 
 T = TypeVar("T")
 
@@ -21,7 +21,7 @@ T = TypeVar("T")
 def unknown(what: str, name: object, names: Collection[str | None]) -> InputError:
     """The error for a name that is none of the known ones."""
     return InputError(
-        f"{what} {name!r} is unknown; expected one of {', '.join(str(key) or repr(key) for key in names)}"
+        f"{what} {shown(name)} is unknown; expected one of {', '.join(str(key) or repr(key) for key in names)}"
     )
 
 

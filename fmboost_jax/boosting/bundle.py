@@ -19,7 +19,7 @@ import numpy as np
 from safetensors.numpy import save
 
 from fmboost_jax.configuration import chosen_by, from_mapping, to_mapping
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, shown
 from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
 from fmboost_jax.flow.objectives import sampling_objective
@@ -111,7 +111,7 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
         raise InputError(f'{folder / CONFIG}: expected "format": "{FORMAT}", as fmboost_jax.export writes it')
     network = fields.get("network", "unet")
     if not isinstance(network, str):
-        raise InputError(f"{folder / CONFIG}: network must be str, found {network!r}; export it again")
+        raise InputError(f"{folder / CONFIG}: network must be str, found {shown(network)}; export it again")
     config = from_mapping(BundleConfig, fields, str(folder / CONFIG), "export it again")
     tensors = read_tensors(os.path.join(folder, WEIGHTS))
     try:

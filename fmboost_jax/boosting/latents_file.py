@@ -70,4 +70,7 @@ def _read(path: str) -> tuple[np.ndarray, bool]:
         if len(names) != 1:
             found = ", ".join(names) or "none"
             raise InputError(f"latents {printable(path)} must hold one array, found {found}")
-        return file[names[0]], False
+        array: Any = file[names[0]]
+        if not isinstance(array, np.ndarray):
+            raise InputError(f"latents {printable(path)} must hold an array, found a file of another kind in it")
+        return array, False

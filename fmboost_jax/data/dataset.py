@@ -17,7 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from fmboost_jax.configuration import from_mapping, require_at_least
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, shown
 from fmboost_jax.files import local_path, read_json
 from fmboost_jax.flow.coupling import UPSAMPLINGS
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
@@ -244,10 +244,10 @@ class DatasetInfo(Recipe):
             raise InputError(f"data folder {folder} has no dataset.json; {remedy}")
         fields = read_json(path)
         if fields.get("format") != FORMAT:
-            raise InputError(f"{path}: expected format {FORMAT}, found {fields.get('format')!r}; precompute again")
+            raise InputError(f"{path}: expected format {FORMAT}, found {shown(fields.get('format'))}; precompute again")
         shards = fields.get("shards")
         if not isinstance(shards, list) or not shards:
-            raise InputError(f"{path}: expected a list of shards, found {shards!r}; precompute again")
+            raise InputError(f"{path}: expected a list of shards, found {shown(shards)}; precompute again")
         records = fields.get("records")
         names = {field.name for field in dataclasses.fields(cls)}
         content = {name: value for name, value in fields.items() if name in names} | {"folder": folder}
@@ -295,7 +295,9 @@ def _check_shards(info: DatasetInfo, path: pathlib.Path, records: object) -> Non
         last = first + shard.records - 1
         file = info.folder / shard.name
         if shard.records < 1 or not SHARD_NAME.fullmatch(shard.name):
-            raise InputError(f"{path}: shard {number} has the name {shard.name!r} and {shard.records} records; {REDO}")
+            raise InputError(
+                f"{path}: shard {number} has the name {shown(shard.name)} and {shard.records} records; {REDO}"
+            )
         if not file.exists():
             raise InputError(f"shard {file} (records {first} to {last}) is missing; {REDO}")
         size = file.stat().st_size
@@ -305,4 +307,5 @@ def _check_shards(info: DatasetInfo, path: pathlib.Path, records: object) -> Non
             )
         first = last + 1
     if records != first:
-        raise InputError(f"{path}: expected {first} records, the sum over its shards, found {records!r}; {REDO}")
+        found = shown(records)
+        raise InputError(f"{path}: expected {first} records, the sum over its shards, found {found}; {REDO}")

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 from fmboost_jax.configuration import from_mapping
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, printable, shown, some
 from fmboost_jax.models.autoencoder_kl import AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
 
@@ -30,7 +30,7 @@ def kl_config(config: Mapping[str, Any], quant_convs: bool, dtype: str) -> Autoe
         return _compvis_kl(config, quant_convs, dtype)
     raise InputError(
         "autoencoder config: expected diffusers' config.json (block_out_channels) or CompVis' ddconfig (ch_mult), "
-        f"found {', '.join(sorted(config)) or 'nothing'}"
+        f"found {some(sorted(map(printable, config))) or 'nothing'}"
     )
 
 
@@ -265,7 +265,7 @@ def _only_kind(kinds: Iterable[str]) -> str:
 def _only(what: str, **settings: tuple[Any, tuple]) -> None:
     """Raise InputError for settings with values that this architecture does not support."""
     wrong = [
-        f"{name}={value!r} (expected {' or '.join(repr(known) for known in allowed)})"
+        f"{name}={shown(value)} (expected {' or '.join(repr(known) for known in allowed)})"
         for name, (value, allowed) in settings.items()
         if value not in allowed
     ]

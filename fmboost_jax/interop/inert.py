@@ -71,6 +71,31 @@ INERT: dict[str, type] = {
         for module in ("pathlib", "pathlib._local")
         for name in ("PosixPath", "PurePosixPath", "WindowsPath", "PureWindowsPath")
     },
+    "__builtin__.bytearray": InertObject,
+    "__builtin__.complex": InertObject,
+    "__builtin__.frozenset": InertObject,
+    "__builtin__.set": InertObject,
+    "__builtin__.slice": InertObject,
+    "__builtin__.xrange": InertObject,
+    "argparse.Namespace": InertObject,
+    "collections.Counter": InertObject,
+    "datetime.date": InertObject,
+    "datetime.datetime": InertObject,
+    "datetime.timedelta": InertObject,
+    "datetime.timezone": InertObject,
+    "easydict.EasyDict": InertDict,
+    "addict.addict.Dict": InertDict,
+    "ml_collections.config_dict.config_dict.ConfigDict": InertObject,
+    "numpy._core.multiarray._reconstruct": InertObject,
+    "numpy._core.multiarray.scalar": InertObject,
+    "numpy.core.multiarray._reconstruct": InertObject,
+    "numpy.core.multiarray.scalar": InertObject,
+    "numpy.dtype": InertObject,
+    "numpy.ndarray": InertObject,
+    "torch.device": InertObject,
+    "types.SimpleNamespace": InertObject,
+    "uuid.UUID": InertObject,
+    "yacs.config.CfgNode": InertDict,
 }
 
 

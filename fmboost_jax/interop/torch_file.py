@@ -10,16 +10,16 @@ error. Objects of known harmless classes become stand-ins (`fmboost_jax.interop.
 import collections
 import gzip
 import io
+import os
 import pickle
 import zipfile
-import zlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
 
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, one_line
 from fmboost_jax.interop.inert import inert_class
 
 _STORAGES = {
@@ -33,12 +33,27 @@ _STORAGES = {
     "CharStorage": np.int8,
     "ByteStorage": np.uint8,
     "BoolStorage": np.bool_,
+    "ComplexFloatStorage": np.complex64,
+    "ComplexDoubleStorage": np.complex128,
+}
+# dtypes that have no storage of their own: their tensors are views of bytes.
+_DTYPES = {
+    "float8_e4m3fn": ml_dtypes.float8_e4m3fn,
+    "float8_e5m2": ml_dtypes.float8_e5m2,
+    "float8_e4m3fnuz": ml_dtypes.float8_e4m3fnuz,
+    "float8_e5m2fnuz": ml_dtypes.float8_e5m2fnuz,
+    "float8_e8m0fnu": ml_dtypes.float8_e8m0fnu,
+    "uint16": np.uint16,
+    "uint32": np.uint32,
+    "uint64": np.uint64,
 }
 _ZIP_MAGIC = b"PK\x03\x04"
 # The magic number of the older format, pickled in protocol 2 as a long of ten bytes.
 _LEGACY_NUMBER = 0x1950A86A20F9469CFC6C
 _LEGACY_MAGIC = b"\x80\x02\x8a\x0a" + _LEGACY_NUMBER.to_bytes(10, "little")
 _GZIP_MAGIC = b"\x1f\x8b"
+# A gzipped file may grow to so many times its size, and by so many bytes more.
+_LARGEST_RATIO, _SMALL = 100, 2**20
 
 
 def read_torch_file(path: str) -> Any:
@@ -56,7 +71,7 @@ def read_torch_file(path: str) -> Any:
     """
     try:
         with open(path, "rb") as file:
-            content = io.BytesIO(gzip.decompress(file.read())) if file.peek(2).startswith(_GZIP_MAGIC) else file
+            content = _gunzipped(file, path) if file.peek(2).startswith(_GZIP_MAGIC) else file
             start = content.read(len(_LEGACY_MAGIC))
             content.seek(0)
             if start == _LEGACY_MAGIC:
@@ -68,10 +83,27 @@ def read_torch_file(path: str) -> Any:
                 )
             with zipfile.ZipFile(content) as archive:
                 return _Archive(path, archive).load()
-    except (zipfile.BadZipFile, KeyError, EOFError, zlib.error) as error:
-        raise InputError(f"weights {path}: the file is damaged or truncated ({error}); fetch it again") from error
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"weights {path}: cannot be read ({error.strerror or error})") from error
+    # A damaged archive raises BadZipFile, zlib.error, EOFError, NotImplementedError, UnicodeDecodeError, KeyError, …
+    except Exception as error:
+        raise InputError(
+            f"weights {path}: the file is damaged or truncated ({one_line(error)}); fetch it again"
+        ) from error
+
+
+def _gunzipped(file: io.BufferedReader, path: str) -> io.BytesIO:
+    """The content of a gzipped file, which must not be out of proportion to the file."""
+    limit = _LARGEST_RATIO * os.fstat(file.fileno()).st_size + _SMALL
+    with gzip.open(file) as archive:
+        content = archive.read(limit + 1)
+    if len(content) > limit:
+        raise InputError(
+            f"weights {path}: gzipped by more than {_LARGEST_RATIO}, which weights never are; fetch it again"
+        )
+    return io.BytesIO(content)
 
 
 class _Archive:
@@ -84,6 +116,10 @@ class _Archive:
         pickles = [name for name in names if name == "data.pkl" or name.endswith("/data.pkl")]
         if len(pickles) != 1:
             raise InputError(f"weights {path}: expected one data.pkl in the archive, found {len(pickles)}")
+        if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
+            raise InputError(
+                f"weights {path}: a compressed archive, which torch.save never writes; torch.save it again"
+            )
         self._root = pickles[0].removesuffix("data.pkl")
         order = f"{self._root}byteorder"
         if order in names and archive.read(order) != b"little":
@@ -96,7 +132,8 @@ class _Archive:
     def _storage(self, identity: tuple) -> np.ndarray:
         storage_type, key, count = _storage_facts(identity)
         if key not in self._storages:
-            values = np.frombuffer(self._archive.read(f"{self._root}data/{key}"), storage_type.dtype)
+            content = self._archive.read(f"{self._root}data/{key}")
+            values = np.frombuffer(content, storage_type.dtype)
             if values.size != count:
                 raise ValueError(f"storage {key} has {values.size} values, expected {count}")
             self._storages[key] = values
@@ -147,8 +184,11 @@ def _unpickle(file: io.BufferedIOBase, path: str, storage: Callable[[tuple], np.
         return unpickler.load()
     except InputError:
         raise
-    except (pickle.UnpicklingError, TypeError, ValueError, IndexError, AttributeError) as error:
-        raise InputError(f"weights {path}: not a checkpoint of plain tensors ({error})") from error
+    # The operations of a damaged pickle may meet any values, and so raise anything.
+    except Exception as error:
+        raise InputError(
+            f"weights {path}: damaged, or not a checkpoint of plain tensors ({one_line(error)})"
+        ) from error
 
 
 def _storage_facts(identity: tuple) -> tuple["_StorageType", str, int]:
@@ -168,6 +208,10 @@ class _Unpickler(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if module == "torch" and name in _STORAGES:
             return _StorageType(np.dtype(_STORAGES[name]))
+        if module == "torch" and name in _DTYPES:
+            return np.dtype(_DTYPES[name])
+        if (module, name) == ("torch.storage", "UntypedStorage"):
+            return _StorageType(np.dtype(np.uint8))
         allowed = _ALLOWED.get((module, name)) or inert_class(module, name)
         return allowed or _blocked_global(self._path, f"{module}.{name}")
 
@@ -196,12 +240,33 @@ def _rebuild_tensor(
         raise ValueError(f"a tensor of shape {tuple(size)} reaches beyond its storage of {storage.size} values")
     if not all(size):
         return np.empty(size, storage.dtype)
-    steps = [step * storage.itemsize for step in stride]
-    return np.lib.stride_tricks.as_strided(storage[offset:], size, steps, writeable=False)
+    width = storage.itemsize
+    steps = [step * width for step in stride]
+    tensor = np.ndarray(tuple(size), storage.dtype, storage.view(np.uint8).data, offset * width, steps)
+    tensor.flags.writeable = False
+    return tensor
 
 
-def _rebuild_parameter(data: np.ndarray, requires_grad: bool, hooks: Any) -> np.ndarray:
+def _rebuild_view(
+    storage: np.ndarray,
+    offset: int,
+    size: tuple,
+    stride: tuple,
+    requires_grad: bool,
+    hooks: Any,
+    dtype: np.dtype,
+    metadata: Any = None,
+) -> np.ndarray:
+    return _rebuild_tensor(storage.view(dtype), offset, size, stride, requires_grad, hooks)
+
+
+def _rebuild_parameter(data: np.ndarray, requires_grad: bool, hooks: Any, state: Any = None) -> np.ndarray:
     return data
+
+
+def _rebuild_subclass(function: Callable[..., Any], kind: Any, arguments: tuple, state: Any) -> Any:
+    """A tensor of another class, or with attributes, is a tensor."""
+    return function(*arguments) if function in _ALLOWED.values() else None
 
 
 def _bytes_from_text(text: str, encoding: str) -> bytes:
@@ -216,5 +281,8 @@ _ALLOWED = {
     ("collections", "OrderedDict"): collections.OrderedDict,
     ("torch", "Size"): tuple,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
+    ("torch._utils", "_rebuild_tensor_v3"): _rebuild_view,
     ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_subclass,
 }

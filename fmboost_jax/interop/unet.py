@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.errors import InputError, one_line, shown
 from fmboost_jax.files import read_json
 from fmboost_jax.interop.names import build
 from fmboost_jax.interop.omegaconf_values import find, plain_values
@@ -103,7 +103,7 @@ class ReferenceCheckpoint:
             )
         step = content.get("global_step", 0)
         if type(step) is not int or not 0 <= step < 2**31:
-            raise InputError(f"checkpoint {path}: expected global_step as a whole number, found {step!r}")
+            raise InputError(f"checkpoint {path}: expected global_step as a whole number, found {shown(step)}")
         return cls(path, without_wrappers(section_of(content), path), step, arguments)
 
     def unet(self, ema: bool = True, config: UNetConfig | Mapping[str, Any] | None = None) -> UNet:

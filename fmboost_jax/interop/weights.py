@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from fmboost_jax.errors import InputError, some
+from fmboost_jax.errors import InputError, shown, some
 from fmboost_jax.files import read_json
 from fmboost_jax.interop.safetensors_file import read_safetensors
 from fmboost_jax.interop.torch_file import read_torch_file
@@ -100,7 +100,7 @@ def _read_shards(index: str) -> dict[str, np.ndarray]:
     folder, tensors = os.path.dirname(index), {}
     for name in sorted(set(places.values())):
         if os.path.basename(name) != name or name.endswith(".json"):
-            raise InputError(f"weights {index}: expected names of files beside it, found {name!r}")
+            raise InputError(f"weights {index}: expected names of files beside it, found {shown(name)}")
         if not os.path.isfile(os.path.join(folder, name)):
             raise InputError(f"weights {index}: its shard {name} is missing; fetch it")
         tensors |= read_tensors(os.path.join(folder, name))

@@ -16,7 +16,7 @@ from flax import nnx
 from jaxtyping import Array, Float
 
 from fmboost_jax.configuration import from_mapping, require, require_at_least, require_at_most
-from fmboost_jax.errors import InputError
+from fmboost_jax.errors import InputError, shown
 from fmboost_jax.models.attention import SpatialAttention
 from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
 from fmboost_jax.models.convolution import upsample_nearest
@@ -99,9 +99,11 @@ class UNetConfig:
         )
         require("unet.", self, "dropout", "0 or more and less than 1", 0 <= self.dropout < 1)
         if self.attention_layout not in ("heads", "interleaved"):
-            raise InputError(f'unet.attention_layout must be "heads" or "interleaved", found {self.attention_layout!r}')
+            raise InputError(
+                f'unet.attention_layout must be "heads" or "interleaved", found {shown(self.attention_layout)}'
+            )
         if self.dtype not in ("float32", "bfloat16"):
-            raise InputError(f'unet.dtype must be "float32" or "bfloat16", found {self.dtype!r}')
+            raise InputError(f'unet.dtype must be "float32" or "bfloat16", found {shown(self.dtype)}')
 
     @property
     def size_multiple(self) -> int:

@@ -1,7 +1,13 @@
 """Weights as other people keep them: shards, 8-bit floats, wrapped names, checkpoints, odd folders and configs."""
 
+import argparse
+import collections
+import datetime
+import gzip
 import json
 import struct
+import types
+import zipfile
 
 import numpy as np
 import pytest
@@ -17,6 +23,7 @@ from fmboost_jax.interop import load_autoencoder_kl, load_model, state_dict
 from fmboost_jax.interop.autoencoder_configs import inferred_arguments, kl_config
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.interop.safetensors_file import read_safetensors
+from fmboost_jax.interop.torch_file import read_torch_file
 from fmboost_jax.interop.weights import choose_weights, part_of, read_state_dict
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
@@ -265,3 +272,44 @@ def test_damaged_config_of_our_own_folder(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(InputError, match=r"config\.json"):
         load_model(str(tmp_path))
+
+
+def test_harmless_objects_beside_the_tensors_are_skipped(tmp_path):
+    beside = {
+        "scalar": np.float64(3),
+        "array": np.arange(3),
+        "namespace": argparse.Namespace(lr=1e-4),
+        "simple": types.SimpleNamespace(a=1),
+        "when": datetime.datetime(2024, 1, 1),
+        "sets": [{1, 2}, frozenset((3,)), bytearray(b"x"), range(3), 1j, slice(1, 2)],
+        "device": torch.device("cpu"),
+        "dtype": torch.float16,
+        "counter": collections.Counter("ab"),
+    }
+    weights = {"a": torch.ones(2), "parameter": torch.nn.Parameter(torch.ones(1))}
+    weights["parameter"].note = "an attribute makes PyTorch write it another way"
+    for zipped in (True, False):
+        torch.save({"state_dict": weights, **beside}, tmp_path / "x.ckpt", _use_new_zipfile_serialization=zipped)
+        assert same(read_state_dict(str(tmp_path / "x.ckpt")), {"a": np.ones(2), "parameter": np.ones(1)})
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.complex64])
+def test_types_without_a_storage_of_their_own(tmp_path, dtype):
+    tensor = torch.arange(6).reshape(2, 3).to(dtype)
+    torch.save({"a": tensor, "row": tensor[1]}, tmp_path / "x.pth")
+    found = read_torch_file(str(tmp_path / "x.pth"))
+    assert found["a"].dtype.name == str(dtype).removeprefix("torch.")
+    assert found["a"].shape == (2, 3)
+    assert found["row"].tobytes() == tensor[1].clone().view(torch.uint8).numpy().tobytes()
+
+
+def test_bombs_are_refused_before_they_are_unpacked(tmp_path):
+    torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
+    with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "y.pth", "w") as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name), zipfile.ZIP_DEFLATED)
+    with pytest.raises(InputError, match="a compressed archive"):
+        read_torch_file(str(tmp_path / "y.pth"))
+    (tmp_path / "z.pth").write_bytes(gzip.compress(bytes(10**7)))
+    with pytest.raises(InputError, match="gzipped by more than 100"):
+        read_torch_file(str(tmp_path / "z.pth"))
