@@ -49,7 +49,7 @@ def read_safetensors(path: str | os.PathLike, what: str = "weights") -> dict[str
         what: kind of content, for messages. Default: "weights".
 
     Raises:
-        InputError: a file that is missing, cut short or damaged, or a dtype that NumPy does not have.
+        InputError: a file that is missing, truncated or damaged, or a dtype that NumPy does not have.
     """
     name = f"{what} {os.fspath(path)}"
     try:
@@ -96,7 +96,7 @@ def _tensor(name: str, mapping: Any, content: np.ndarray) -> np.ndarray:
     dtype, (start, end) = np.dtype(_DTYPES[entry.dtype]), entry.data_offsets
     whole = min((start, *entry.shape)) >= 0 and end <= content.size
     if not whole or end - start != math.prod(entry.shape) * dtype.itemsize:
-        raise InputError(f"{name} does not fit its bytes; the file is damaged or cut short, fetch it again")
+        raise InputError(f"{name} does not fit its bytes; the file is damaged or truncated, fetch it again")
     try:
         return np.asarray(content[start:end]).view(dtype).reshape(entry.shape)
     except (ValueError, OverflowError) as error:  # more axes than NumPy has, or a length beyond 64 bits beside a 0

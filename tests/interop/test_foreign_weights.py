@@ -94,7 +94,7 @@ def header(**tensors) -> bytes:
     [
         (b"", "not a whole safetensors file"),
         (b"\xff" * 8 + b"{}", "not a whole safetensors file"),
-        (header(a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}), "cut short"),
+        (header(a={"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}), "truncated"),
         (header(a={"dtype": "F32", "shape": [2**62, 2**62], "data_offsets": [0, 8]}) + bytes(8), "does not fit"),
         (header(a={"dtype": "F32", "shape": [-2, -1], "data_offsets": [0, 8]}) + bytes(8), "does not fit"),
         (header(a={"dtype": "F32", "shape": [0, 2**70], "data_offsets": [0, 0]}), "no array has its shape"),
