@@ -21,6 +21,7 @@ class Sizes:
         unet: channels of the base model's levels.
         text: width of the text encoder; a multiple of 64.
         text_layers: its layers.
+        blocks: residual blocks of a level of the base model and of the autoencoder's encoder.
         vae: channels of the autoencoder's levels; latents are 2^(levels − 1) times smaller than images.
         latent: side of the base model's latents.
         booster: the velocity network.
@@ -29,15 +30,17 @@ class Sizes:
     unet: tuple[int, ...]
     text: int
     text_layers: int
+    blocks: int
     vae: tuple[int, ...]
     latent: int
     booster: UNetConfig
 
 
+_TINY_NETWORK = UNetConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1, num_heads=1)
 SIZES = {
     # Stable Diffusion 1.5, and the paper's network.
-    "sd15": Sizes((320, 640, 1280, 1280), 768, 12, (128, 256, 512, 512), 64, UNetConfig()),
-    "tiny": Sizes((32, 32), 64, 1, (32, 32), 8, UNetConfig(model_channels=32, channel_mult=(1, 1), num_res_blocks=1)),
+    "sd15": Sizes((320, 640, 1280, 1280), 768, 12, 2, (128, 256, 512, 512), 64, UNetConfig()),
+    "tiny": Sizes((32, 32), 64, 1, 1, (32, 32), 8, _TINY_NETWORK),
 }
 
 
@@ -61,6 +64,7 @@ def random_pipeline(sizes: Sizes) -> Any:
     )
     unet = diffusers.UNet2DConditionModel(
         block_out_channels=sizes.unet,
+        layers_per_block=sizes.blocks,
         down_block_types=("CrossAttnDownBlock2D",) * last + ("DownBlock2D",),
         up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * last,
         sample_size=sizes.latent,
@@ -71,7 +75,7 @@ def random_pipeline(sizes: Sizes) -> Any:
         block_out_channels=sizes.vae,
         down_block_types=("DownEncoderBlock2D",) * len(sizes.vae),
         up_block_types=("UpDecoderBlock2D",) * len(sizes.vae),
-        layers_per_block=2,
+        layers_per_block=sizes.blocks,
     )
     pipe = diffusers.LatentConsistencyModelPipeline(
         vae=vae,

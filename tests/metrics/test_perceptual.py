@@ -51,7 +51,7 @@ def test_missing_lpips_weights_are_named(tmp_path, monkeypatch):
     with pytest.raises(InputError, match=r"expected alexnet_features\.safetensors and alexnet_lpips\.safetensors"):
         LPIPS(str(tmp_path))
     monkeypatch.setattr("huggingface_hub.snapshot_download", lambda *_, **__: 1 / 0)
-    with pytest.raises(InputError, match=r"fetch alexnet_features.*huggingface\.co/tux-type/jaxlpips.*lpips\.path"):
+    with pytest.raises(InputError, match=r"put alexnet_features.*huggingface\.co/tux-type/jaxlpips.*lpips\.path"):
         LPIPS()
 
 
