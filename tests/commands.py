@@ -13,6 +13,7 @@ import pytest
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.parallel.mesh import make_mesh
+from tests.conftest import COMPILER_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -44,8 +45,8 @@ SMALL = (
 
 
 def environment() -> dict[str, str]:
-    """One device, whatever the tests' own process has; LLVM's optimisations off, as there."""
-    return {**os.environ, "XLA_FLAGS": "--xla_backend_optimization_level=0", "PYTHONUNBUFFERED": "1"}
+    """One device, whatever the tests' own process has; compiled as there."""
+    return {**os.environ, "XLA_FLAGS": COMPILER_FLAGS, "PYTHONUNBUFFERED": "1"}
 
 
 def words(module: str, *arguments) -> list[str]:

@@ -1,27 +1,27 @@
 """What every test shares: the golden numbers, eight virtual devices, a cache of compiled programs."""
 
 import ctypes
+import fcntl
 import gc
 import os
 import pathlib
 import sys
 import tempfile
+from collections.abc import Callable
 
 # Meshes of several devices are tested on virtual ones; must be said before jax starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, installed to plan with, would look for TPUs
-# LLVM's optimisations take half of a compilation and small networks gain nothing by them; XLA's own passes all run.
+# LLVM's optimisations take half of a compilation, MLIR's fusion emitters half of the rest; small networks gain nothing
+# by them. XLA's own passes all run.
+COMPILER_FLAGS = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
 os.environ["XLA_FLAGS"] = " ".join(
-    (
-        os.environ.get("XLA_FLAGS", ""),
-        "--xla_force_host_platform_device_count=8",
-        "--xla_backend_optimization_level=0",
-    )
+    (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", COMPILER_FLAGS)
 )
 
 # Programs compiled once serve every test and every command of one run of the suite.
 _run = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(tempfile.gettempdir(), f"fmboost_jax_tests_{_run}"))
-os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")  # a small network has hundreds of small ones
 
 import jax
 import numpy as np
@@ -41,6 +41,11 @@ def resident_memory() -> int:
     """Bytes of this process in memory; 0 where the system has no /proc."""
     status = pathlib.Path("/proc/self/statm")
     return int(status.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if status.exists() else 0
+
+
+def pytest_collection_finish():
+    """What was imported stays: half a million objects that no later garbage collection has to visit."""
+    gc.freeze()
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -68,34 +73,57 @@ def golden():
 
 
 @pytest.fixture(scope="session")
-def photographs(tmp_path_factory) -> pathlib.Path:
-    """A folder of four real photographs, 96 pixels and more a side."""
-    import skimage.data
-    from PIL import Image
+def made_once(tmp_path_factory):
+    """Function (name, make) → a folder that `make` filled, in one worker for all; others wait for it. Read only."""
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
-    folder = tmp_path_factory.mktemp("photographs")
-    for name in ("astronaut", "coffee", "chelsea", "rocket"):
-        photograph = Image.fromarray(getattr(skimage.data, name)())
-        photograph.thumbnail((160, 160))
-        photograph.save(folder / f"{name}.png")
+    def folder(name: str, make: Callable[[pathlib.Path], object]) -> pathlib.Path:
+        path, finished = root / f"shared-{name}", root / f"shared-{name}.finished"
+        with open(root / f"shared-{name}.lock", "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not finished.exists():
+                path.mkdir()
+                make(path)
+                finished.touch()
+        return path
+
     return folder
 
 
 @pytest.fixture(scope="session")
-def pairs(photographs, tmp_path_factory) -> pathlib.Path:
+def photographs(made_once) -> pathlib.Path:
+    """A folder of four real photographs, 64 pixels and more a side."""
+
+    def make(folder):
+        import skimage.data
+        from PIL import Image
+
+        for name in ("astronaut", "coffee", "chelsea", "rocket"):
+            photograph = Image.fromarray(getattr(skimage.data, name)())
+            photograph.thumbnail((97, 97))
+            photograph.save(folder / f"{name}.png")
+
+    return made_once("photographs", make)
+
+
+@pytest.fixture(scope="session")
+def pairs(photographs, made_once) -> pathlib.Path:
     """A dataset of 16 latent pairs, 16² → 32² pixels, made by the command."""
     from tests.commands import SMALL, call
 
-    folder = tmp_path_factory.mktemp("data") / "pairs"
-    call("precompute", "--config", "configs/demo.py", *SMALL, "--images", photographs, "--out", folder)
-    return folder
+    def make(folder):
+        call("precompute", "--config", "configs/demo.py", *SMALL, "--images", photographs, "--out", folder)
+
+    return made_once("pairs", make)
 
 
 @pytest.fixture(scope="session")
-def run(pairs, tmp_path_factory) -> pathlib.Path:
+def run(pairs, made_once) -> pathlib.Path:
     """A training run of three steps on them, its averaged weights others than the online ones; not to be written to."""
     from tests.commands import call, train_words
 
-    workdir = tmp_path_factory.mktemp("run")
-    call("train", *train_words(pairs, workdir, "--config.train.steps=3", "--config.ema.copy_until=1"))
-    return workdir
+    def make(folder):
+        call("train", *train_words(pairs, folder, "--config.train.steps=3", "--config.ema.copy_until=1"))
+
+    return made_once("run", make)

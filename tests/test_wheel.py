@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from tests.commands import ROOT
+from tests.conftest import COMPILER_FLAGS
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +44,7 @@ def python(wheel, tmp_path_factory):
     """Function (words) → finished process, in a fresh environment with the wheel and this suite's other packages."""
     folder = tmp_path_factory.mktemp("environment")
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
-    environment |= {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment |= {"XLA_FLAGS": COMPILER_FLAGS}
     interpreter = folder / "bin" / "python"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", folder], check=True)
     words = ["--python", interpreter, "install", "--quiet", "--no-deps", "--no-index", wheel]

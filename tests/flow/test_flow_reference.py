@@ -25,10 +25,11 @@ def numbers(golden):
 
 @pytest.fixture(scope="module")
 def velocity(numbers):
-    """(x, t, context) → velocity of the reference's small UNet."""
+    """(x, t, context) → velocity of the reference's small UNet, traced once for all tests."""
     weights = {name.removeprefix("param/"): value for name, value in numbers.items() if name.startswith("param/")}
     config = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(str(numbers["config"])).items()}
-    return load_unet(weights, config)
+    unet = load_unet(weights, config)
+    return jax.jit(lambda x, t, context: unet(x, t, context))
 
 
 @pytest.fixture(scope="module")

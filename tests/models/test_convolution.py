@@ -41,7 +41,7 @@ def test_values_and_gradients_are_those_of_a_convolution(size, kernel, stride, p
             out = function(x, weights, stride, padding, dimension_numbers=NHWC)
             return jnp.sum(jnp.sin(out)), out
 
-        return jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, weights)
+        return jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(x, weights)
 
     (_, out), gradient = both(convolve)
     (_, expected), expected_gradient = both(jax.lax.conv_general_dilated)
@@ -130,7 +130,7 @@ def _value_and_gradients(form, x, kernel):
         out = form(x, kernel)
         return jnp.sum(jnp.sin(out)), out
 
-    (_, out), gradients = jax.value_and_grad(total, argnums=(0, 1), has_aux=True)(x, kernel)
+    (_, out), gradients = jax.jit(jax.value_and_grad(total, argnums=(0, 1), has_aux=True))(x, kernel)
     return out, *gradients
 
 

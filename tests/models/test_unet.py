@@ -38,8 +38,16 @@ def test_base_config_has_the_papers_parameters():
     assert count(split(abstract(UNet, UNetConfig()))[1]) == 305_806_340
 
 
-@pytest.mark.parametrize("size", [(16, 16), (10, 26)])
-@pytest.mark.parametrize("options", [{}, {"in_channels": 4}, {"channel_mult": (2, 1)}, {"conv_resample": False}])
+@pytest.mark.parametrize(
+    ("size", "options"),
+    [
+        ((16, 16), {}),
+        ((10, 26), {}),
+        ((10, 26), {"in_channels": 4}),
+        ((10, 26), {"channel_mult": (2, 1)}),
+        ((10, 26), {"conv_resample": False}),
+    ],
+)
 def test_any_size_that_halves(size, options):
     unet = random_model(UNet, UNetConfig(**{**SMALL, **options}))
     velocity = call(unet, *inputs(*size, context=unet.config.context_channels))
@@ -79,9 +87,9 @@ def test_configs_that_no_network_can_have(field, value, expected):
 
 
 def test_remat_keeps_less_for_the_same_gradient():
-    gradients, kept, arguments = [], [], inputs(16, 16)
+    gradients, kept, arguments = [], [], inputs(8, 8)
     for remat in (False, True):
-        unet = random_model(UNet, UNetConfig(**{**SMALL, "num_res_blocks": 3}, remat=remat))
+        unet = random_model(UNet, UNetConfig(**{**SMALL, "channel_mult": (1,), "num_res_blocks": 3}, remat=remat))
         graph, parameters = split(unet)
 
         def loss(parameters, *arguments, graph=graph):
