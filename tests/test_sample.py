@@ -27,6 +27,14 @@ def booster(run):
     return Booster.load(run)
 
 
+@pytest.fixture(scope="module")
+def small_photograph(photographs, tmp_path_factory):
+    """Named coffee.png, 24×16 pixels."""
+    path = tmp_path_factory.mktemp("small") / "coffee.png"
+    Image.open(photographs / "coffee.png").crop((20, 20, 44, 36)).save(path)
+    return path
+
+
 def sample(*arguments):
     """The command within this process."""
     main([str(argument) for argument in arguments])
@@ -94,10 +102,10 @@ def test_devices_share_batches_and_heights(run, tmp_path):
             sample(*words, *options)
 
 
-def test_compare_and_latents(run, photographs, tmp_path, capsys):
-    sample("--checkpoint", run, "--input", photographs / "rocket.png", "--compare", "--out", tmp_path)
+def test_compare_and_latents(run, small_photograph, tmp_path, capsys):
+    sample("--checkpoint", run, "--input", small_photograph, "--compare", "--out", tmp_path)
     assert "PSNR bilinear" in capsys.readouterr().out
-    assert (tmp_path / "rocket_comparison.png").exists()
+    assert (tmp_path / "coffee_comparison.png").exists()
     latents = np.random.default_rng(0).normal(size=(2, 8, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "latents.npz", latents)
     sample("--checkpoint", run, "--input", tmp_path / "latents.npz", "--out", tmp_path / "latents")
@@ -122,10 +130,10 @@ def test_bad_input_gets_one_line(run, photographs, tmp_path, change, expected):
 
 def test_first_velocity_is_the_sources(booster, photographs):
     """Hardly trained, the flow leaves x0 almost as it was: the photograph, enlarged, with two grey levels of noise."""
-    photograph = np.asarray(Image.open(photographs / "astronaut.png"))[None, :64, :48]
+    photograph = np.asarray(Image.open(photographs / "astronaut.png"))[None, :24, :16]
     boosted = booster.upscale(photograph, steps=1)
-    assert boosted.shape == (1, 128, 96, 3)
-    smaller = boosted.reshape(64, 2, 48, 2, 3).mean((1, 3))
+    assert boosted.shape == (1, 48, 32, 3)
+    smaller = boosted.reshape(24, 2, 16, 2, 3).mean((1, 3))
     assert np.abs(smaller - photograph[0]).mean() < 12
 
 
@@ -148,18 +156,18 @@ def test_latents_are_checked_at_the_door(booster):
 
 def test_transparency_is_kept(run, photographs, tmp_path):
     """Opaque places are boosted as ever; the alpha channel comes out resized."""
-    photograph = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 32, 32))
-    alpha = np.full((32, 32), 255, np.uint8)
-    alpha[:, 16:] = 0
+    photograph = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 24, 24))
+    alpha = np.full((24, 24), 255, np.uint8)
+    alpha[:, 12:] = 0
     photograph.putalpha(Image.fromarray(alpha))
     photograph.save(tmp_path / "half.png")
     sample("--checkpoint", run, "--input", tmp_path / "half.png", "--out", tmp_path / "out")
     with Image.open(tmp_path / "out" / "half.png") as image:
         assert image.mode == "RGBA"
         found = np.asarray(image)
-    assert found.shape == (64, 64, 4)
-    assert (found[:, :24, 3] == 255).all()
-    assert (found[:, 40:, 3] == 0).all()
+    assert found.shape == (48, 48, 4)
+    assert (found[:, :18, 3] == 255).all()
+    assert (found[:, 30:, 3] == 0).all()
 
 
 def test_a_resumed_folder_makes_only_what_is_missing_or_changed(run, photographs, tmp_path, capsys):
@@ -331,15 +339,15 @@ def test_images_too_small_to_compare_are_named(booster, tmp_path):
         print_report(report)
 
 
-def test_a_trajectory_ends_at_the_result(booster, photographs, tmp_path):
-    boost_folder(booster, photographs / "coffee.png", tmp_path / "a", steps=2, trajectory=True)
-    boost_folder(booster, photographs / "coffee.png", tmp_path / "b", steps=2, tile=0)
+def test_a_trajectory_ends_at_the_result(booster, small_photograph, tmp_path):
+    boost_folder(booster, small_photograph, tmp_path / "a", steps=2, trajectory=True)
+    boost_folder(booster, small_photograph, tmp_path / "b", steps=2, tile=0)
     found = sorted(path.name for path in (tmp_path / "a").iterdir())
     assert found == ["coffee.png", "coffee_t0.png", "coffee_t1.png"]
     last, alone = (np.asarray(Image.open(tmp_path / name / "coffee.png"), int) for name in "ab")
     assert np.abs(last - alone).max() <= 1
     with pytest.raises(InputError, match="one booster"):
-        boost_folder([booster, booster], photographs, tmp_path / "c", trajectory=True)
+        boost_folder([booster, booster], small_photograph, tmp_path / "c", trajectory=True)
 
 
 def test_files_of_latents(tmp_path):
