@@ -6,6 +6,7 @@
     python -m fmboost_jax.sample --booster BUNDLE --input latents.npz --batch-size 8 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --compare --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --base-steps 4 --out boosted
+    python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --base-backend torch
     python -m fmboost_jax.sample --booster FIRST SECOND --input latents.npz --intermediates --out cascade
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --devices 8 --spatial 2 --batch-size 4 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
@@ -66,11 +67,14 @@ def main(argv: list[str] | None = None) -> None:
     stages = {"intermediates": arguments.intermediates, "trajectory": arguments.trajectory}
     with CompileClock() as clock:
         if arguments.prompt:
+            # Only this way of sampling needs the base models' code.
+            from fmboost_jax.generation.base import load_base
+
             report = boost_prompts(
                 boosters,
                 arguments.prompt,
                 arguments.out,
-                base=arguments.base,
+                base=load_base(arguments.base, boosters, arguments.base_backend, devices=devices),
                 base_steps=arguments.base_steps,
                 base_guidance=arguments.guidance,
                 **common,
@@ -166,6 +170,12 @@ def _parser() -> argparse.ArgumentParser:
 
     add = parser.add_argument_group("base model, for --prompt").add_argument
     add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline")
+    add(
+        "--base-backend",
+        choices=("auto", "jax", "torch"),
+        default="auto",
+        help="what runs it; auto: JAX, or PyTorch for a pipeline that JAX cannot run (default: auto)",
+    )
     add("--base-steps", type=int, metavar="N", help="steps of the base model (default: its own)")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model (default: its own)")
 

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from fmboost_jax.boosting.booster import Booster
     from fmboost_jax.boosting.bundle import BundleConfig, read_bundle, write_bundle
-    from fmboost_jax.boosting.diffusers import boost_pipeline, load_pipeline
+    from fmboost_jax.boosting.diffusers import boost_pipeline, load_pipeline, prompt_latents
     from fmboost_jax.boosting.folder import boost_folder, boost_latents_into, boost_prompts
 
 # Imported at first use: some need optional packages.
@@ -18,6 +18,7 @@ _PUBLIC = {
     "boost_pipeline": "diffusers",
     "boost_prompts": "folder",
     "load_pipeline": "diffusers",
+    "prompt_latents": "diffusers",
     "read_bundle": "bundle",
     "write_bundle": "bundle",
 }
@@ -30,6 +31,7 @@ __all__ = [
     "boost_pipeline",
     "boost_prompts",
     "load_pipeline",
+    "prompt_latents",
     "read_bundle",
     "write_bundle",
 ]

@@ -14,6 +14,8 @@ from fmboost_jax.models.parameters import split
 
 # Scaled latents have a standard deviation near 1. SD 1.x' unscaled ones have 5.5, FLUX.1's 2.8; SD's scaled twice 0.18.
 USUAL_DEVIATIONS = (0.3, 2.5)
+# FLUX.2's have 0.7 to 0.85 on photographs; before their norm, as diffusers returns them, 1.77 times as much.
+NORMALIZED_DEVIATIONS = (0.3, 1.2)
 
 
 def latents_array(latents: Any, spec: LatentSpec) -> Float[Array, "b h w c"]:
@@ -42,6 +44,13 @@ def latents_array(latents: Any, spec: LatentSpec) -> Float[Array, "b h w c"]:
 def warn_of_scale(latents: Float[Array, "b h w c"], spec: LatentSpec) -> None:
     """Warn of latents whose standard deviation suggests that they are unscaled, or scaled twice."""
     deviation = float(jnp.std(latents))
+    low, high = NORMALIZED_DEVIATIONS
+    if spec.normalized and not low < deviation < high:
+        warnings.warn(
+            f"the latents' standard deviation is {deviation:.2f}, expected about 0.8: boost takes normalised latents; "
+            "diffusers returns FLUX.2's without their norm, fmboost_jax.boosting.prompt_latents applies it",
+            stacklevel=4,
+        )
     if spec.scaling_factor != 1 and not USUAL_DEVIATIONS[0] < deviation < USUAL_DEVIATIONS[1]:
         warnings.warn(
             f"the latents' standard deviation is {deviation:.2f}, expected about 1: boost takes scaled latents, "

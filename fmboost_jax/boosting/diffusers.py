@@ -8,7 +8,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -16,14 +16,48 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
 from fmboost_jax.errors import InputError, one_line
-from fmboost_jax.models.first_stage import LatentSpec
 
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"
 
 
-def load_pipeline(base: str):
-    """A diffusers pipeline from a folder or a hub id, on the GPU in half precision where PyTorch has one.
+@runtime_checkable
+class BaseModel(Protocol):
+    """A text-to-image model that hands over its latents; PyTorch's is `TorchBase`, JAX's is `Generator`.
+
+    Attributes:
+        name: of its folder or hub id.
+        backend: "torch" or "jax"; the two draw different noise from one seed.
+    """
+
+    name: str
+    backend: str
+
+    def latents(
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Float[Array | np.ndarray, "b h w c"]:
+        """Scaled latents; image i draws its noise from seed + i."""
+        ...
+
+
+def base_name(base: str) -> str:
+    """The last part of a folder or hub id."""
+    return os.path.basename(os.path.normpath(base))
+
+
+def load_pipeline(base: str, *, on_gpu: bool = True):
+    """A diffusers pipeline from a folder or a hub id.
+
+    Args:
+        base: the folder or hub id.
+        on_gpu: put it on the GPU in half precision where PyTorch has one; otherwise on the CPU in float32.
 
     Raises:
         InputError: diffusers is not installed, or there is no such pipeline with safetensors weights.
@@ -33,7 +67,7 @@ def load_pipeline(base: str):
         from diffusers import DiffusionPipeline  # pyright: ignore[reportPrivateImportUsage]: it is imported lazily
     except ImportError as error:
         raise InputError(_MISSING) from error
-    device, dtype = ("cuda", torch.float16) if torch.cuda.is_available() else ("cpu", torch.float32)
+    device, dtype = ("cuda", torch.float16) if on_gpu and torch.cuda.is_available() else ("cpu", torch.float32)
     variant = "fp16" if _only_in_half_precision(base) else None
     try:
         pipe = DiffusionPipeline.from_pretrained(base, use_safetensors=True, variant=variant)
@@ -60,28 +94,6 @@ def _only_in_half_precision(base: str) -> bool:
     return bool(half) and all(half)
 
 
-def pipeline_latents(pipe: Any) -> LatentSpec:
-    """Which latents a pipeline makes, by the config of its autoencoder.
-
-    Raises:
-        InputError: no autoencoder, or one whose latents have a mean and deviation for each channel.
-    """
-    vae = getattr(pipe, "vae", None)
-    if vae is None:
-        raise InputError(f"{type(pipe).__name__} has no autoencoder (pipe.vae); a latent diffusion pipeline is needed")
-    config = vae.config
-    if config.get("latents_mean") is not None:
-        raise InputError(f"{type(pipe).__name__}: latents with a mean for each channel cannot be boosted; expected one")
-    return LatentSpec(
-        kind=type(vae).__name__,
-        path=str(config.get("_name_or_path") or ""),
-        channels=config["latent_channels"],
-        downsampling=2 ** (len(config["block_out_channels"]) - 1),
-        scaling_factor=float(config.get("scaling_factor") or 1),
-        shift_factor=float(config.get("shift_factor") or 0),
-    )
-
-
 def to_jax(tensor: Any) -> Float[Array, "b h w c"]:
     """PyTorch's (b, c, h, w) of any float type → float32 NHWC on JAX's first device, without touching disk."""
     tensor = tensor.detach().contiguous()
@@ -95,7 +107,7 @@ def to_jax(tensor: Any) -> Float[Array, "b h w c"]:
 def prompt_latents(
     pipe: Any, prompt: str | Sequence[str], *, steps: int | None = None, seed: int = 0, **options: Any
 ) -> Float[Array, "b h w c"]:
-    """Run a pipeline to its scaled latents.
+    """Run a pipeline to its scaled latents, see `fmboost_jax.boosting.latent_formats`.
 
     Args:
         pipe: a diffusers pipeline.
@@ -105,7 +117,7 @@ def prompt_latents(
         options: for the pipeline's call, such as `guidance_scale`, `negative_prompt`, `height` and `width`.
 
     Raises:
-        InputError: a pipeline whose latents are not (b, c, h, w), as those that pack them into tokens.
+        InputError: latents of another shape than the pipeline's class says.
     """
     try:
         import torch
@@ -119,10 +131,39 @@ def prompt_latents(
     if steps is not None:
         options["num_inference_steps"] = steps
     latents = pipe(prompt=prompts, output_type="latent", generator=generators, **options).images
-    if getattr(latents, "ndim", 0) != 4:
-        found = tuple(getattr(latents, "shape", ())) or type(latents).__name__
-        raise InputError(f"{type(pipe).__name__}: expected latents (batch, channels, height, width), found {found}")
-    return to_jax(latents)
+    return to_jax(scaled_latents(pipe, latents, (options.get("height"), options.get("width"))))
+
+
+class TorchBase:
+    """A base model that runs in PyTorch.
+
+    Args:
+        pipe: a diffusers pipeline.
+        name: of its folder or hub id.
+    """
+
+    backend = "torch"
+
+    def __init__(self, pipe: Any, name: str = ""):
+        self._pipe, self.name = pipe, name
+
+    def latents(
+        self,
+        prompts: Sequence[str],
+        *,
+        steps: int | None = None,
+        guidance: float | None = None,
+        seed: int = 0,
+        batch_size: int | None = None,
+    ) -> Float[np.ndarray, "b h w c"]:
+        """See `BaseModel.latents` and `prompt_latents`."""
+        options = {} if guidance is None else {"guidance_scale": guidance}
+        size = batch_size or len(prompts)
+        parts = [
+            prompt_latents(self._pipe, prompts[first : first + size], steps=steps, seed=seed + first, **options)
+            for first in range(0, len(prompts), size)
+        ]
+        return np.concatenate([np.asarray(part) for part in parts])
 
 
 def boost_pipeline(
@@ -167,7 +208,7 @@ def check_pipeline(pipe: Any, booster: Booster) -> None:
     takes a pipeline that has it in place of that one: its own scale is 1.
 
     Raises:
-        InputError: another number of channels, downsampling, scale or shift.
+        InputError: another number of channels, downsampling, scale, shift or normalisation; an unknown autoencoder.
     """
     trained, found = booster.first_stage.spec, pipeline_latents(pipe)
     if (

@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt
 from tqdm import tqdm
 
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.diffusers import BaseModel, TorchBase, base_name, check_pipeline, load_pipeline
 from fmboost_jax.boosting.inputs import SEEDS, check_seeds
 from fmboost_jax.boosting.outputs import Input, check_outputs, find_inputs, output_folder
 from fmboost_jax.errors import NAMED_AT_MOST, InputError, one_line, printable, some
@@ -236,7 +237,7 @@ def boost_prompts(
     prompts: Sequence[str],
     out: str | os.PathLike,
     *,
-    base: str,
+    base: str | BaseModel,
     base_steps: int | None = None,
     base_guidance: float | None = None,
     batch_size: int = 1,
@@ -249,7 +250,8 @@ def boost_prompts(
         boosters: one, or the stages of a cascade.
         prompts: one an image.
         out: folder of the results; made if needed.
-        base: folder or hub id of a diffusers pipeline.
+        base: folder or hub id of a diffusers pipeline, which then runs in PyTorch; or a loaded base model, such as a
+            `Generator`.
         base_steps: the pipeline's steps; default: its own.
         base_guidance: the pipeline's guidance scale; default: its own.
         batch_size: prompts at once.
@@ -259,22 +261,19 @@ def boost_prompts(
     Raises:
         InputError: see `load_pipeline`, `check_pipeline` and `boost_latents_into`.
     """
-    from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline, prompt_latents
-
     boosters = [boosters] if isinstance(boosters, Booster) else list(boosters)
     out = output_folder(out)
-    pipe = load_pipeline(base)
-    check_pipeline(pipe, boosters[0])
+    if isinstance(base, str):
+        pipe = load_pipeline(base)
+        check_pipeline(pipe, boosters[0])
+        base = TorchBase(pipe, base_name(base))
+    latents = base.latents(prompts, steps=base_steps, guidance=base_guidance, seed=seed, batch_size=batch_size)
     guidance = {} if base_guidance is None else {"guidance_scale": base_guidance}
-    latents = []
-    for first in range(0, len(prompts), batch_size):
-        part = prompts[first : first + batch_size]
-        latents.append(np.asarray(prompt_latents(pipe, part, steps=base_steps, seed=seed + first, **guidance)))
-    described = {"base": os.path.basename(os.path.normpath(base)), "base_steps": base_steps, **guidance}
+    described = {"base": base.name, "base_backend": base.backend, "base_steps": base_steps, **guidance}
     texts = [{**described, "prompt": prompt} for prompt in prompts]
     return boost_latents_into(
         boosters,
-        np.concatenate(latents),
+        np.asarray(latents),
         out,
         batch_size=batch_size,
         seed=seed,

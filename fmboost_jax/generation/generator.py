@@ -1,6 +1,6 @@
 """From prompts to images with a base model in JAX.
 
-generator = Generator.load("SimianLuo/LCM_Dreamshaper_v7", boosters=["demo-x2"])
+generator = Generator.load("SimianLuo/LCM_Dreamshaper_v7", boosters=["BUNDLE"])
 images = generator(["a lighthouse at night"], steps=4, seed=1)   # uint8 (b, H, W, 3)
 """
 
@@ -15,48 +15,57 @@ import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
+from fmboost_jax.boosting.diffusers import base_name, check_pipeline, load_pipeline
 from fmboost_jax.boosting.inputs import Seed, check_seeds, noise_keys
 from fmboost_jax.errors import InputError
-from fmboost_jax.generation.pipelines import StableDiffusion, check_supported
+from fmboost_jax.generation.decoders import decoder_of
+from fmboost_jax.generation.pipelines import check_supported
+from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import example_sharding, place, state_shardings
 
 
 class Generator:
-    """A text-to-image model and the boosters that follow it.
+    """A text-to-image model, and the boosters that follow it or none.
 
     Args:
         pipe: a diffusers pipeline in float32 on the CPU; its modules hold no weights afterwards.
-        boosters: stages that enlarge the base model's latents, in their order, one or more.
+        boosters: stages that enlarge the base model's latents, in their order; without one the base model's own
+            decoder makes the images.
         dtype: "float32" or "bfloat16", what the base model computes in.
         devices: those to work on; default: the first one. Batches are split over them.
         fsdp: number of devices that share one copy of the base model's weights.
+        name: of the base model, for the settings in a result's file.
 
     Raises:
         InputError: a pipeline, scheduler or autoencoder that does not fit, or torchax is missing.
     """
 
+    backend = "jax"
+
     def __init__(
         self,
         pipe: Any,
-        boosters: Sequence[Booster],
+        boosters: Sequence[Booster] = (),
         *,
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         fsdp: int = 1,
+        name: str = "",
     ):
-        if not boosters:
-            raise InputError("a generator needs one booster or more; found none")
         if dtype not in ("float32", "bfloat16"):
             raise InputError(f'dtype must be "float32" or "bfloat16", found {dtype!r}')
         kind = check_supported(pipe)
-        check_pipeline(pipe, boosters[0])
+        if boosters:
+            check_pipeline(pipe, boosters[0])
         devices = jax.devices()[:1] if devices is None else list(devices)
         self.mesh = make_mesh({"data": -1, "fsdp": fsdp, "spatial": 1}, devices)
-        self.boosters = list(boosters)
+        self.boosters, self.name = list(boosters), name
         self.pipeline, weights = kind.from_pipeline(pipe, dtype)
+        if not boosters:
+            decoder, weights["decoder"] = decoder_of(pipe, dtype)
+            self._decode = jax.jit(decoder)
         self.weights = place(weights, state_shardings(self.mesh, weights, "norm"))
         self._latents = jax.jit(self.pipeline.latents, static_argnames=("guided", "zeros"))
 
@@ -64,7 +73,7 @@ class Generator:
     def load(
         cls,
         base: str | os.PathLike,
-        boosters: Sequence[str | os.PathLike | Booster],
+        boosters: Sequence[str | os.PathLike | Booster] = (),
         *,
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
@@ -74,18 +83,18 @@ class Generator:
 
         Args:
             base: folder or hub id of a diffusers pipeline.
-            boosters: loaded ones, or what `Booster.load` takes.
+            boosters: loaded ones, or what `Booster.load` takes; default: none, see the class.
             dtype, devices, fsdp: see the class.
 
         Raises:
             InputError: as for the class, `Booster.load` and `load_pipeline`.
         """
-        pipe = load_pipeline(os.fspath(base)).to("cpu")
+        pipe = load_pipeline(os.fspath(base), on_gpu=False)
         stages = [
             stage if isinstance(stage, Booster) else Booster.load(stage, dtype=dtype, devices=devices)
             for stage in boosters
         ]
-        return cls(pipe, stages, dtype=dtype, devices=devices, fsdp=fsdp)
+        return cls(pipe, stages, dtype=dtype, devices=devices, fsdp=fsdp, name=base_name(os.fspath(base)))
 
     def __call__(
         self,
@@ -109,9 +118,39 @@ class Generator:
             InputError: as for `latents` and `Booster.boost`.
         """
         low = self.latents(prompts, seed=seed, batch_size=batch_size, **options)
+        if not self.boosters:
+            if boost_steps is not None:
+                raise InputError(f"boost_steps {boost_steps}: this generator has no booster")
+            return self.decode(low, batch_size=batch_size)
         first, *others = self.boosters
         large = first.cascade(low, others, steps=boost_steps, seed=seed, batch_size=batch_size)
         return first.decode(large, batch_size=batch_size)
+
+    def decode(
+        self, latents: Float[Array | np.ndarray, "b h w c"], *, batch_size: int | None = None
+    ) -> UInt8[np.ndarray, "b H W 3"]:
+        """Decode scaled latents: by the boosters' autoencoder, or the base model's own where there are none.
+
+        Args:
+            latents: scaled.
+            batch_size: images at once; default: all.
+
+        Raises:
+            InputError: one image does not fit into the memory; as for `Booster.decode`.
+        """
+        if self.boosters:
+            return self.boosters[0].decode(latents, batch_size=batch_size)
+
+        def run(part: Array) -> UInt8[np.ndarray, "b H W 3"]:
+            part = jax.device_put(part, example_sharding(self.mesh))
+            return to_uint8(np.asarray(self._decode(self.weights["decoder"], part), np.float32))
+
+        example = f"latents of {latents.shape[1]}×{latents.shape[2]} to decode"
+        return map_batches(run, [latents], batch_size or len(latents), multiple=self._multiple, example=example)
+
+    @property
+    def _multiple(self) -> int:
+        return self.mesh.shape["data"] * self.mesh.shape["fsdp"]
 
     def latents(
         self,
@@ -162,21 +201,20 @@ class Generator:
         noise = jnp.asarray(noise, jnp.float32)
         if noise.shape != (len(prompts), *size, pipeline.channels):
             raise InputError(f"noise must be {(len(prompts), *size, pipeline.channels)}, found {noise.shape}")
-        tables = pipeline.tables(pipeline.default_steps if steps is None else steps)
+        tables = pipeline.tables(pipeline.default_steps if steps is None else steps, size)
         texts = pipeline.tokens(prompts)
         without = pipeline.tokens(negatives or [""] * len(prompts)) if guided else ()
         run = functools.partial(
             self._run, tables, scale, guidance_rescale, guided, negatives is None and pipeline.zeros_for_no_negative
         )
         count = len(prompts) if batch_size is None else min(batch_size, len(prompts))
-        multiple = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
         example = f"base latents of {size[0]}×{size[1]}"
-        return map_batches(run, [noise, keys, *texts, *without], count, multiple=multiple, example=example)
+        return map_batches(run, [noise, keys, *texts, *without], count, multiple=self._multiple, example=example)
 
     def _run(
         self, tables, scale: float, rescale: float, guided: bool, zeros: bool, noise: Array, keys: Array, *numbers: Any
     ) -> Array:
-        half = len(self.pipeline.tokenizers)
+        half = len(numbers) // 2 if guided else len(numbers)
         texts, without = numbers[:half], numbers[half:]
         tokens = tuple(np.concatenate(pair) for pair in zip(without, texts, strict=True)) if guided else texts
         examples = example_sharding(self.mesh)
@@ -197,27 +235,16 @@ class Generator:
 
     def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
         """Height and width of the latents."""
-        unit = self.pipeline.downsampling
+        downsampling = self.pipeline.downsampling
+        unit = downsampling * self.pipeline.latent_multiple
         defaults = self.pipeline.default_size
         for name, side in (("height", height), ("width", width)):
             if side is not None and (side < unit or side % unit):
                 raise InputError(f"{name} {side}: this base model needs a multiple of {unit}")
         size = (
-            defaults[0] if height is None else height // unit,
-            defaults[1] if width is None else width // unit,
+            defaults[0] if height is None else height // downsampling,
+            defaults[1] if width is None else width // downsampling,
         )
-        self.boosters[0].check_size(*size)
+        if self.boosters:
+            self.boosters[0].check_size(*size)
         return size
-
-
-def supports(pipe: Any) -> bool:
-    """Whether a pipeline can run in JAX with what is installed."""
-    try:
-        check_supported(pipe)
-        import torchax
-    except (InputError, ImportError, AttributeError):
-        return False
-    return bool(torchax)
-
-
-__all__ = ["Generator", "StableDiffusion", "supports"]

@@ -1,149 +1,84 @@
-"""Text-to-image pipelines of diffusers as pure functions: token numbers and noise in, scaled latents out.
+"""Text-to-image pipelines of diffusers as pure functions: the table of those that run in JAX."""
 
-`PIPELINES` is the table: from the pipeline's class to how its text encoders and its denoiser are called.
-"""
-
-import dataclasses
-import inspect
-import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Protocol
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.generation.guidance import guidance_embedding, guide
-from fmboost_jax.generation.samplers import Sampler, sampler_from_config
-from fmboost_jax.generation.sampling import Tables, sample
-from fmboost_jax.generation.torch_models import TorchFunction, Weights, extract
+from fmboost_jax.generation.flux2 import Flux2Klein
+from fmboost_jax.generation.sampling import Tables
+from fmboost_jax.generation.stable_diffusion import StableDiffusion, StableDiffusionXL
+from fmboost_jax.generation.texts import Tokens
+from fmboost_jax.generation.torch_models import Weights
 from fmboost_jax.registry import choose
 
-# Token numbers of one text encoder each.
-Tokens = tuple[Int[np.ndarray | Array, "texts n"], ...]
 
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StableDiffusion:
-    """Stable Diffusion 1 and 2 and its latent consistency models: one CLIP encoder, a UNet.
+class TextToImage(Protocol):
+    """What a `Generator` calls of an entry of `PIPELINES`.
 
     Attributes:
-        encoders: the text encoders, in the tokenizers' order.
-        denoiser: the UNet.
-        tokenizers: of the host.
-        sampler: the pipeline's scheduler.
-        default_steps, default_guidance: diffusers' defaults.
+        default_steps, default_guidance: where a call gives none.
         default_size: height and width of the latents.
         downsampling: pixels per latent position and axis.
+        latent_multiple: what the latents' sides must be multiples of.
         channels: of the latents.
-        guidance_width: width of the guidance embedding; None for a denoiser without one.
-        dtype: "float32" or "bfloat16".
+        text_length: tokens of a text.
+        token_arrays: arrays that `tokens` returns.
         zeros_for_no_negative: a prompt without a negative one is guided away from zeros, not from the empty text.
     """
 
-    encoders: tuple[TorchFunction, ...]
-    denoiser: TorchFunction
-    tokenizers: tuple[Any, ...]
-    sampler: Sampler
-    default_steps: int
-    default_guidance: float
-    default_size: tuple[int, int]
-    downsampling: int
-    channels: int
-    guidance_width: int | None
-    dtype: str
-    zeros_for_no_negative: bool = False
+    @property
+    def default_steps(self) -> int: ...
+    @property
+    def default_guidance(self) -> float: ...
+    @property
+    def default_size(self) -> tuple[int, int]: ...
+    @property
+    def downsampling(self) -> int: ...
+    @property
+    def latent_multiple(self) -> int: ...
+    @property
+    def channels(self) -> int: ...
+    @property
+    def text_length(self) -> int: ...
+    @property
+    def token_arrays(self) -> int: ...
+    @property
+    def zeros_for_no_negative(self) -> bool: ...
 
-    @classmethod
-    def from_pipeline(cls, pipe: Any, dtype: str) -> "tuple[StableDiffusion, dict[str, Weights]]":
-        """Take a pipeline's networks apart; its modules hold no weights afterwards.
-
-        Args:
-            pipe: of diffusers, in float32 on the CPU.
-            dtype: "float32" or "bfloat16", of the weights and of the computation.
-
-        Returns:
-            The functions, and the weights of "denoiser", "encoder" and, where there is one, "encoder_2".
-
-        Raises:
-            InputError: a scheduler that `SAMPLERS` does not have, or parts that these functions do not know.
-        """
-        sampler = sampler_from_config({**pipe.scheduler.config, "_class_name": type(pipe.scheduler).__name__})
-        config = pipe.unet.config
-        names = [name for name in ("text_encoder", "text_encoder_2") if getattr(pipe, name, None) is not None]
-        for name in names:
-            if getattr(getattr(pipe, name).config, "use_attention_mask", False):
-                raise InputError(f"{name} with use_attention_mask is not supported by the JAX backend")
-        if config.encoder_hid_dim_type is not None or config.class_embed_type is not None:
-            raise InputError("a UNet with image or class embeddings is not supported by the JAX backend")
-        tokenizers = tuple(getattr(pipe, name.replace("text_encoder", "tokenizer")) for name in names)
-        parameters = inspect.signature(type(pipe).__call__).parameters
-        size = config.sample_size
-        denoiser, weights = extract(pipe.unet, dtype)
-        encoders = {name.replace("text_", ""): extract(getattr(pipe, name), dtype) for name in names}
-        pipeline = cls(
-            encoders=tuple(function for function, _ in encoders.values()),
-            denoiser=denoiser,
-            tokenizers=tokenizers,
-            sampler=sampler,
-            default_steps=parameters["num_inference_steps"].default,
-            default_guidance=parameters["guidance_scale"].default,
-            default_size=(size, size) if isinstance(size, int) else tuple(size),
-            downsampling=pipe.vae_scale_factor,
-            channels=config.in_channels,
-            guidance_width=config.time_cond_proj_dim,
-            dtype=dtype,
-            zeros_for_no_negative=bool(pipe.config.get("force_zeros_for_empty_prompt")),
-        )
-        return pipeline, {"denoiser": weights, **{name: weights for name, (_, weights) in encoders.items()}}
-
-    def tables(self, steps: int) -> Tables:
-        """The sampler's tables for so many steps."""
-        return self.sampler.tables(steps)
+    def tables(self, steps: int, size: tuple[int, int]) -> Tables:
+        """The sampler's tables for so many steps and latents of this size."""
+        ...
 
     def tokens(self, texts: Sequence[str]) -> Tokens:
-        """Token numbers of each tokenizer, padded and cut to its length.
-
-        Warns:
-            UserWarning: a text that was cut; the warning shows what was cut off.
-        """
-        found = []
-        for tokenizer in self.tokenizers:
-            length = tokenizer.model_max_length
-            options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "np"}
-            found.append(np.asarray(tokenizer(list(texts), **options)["input_ids"], np.int32))
-        self._warn_of_cut(texts)
-        return tuple(found)
-
-    def _warn_of_cut(self, texts: Sequence[str]) -> None:
-        tokenizer = self.tokenizers[0]
-        length = tokenizer.model_max_length
-        for text in texts:
-            whole = tokenizer([text], truncation=False, verbose=False)["input_ids"][0]
-            if len(whole) > length:
-                rest = tokenizer.decode(whole[length - 1 : -1])
-                warnings.warn(f"a prompt of {len(whole)} tokens was cut to {length}; cut off: {rest!r}", stacklevel=4)
+        """Token numbers of the texts; warns of texts that were cut."""
+        ...
 
     def guides(self, guidance: float) -> bool:
         """Whether this scale needs the unconditional half of the batch."""
-        return guidance > 1 and self.guidance_width is None
+        ...
 
     def conditions(
         self, weights: dict[str, Weights], tokens: Tokens, size: tuple[int, int], drop: int
     ) -> dict[str, Any]:
-        """Inputs of the denoiser besides state and time.
+        """The text encoders' part of `latents`."""
+        ...
 
-        Args:
-            weights: of the encoders.
-            tokens: the unconditional half of the batch first, if there is one.
-            size: height and width of the image in pixels.
-            drop: number of examples, from the first, that get zeros in place of their text's embeddings.
-        """
-        del size, drop
-        hidden = self.encoders[0](weights["encoder"], tokens[0], return_dict=False)[0]
-        return {"encoder_hidden_states": hidden}
+    def denoise(
+        self,
+        weights: dict[str, Weights],
+        tables: Tables,
+        conditions: dict[str, Any],
+        noise: Float[Array, "b h w c"],
+        keys: Array,
+        guidance: Float[Array, ""],
+        rescale: Float[Array, ""],
+        *,
+        guided: bool,
+    ) -> Float[Array, "b h w c"]:
+        """The denoiser's part of `latents`."""
+        ...
 
     def latents(
         self,
@@ -158,83 +93,27 @@ class StableDiffusion:
         guided: bool,
         zeros: bool,
     ) -> Float[Array, "b h w c"]:
-        """Run the pipeline from noise to scaled latents; pure, to be jitted.
-
-        Args:
-            weights: as `from_pipeline` returns them.
-            tables: of the sampler.
-            tokens: the unconditional half first where `guided`.
-            noise: standard normal.
-            keys: one an image, for samplers that add noise.
-            guidance, rescale: see `fmboost_jax.generation.guidance.guide`.
-            guided: whether there is an unconditional half.
-            zeros: give the unconditional half zeros in place of embeddings.
-        """
-        count, height, width, _ = noise.shape
-        pixels = height * self.downsampling, width * self.downsampling
-        conditions = self.conditions(weights, tokens, pixels, count if guided and zeros else 0)
-        if self.guidance_width is not None:
-            embedding = guidance_embedding(guidance, self.guidance_width).astype(self.dtype)
-            conditions["timestep_cond"] = jnp.broadcast_to(embedding, (count, self.guidance_width))
-
-        def network(state, time):
-            state = state.astype(self.dtype)
-            state = jnp.concatenate([state, state]) if guided else state
-            output = self.denoiser(weights["denoiser"], state, time, return_dict=False, **conditions)[0]
-            return guide(output, guidance, rescale) if guided else output
-
-        def step_noise(step):
-            folded = jax.vmap(jax.random.fold_in, (0, None))(keys, step + 1)
-            return to_channels_first(jax.vmap(lambda key: jax.random.normal(key, noise.shape[1:]))(folded))
-
-        state = sample(tables, network, to_channels_first(noise), step_noise)
-        return jnp.transpose(state, (0, 2, 3, 1))
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class StableDiffusionXL(StableDiffusion):
-    """SDXL, its latent consistency models, Turbo and Lightning: two CLIP encoders, sizes as inputs of the UNet."""
-
-    def conditions(
-        self, weights: dict[str, Weights], tokens: Tokens, size: tuple[int, int], drop: int
-    ) -> dict[str, Any]:
-        """See the class above; both encoders' second last layers, the second one's pooled text, the image's size."""
-        hidden, pooled = [], jnp.zeros(())
-        names = ("encoder", "encoder_2")
-        for name, encoder, numbers in zip(names, self.encoders, tokens, strict=True):
-            result = encoder(weights[name], numbers, return_dict=False, output_hidden_states=True)
-            hidden.append(result[-1][-2])
-            pooled = result[0]
-        keep = (jnp.arange(len(tokens[0])) >= drop).astype(self.dtype)
-        times = jnp.broadcast_to(jnp.asarray((*size, 0, 0, *size), self.dtype), (len(tokens[0]), 6))
-        return {
-            "encoder_hidden_states": jnp.concatenate(hidden, -1) * keep[:, None, None],
-            "added_cond_kwargs": {"text_embeds": pooled * keep[:, None], "time_ids": times},
-        }
+        """Scaled latents of noise; pure, to be jitted. See `StableDiffusion.latents`."""
+        ...
 
 
 # By the class of the diffusers pipeline.
-PIPELINES: dict[str, type[StableDiffusion]] = {
+PIPELINES: dict[str, type[StableDiffusion] | type[Flux2Klein]] = {
+    "Flux2KleinPipeline": Flux2Klein,
     "LatentConsistencyModelPipeline": StableDiffusion,
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
 }
 
 
-def check_supported(pipe: Any) -> type[StableDiffusion]:
+def check_supported(pipe: Any) -> type[StableDiffusion] | type[Flux2Klein]:
     """The entry of a pipeline.
 
     Raises:
-        InputError: a pipeline that `PIPELINES` does not have, or parts of SDXL missing.
+        InputError: a pipeline that `PIPELINES` does not have, or one without a part that its entry needs.
     """
     kind = choose("pipeline", type(pipe).__name__, PIPELINES)
-    needed = ("text_encoder", "text_encoder_2") if kind is StableDiffusionXL else ("text_encoder",)
-    for name in needed:
+    for name in kind.parts:
         if getattr(pipe, name, None) is None:
             raise InputError(f"{type(pipe).__name__} without {name} is not supported by the JAX backend")
     return kind
-
-
-def to_channels_first(x: Float[Array, "b h w c"]) -> Float[Array, "b c h w"]:
-    """NHWC → PyTorch's layout."""
-    return jnp.transpose(x, (0, 3, 1, 2))

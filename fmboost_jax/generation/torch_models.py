@@ -54,7 +54,7 @@ def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights
 
     Args:
         module: in evaluation mode from here on, and without its weights: they move to JAX, so that no second copy is
-            held.
+            held. Of a module on the meta device, which has none, the shapes are returned in their place.
         dtype: "float32" or "bfloat16": the weights' type, in which PyTorch's own rules then compute.
 
     Returns:
@@ -67,6 +67,10 @@ def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights
     module = module.eval().requires_grad_(False)
     weights = {}
     for name, tensor in (*module.named_parameters(), *module.named_buffers()):
+        if tensor.is_meta:
+            kind = dtype if tensor.is_floating_point() else "int32"
+            weights[name] = jax.ShapeDtypeStruct(tuple(tensor.shape), kind)
+            continue
         array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
         weights[name] = jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else np.int32)
     return TorchFunction(module.to("meta"), environment), weights

@@ -52,6 +52,9 @@ class AutoencoderKLConfig:
     shift_factor: float = 0.0
     dtype: str = "float32"
 
+    # Its scaled latents have one scale for all channels.
+    normalized = False
+
     def __post_init__(self):
         require_at_least("autoencoder: ", self, image_channels=1, latent_channels=1, blocks=1, norm_groups=1)
         require_at_most("autoencoder: ", self, image_channels=1024, latent_channels=65536, blocks=64)

@@ -67,6 +67,11 @@ class AutoencoderTinyConfig:
         require("tiny autoencoder: ", self, "scaling_factor", "a number other than 0", self.scaling_factor != 0)
 
     @property
+    def normalized(self) -> bool:
+        """Whether each channel of the latents is normalised: TAEF2's code is FLUX.2's latent after its batch norm."""
+        return self.pool
+
+    @property
     def downsampling(self) -> int:
         """Image pixels per latent position and axis."""
         return self.patch_size * 2 ** (len(self.encoder_blocks) - 1)

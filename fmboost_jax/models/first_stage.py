@@ -55,6 +55,8 @@ class LatentSpec:
         downsampling: image pixels per latent position and axis.
         scaling_factor: scaled = (raw − shift_factor) · scaling_factor.
         shift_factor: see above; 0 for most autoencoders.
+        normalized: whether the latents also have a mean and a deviation taken out for each channel, as FLUX.2's; None
+            where that is not known.
     """
 
     kind: str
@@ -63,6 +65,7 @@ class LatentSpec:
     downsampling: int
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
+    normalized: bool | None = None
 
     @classmethod
     def from_config(cls, kind: str, path: str, config: AutoencoderConfig) -> "LatentSpec":
@@ -74,6 +77,7 @@ class LatentSpec:
             downsampling=config.downsampling,
             scaling_factor=float(config.scaling_factor),
             shift_factor=float(config.shift_factor),
+            normalized=getattr(config, "normalized", None),
         )
 
     def scale(self, raw: RawLatent) -> Latent:
@@ -92,7 +96,7 @@ class LatentSpec:
             name: where they come from, for the message.
 
         Raises:
-            InputError: channels, downsampling, scale or shift differ.
+            InputError: channels, downsampling, scale, shift or normalisation differ.
         """
         for field in ("channels", "downsampling", "scaling_factor", "shift_factor"):
             expected, found = getattr(self, field), getattr(other, field)
@@ -101,6 +105,12 @@ class LatentSpec:
                     f"{name}: its autoencoder has {field} {found}, this booster was trained for {expected} "
                     f"({self.kind} {self.path}); use the autoencoder of the booster, or another booster"
                 )
+        if None not in (self.normalized, other.normalized) and self.normalized != other.normalized:
+            kinds = ("not normalised", "normalised channel by channel")
+            raise InputError(
+                f"{name}: its latents are {kinds[bool(other.normalized)]}, this booster was trained on latents that "
+                f"are {kinds[bool(self.normalized)]} ({self.kind} {self.path}); use another booster"
+            )
 
 
 @runtime_checkable

@@ -4,13 +4,20 @@ from typing import Any
 
 import diffusers
 import torch
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+)
 
 from tests.boosting.test_pipelines import tokenizer
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 SCHEDULERS = {
     "sd": diffusers.PNDMScheduler(**SCHEDULE, skip_prk_steps=True),
+    "sd2": diffusers.DDIMScheduler(**SCHEDULE, prediction_type="v_prediction", timestep_spacing="trailing"),
     "lcm": diffusers.LCMScheduler(**SCHEDULE),
     "sdxl": diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
     "lcm_sdxl": diffusers.LCMScheduler(**SCHEDULE),
@@ -21,7 +28,7 @@ SCHEDULERS = {
 def small_pipeline(kind: str) -> Any:
     """A pipeline of a key of `SCHEDULERS`."""
     torch.manual_seed(0)
-    xl, words = kind not in ("sd", "lcm"), tokenizer()
+    xl, words = kind not in ("sd", "sd2", "lcm"), tokenizer()
     vae = diffusers.AutoencoderKL(
         block_out_channels=(32, 32),
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -71,7 +78,56 @@ def small_pipeline(kind: str) -> Any:
             **common, tokenizer_2=words, text_encoder_2=second, add_watermarker=False
         )
     else:
-        made = diffusers.StableDiffusionPipeline if kind == "sd" else diffusers.LatentConsistencyModelPipeline
+        made = diffusers.StableDiffusionPipeline if kind in ("sd", "sd2") else diffusers.LatentConsistencyModelPipeline
         pipe = made(**common, safety_checker=None, feature_extractor=None, requires_safety_checker=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def small_flux2(distilled: bool = True) -> Any:
+    """FLUX.2 [klein]: latents of 4 channels, 2× smaller than the image."""
+    torch.manual_seed(0)
+    words = tokenizer()
+    words.chat_template = "{{ messages[0]['content'] }}"
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(32, 32),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        layers_per_block=1,
+        latent_channels=4,
+        sample_size=16,
+    ).eval()
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(2.0, 4.0)
+    # Its third hidden state that the transformer reads is that of layer 27.
+    text = Qwen3Config(
+        vocab_size=len(words),
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=27,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        head_dim=8,
+    )
+    transformer = diffusers.Flux2Transformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=16,
+        num_attention_heads=2,
+        joint_attention_dim=24,
+        timestep_guidance_channels=256,
+        axes_dims_rope=(4, 4, 4, 4),
+        guidance_embeds=False,
+    )
+    pipe = diffusers.Flux2KleinPipeline(
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True),
+        vae=vae,
+        text_encoder=Qwen3ForCausalLM(text),
+        tokenizer=words,
+        transformer=transformer,
+        is_distilled=distilled,
+    )
     pipe.set_progress_bar_config(disable=True)
     return pipe

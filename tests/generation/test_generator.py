@@ -1,20 +1,27 @@
 """Prompt to image in JAX against diffusers' own pipelines, from the same noise."""
 
+import sys
+import types
+
+import diffusers
 import jax
 import numpy as np
 import pytest
 import torch
 
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.diffusers import TorchBase
+from fmboost_jax.boosting.latent_formats import scaled_latents
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.generation.base import load_base
 from fmboost_jax.generation.generator import Generator
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.unet import UNet
 from fmboost_jax.runtime.timing import CompileClock
 from tests.boosting.test_pipelines import UNET
 from tests.conftest import relative_error
-from tests.generation.small_pipelines import small_pipeline
+from tests.generation.small_pipelines import small_flux2, small_pipeline
 from tests.random_models import random_model
 
 pytest.importorskip("torchax")
@@ -59,6 +66,7 @@ def _diffusers_latents(pipe, noises: np.ndarray, monkeypatch, **options) -> np.n
         ("sdxl", 3, {}, {}),
         ("lcm_sdxl", 2, {}, {}),
         ("turbo", 2, {"guidance": 0.0}, {"guidance_scale": 0.0}),
+        ("sd2", 2, {}, {}),
     ],
 )
 def test_agrees_with_diffusers(kind, steps, ours, theirs, booster, monkeypatch):
@@ -119,8 +127,6 @@ def test_bad_arguments(options, message, generator):
 
 def test_refused_before_weights_move(booster):
     pipe = small_pipeline("sd")
-    with pytest.raises(InputError, match="one booster or more"):
-        Generator(pipe, [])
     with pytest.raises(InputError, match="dtype must be"):
         Generator(pipe, [booster], dtype="float16")
     pipe.scheduler = torch.nn.Identity()
@@ -130,3 +136,64 @@ def test_refused_before_weights_move(booster):
     assert pipe.unet.device.type == "cpu"
     with pytest.raises(InputError, match="pipeline 'Linear' is unknown; expected one of LatentConsistency"):
         Generator(torch.nn.Linear(1, 1), [booster])
+
+
+def test_flux2_agrees_with_diffusers():
+    pipe = small_flux2(distilled=False)
+    noise = np.random.default_rng(0).standard_normal((2, 8, 4, 4), np.float32)
+    packed = pipe._patchify_latents(torch.tensor(noise.transpose(0, 3, 1, 2)))
+    options = {"num_inference_steps": 2, "height": 16, "width": 8, "guidance_scale": 3.0}
+    raw = pipe(prompt=PROMPTS, latents=packed, output_type="latent", **options).images
+    expected = scaled_latents(pipe, raw, (16, 8)).numpy().transpose(0, 2, 3, 1)
+    with torch.no_grad():
+        image = pipe.vae.decode(raw, return_dict=False)[0].numpy().transpose(0, 2, 3, 1)
+    generator = Generator(pipe)
+    found = generator.latents(PROMPTS, steps=2, noise=noise, height=16, width=8, guidance=3.0)
+    assert relative_error(found, expected) < 1e-4
+    error = generator.decode(found) - np.clip((image + 1) * 127.5, 0, 255)
+    assert 10 * np.log10(255**2 / np.mean(error**2)) > 50
+    with pytest.raises(InputError, match="height 18: this base model needs a multiple of 4"):
+        generator.latents(PROMPTS, height=18)
+
+
+def test_base_model_alone():
+    pipe = small_pipeline("lcm")
+    vae = pipe.vae
+    generator = Generator(pipe, dtype="bfloat16")
+    latents = generator.latents(PROMPTS, steps=1, seed=3)
+    exact = Generator(small_pipeline("lcm")).latents(PROMPTS, steps=1, seed=3)
+    assert 1e-4 < relative_error(latents, exact) < 0.1
+    images = generator(PROMPTS, steps=1, seed=3)
+    with torch.no_grad():
+        nchw = torch.tensor(np.array(latents).transpose(0, 3, 1, 2)) / vae.config.scaling_factor
+        expected = vae.decode(nchw).sample.numpy().transpose(0, 2, 3, 1)
+    assert np.abs(images - np.clip((expected + 1) * 127.5, 0, 255)).mean() < 4
+    with pytest.raises(InputError, match="boost_steps 2: this generator has no booster"):
+        generator(PROMPTS, steps=1, boost_steps=2)
+
+
+def test_backends(booster, tmp_path, capsys):
+    pipe = small_pipeline("sd")
+    pipe.save_pretrained(tmp_path / "known")
+    pipe.scheduler = diffusers.DDPMScheduler()
+    pipe.save_pretrained(tmp_path / "unknown")
+    found = load_base(str(tmp_path / "known"), [booster])
+    assert isinstance(found, Generator)
+    assert (found.name, found.backend, capsys.readouterr().err) == ("known", "jax", "")
+    found = load_base(str(tmp_path / "unknown"), [booster])
+    assert isinstance(found, TorchBase)
+    err = capsys.readouterr().err
+    assert "base model in PyTorch: scheduler 'DDPMScheduler' is unknown" in err
+    assert found.latents(PROMPTS, steps=1, seed=3, batch_size=1).shape == (2, 8, 8, 4)
+    with pytest.raises(InputError, match="scheduler 'DDPMScheduler' is unknown"):
+        load_base(str(tmp_path / "unknown"), [booster], "jax")
+    assert isinstance(load_base(str(tmp_path / "known"), [booster], "torch"), TorchBase)
+
+
+def test_missing_or_old_torchax(booster, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torchax", None)
+    with pytest.raises(InputError, match=r"torchax 0\.0\.14 or newer .* pip install 'fmboost_jax\[generate\]'"):
+        Generator(small_pipeline("lcm"), [booster])
+    monkeypatch.setitem(sys.modules, "torchax", types.ModuleType("torchax"))
+    with pytest.raises(InputError, match=r"pip install 'fmboost_jax\[generate\]'"):
+        Generator(small_pipeline("lcm"), [booster])

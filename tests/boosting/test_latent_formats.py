@@ -1,0 +1,101 @@
+"""What pipelines hand out becomes the scaled latents that a booster takes, or is refused."""
+
+import types
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fmboost_jax.boosting.checks import latents_array, warn_of_scale
+from fmboost_jax.boosting.diffusers import check_pipeline, to_jax
+from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
+from fmboost_jax.errors import InputError
+from fmboost_jax.models.autoencoder_kl import AutoencoderKLConfig
+from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
+from fmboost_jax.models.first_stage import LatentSpec
+
+torch = pytest.importorskip("torch")
+diffusers = pytest.importorskip("diffusers")
+
+TAEF2 = LatentSpec.from_config("tiny", "taef2", AutoencoderTinyConfig(latent_channels=4, pool=True))
+WIDE_KL = LatentSpec.from_config("kl", "wide", AutoencoderKLConfig(latent_channels=4, scaling_factor=1.0))
+
+
+def pipeline(name, vae=None, **attributes):
+    """An object of a pipeline's class name; its own `__init__` would want every network."""
+    return type(name, (), {"vae": vae, "vae_scale_factor": 8, "default_sample_size": 4, **attributes})()
+
+
+def flux2_vae():
+    vae = diffusers.AutoencoderKLFlux2(
+        block_out_channels=(32,) * 4, latent_channels=4, layers_per_block=1, use_quant_conv=False
+    )
+    vae.bn.running_mean.normal_()
+    vae.bn.running_var.uniform_(2.0, 4.0)
+    return vae
+
+
+@pytest.mark.parametrize("name", ["FluxPipeline", "ChromaPipeline", "QwenImagePipeline"])
+def test_tokens_become_planes(name):
+    tokens = torch.randn(2, 3 * 5, 64, requires_grad=True)
+    found = to_jax(scaled_latents(pipeline(name), tokens.bfloat16(), (48, 80)))
+    expected = getattr(diffusers, name)._unpack_latents(tokens.bfloat16(), 48, 80, 8).float().detach()
+    np.testing.assert_array_equal(found, expected.reshape(2, 16, 6, 10).numpy().transpose(0, 2, 3, 1))
+    with pytest.raises(InputError, match="expected 4 tokens, found 15 of 64 channels"):
+        scaled_latents(pipeline(name), tokens)
+    with pytest.raises(InputError, match=r"expected latents \(batch, tokens, channels\), found \(1, 16, 2, 2\)"):
+        scaled_latents(pipeline(name), torch.zeros(1, 16, 2, 2))
+
+
+def test_flux2_is_normalised_whatever_the_pipeline_does():
+    vae = flux2_vae()
+    normalised = torch.randn(2, 16, 3, 3)
+    mean, variance = (table.reshape(1, -1, 1, 1) for table in (vae.bn.running_mean, vae.bn.running_var))
+    klein = diffusers.Flux2KleinPipeline
+    raw = klein._unpatchify_latents(normalised * (variance + vae.config.batch_norm_eps).sqrt() + mean)
+    tokens = klein._pack_latents(normalised)
+    expected = klein._unpatchify_latents(normalised).numpy()
+    found = scaled_latents(pipeline("Flux2KleinPipeline", vae), raw).numpy()
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    np.testing.assert_array_equal(scaled_latents(pipeline("Flux2Pipeline", vae), tokens, (48, 48)), expected)
+
+
+def test_normalised_and_raw_boosters_are_told_apart():
+    raw_vae = diffusers.AutoencoderKL(block_out_channels=(32,) * 4, latent_channels=4, scaling_factor=1.0)
+    booster = lambda spec: types.SimpleNamespace(first_stage=types.SimpleNamespace(spec=spec))  # noqa: E731
+    check = check_pipeline.__wrapped__
+    check(pipeline("Flux2KleinPipeline", flux2_vae()), booster(TAEF2))
+    check(pipeline("Any", raw_vae), booster(WIDE_KL))
+    with pytest.raises(InputError, match=r"latents are normalised .*, this booster was trained on .* not normalised"):
+        check(pipeline("Flux2KleinPipeline", flux2_vae()), booster(WIDE_KL))
+    with pytest.raises(InputError, match=r"latents are not normalised, this booster was trained on .* normalised"):
+        check(pipeline("Any", raw_vae), booster(TAEF2))
+
+
+def test_raw_latents_of_flux2_are_noticed():
+    usual = jnp.asarray(0.8 * np.random.default_rng(0).standard_normal((1, 32, 32, 4)), jnp.float32)
+    with pytest.warns(UserWarning, match=r"standard deviation is 1\.4.*normalised latents"):
+        warn_of_scale(1.77 * usual, TAEF2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_scale(usual, TAEF2)
+
+
+def test_facts_of_autoencoders():
+    config = {"latent_channels": 32, "encoder_block_out_channels": [8] * 6, "scaling_factor": 0.41407}
+    sana = pipeline_latents(pipeline("SanaPipeline", type("AutoencoderDC", (), {"config": config})()))
+    assert (sana.channels, sana.downsampling, sana.scaling_factor, sana.normalized) == (32, 32, 0.41407, False)
+    config = {"z_dim": 16, "temperal_downsample": [False, True, True], "latents_mean": [0.0] * 16}
+    qwen = pipeline_latents(pipeline("QwenImagePipeline", type("AutoencoderKLQwenImage", (), {"config": config})()))
+    assert (qwen.channels, qwen.downsampling, qwen.normalized) == (16, 8, True)
+    with pytest.raises(InputError, match="latents of VQModel cannot be boosted; expected those of AutoencoderDC"):
+        pipeline_latents(pipeline("Any", type("VQModel", (), {"config": {}})()))
+    with pytest.raises(InputError, match="AutoencoderKL: its config has no latent_channels"):
+        pipeline_latents(pipeline("Any", type("AutoencoderKL", (), {"config": {}})()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tensors_with_a_gradient_are_taken(dtype):
+    tensor = torch.randn(1, 2, 2, 4, requires_grad=True).to(dtype)
+    np.testing.assert_array_equal(latents_array(tensor, WIDE_KL), tensor.detach().float().numpy())
