@@ -53,10 +53,17 @@ class _Diffusers:
     act_fn: str = "silu"
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
+    latents_mean: Any = None
+    latents_std: Any = None
 
 
 def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
     fields = _known(_Diffusers, config, "autoencoder config")
+    if fields.latents_mean is not None or fields.latents_std is not None:
+        raise InputError(
+            "autoencoder config: latents_mean and latents_std give each channel a scale of its own; expected one "
+            "scaling_factor and one shift_factor for all channels; choose another autoencoder"
+        )
     _only(
         "autoencoder config",
         _class_name=(fields._class_name, ("AutoencoderKL",)),

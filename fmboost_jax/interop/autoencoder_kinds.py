@@ -26,6 +26,8 @@ TINY_TABLES = {"taesd": TAESD, "diffusers": DIFFUSERS_TINY}
 _CONFIG = "config.json"
 # SD 1.x/2.x: the default for a file of 4 latent channels without a config.
 _SD_SCALING_FACTOR = 0.18215
+# A checkpoint of all of SDXL has its text encoders under this name, and another scale.
+_SDXL_TEXT_ENCODERS, _SDXL_SCALING_FACTOR = "conditioner.embedders.", 0.13025
 
 
 def load_autoencoder_kl(
@@ -82,7 +84,8 @@ def load_autoencoder_tiny(
 
 def _load_kl(path: str, dtype: str) -> AutoencoderKL:
     file, config = _files(path)
-    tensors = part_of(read_state_dict(file), "encoder.conv_in.weight", file)
+    everything = read_state_dict(file)
+    tensors = part_of(everything, "encoder.conv_in.weight", file)
     # A file of CompVis' own training also holds its loss network.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
     if config is not None:
@@ -94,7 +97,9 @@ def _load_kl(path: str, dtype: str) -> AutoencoderKL:
             f"autoencoder {path}: {channels} latent channels and no scale in the file; put a "
             'config.json beside it: {"scaling_factor": …, "shift_factor": …} and the ddconfig'
         )
-    return load_autoencoder_kl(tensors, {**config, "scaling_factor": _SD_SCALING_FACTOR}, dtype)
+    sdxl = any(name.startswith(_SDXL_TEXT_ENCODERS) for name in everything)
+    scale = _SDXL_SCALING_FACTOR if sdxl else _SD_SCALING_FACTOR
+    return load_autoencoder_kl(tensors, {**config, "scaling_factor": scale}, dtype)
 
 
 def _load_tiny(path: str, dtype: str) -> AutoencoderTiny:

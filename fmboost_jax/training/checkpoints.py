@@ -9,12 +9,15 @@ Every process writes the parts that it holds; the checkpoint gets its name when 
 mesh can go on from it: the step alone says which batch is next.
 """
 
+import contextlib
 import logging
 import os
 import shutil
 import sys
+from collections.abc import Iterator
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from grain.checkpoint import CheckpointSave
 from orbax.checkpoint.checkpoint_managers import preservation_policy
@@ -82,13 +85,23 @@ class Checkpoints:
         self._guard(self._manager.wait_until_finished)
 
     def config(self, step: int) -> dict:
-        """The config that was saved with a checkpoint."""
-        return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+        """The config that was saved with a checkpoint.
+
+        Raises:
+            InputError: the checkpoint is damaged; the last whole one is named.
+        """
+        with _naming_damage(self.directory, step):
+            return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
 
     def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
-        """Restore the state in the shapes and shardings of `abstract_state`, and the iterator's place."""
+        """Restore the state in the shapes and shardings of `abstract_state`, and the iterator's place.
+
+        Raises:
+            InputError: the checkpoint is damaged, in which case the last whole one is named, or has other shapes.
+        """
         state = ocp.args.StandardRestore(abstract_state.to_dict())
-        restored = self._manager.restore(step, args=ocp.args.Composite(state=state))
+        with _naming_damage(self.directory, step):
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=state))
         seek(iterator, step)
         return TrainState(**restored["state"])
 
@@ -125,6 +138,50 @@ def _leave_failures_to_us() -> None:
     sys.unraisablehook = hook
 
 
+@contextlib.contextmanager
+def _naming_damage(directory: str, step: int) -> Iterator[None]:
+    """Turn what Orbax and TensorStore raise for a damaged checkpoint into one line that says how to go on."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        folder, reason = os.path.join(directory, str(step)), one_line(error, 150)
+        # Whether a checkpoint is whole is found by reading it; processes would wait for each other in that.
+        alone = jax.process_count() == 1
+        if alone and _is_whole(folder):
+            raise InputError(f"checkpoint {folder} does not fit this run ({reason}); choose another workdir") from error
+        others = [other for other in reversed(_steps(directory)) if other != step]
+        whole = next((other for other in others if not alone or _is_whole(os.path.join(directory, str(other)))), None)
+        if whole is None:
+            remedy = "no other step is whole; start again in another workdir"
+        else:
+            remedy = (
+                f"the last {'whole one' if alone else 'one before it'} is step {whole}: to train on from there, move "
+                f"{folder} away and run the same command; to sample, name {os.path.join(directory, str(whole))}"
+            )
+        raise InputError(f"checkpoint {folder} is damaged ({reason}); {remedy}") from error
+
+
+def _is_whole(folder: str) -> bool:
+    """Whether all arrays of one step's checkpoint, and its config, can be read."""
+    try:
+        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+            reader.restore(os.path.join(folder, "config"))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            state = os.path.join(folder, "state")
+            tree = reader.metadata(state).item_metadata.tree
+            arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
+            reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=arrays))
+    except Exception:  # whatever it is, the checkpoint cannot be used
+        return False
+    return True
+
+
+def _steps(directory: str) -> list[int]:
+    return sorted(int(name) for name in os.listdir(directory) if name.isdigit()) if os.path.isdir(directory) else []
+
+
 def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -> tuple[dict, dict, int]:
     """Weights and config of a run's checkpoint, without its optimiser.
 
@@ -137,21 +194,26 @@ def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -
         Parameters (flat dict, see `fmboost_jax.models.parameters`), the config, and the step.
 
     Raises:
-        InputError: no checkpoint there.
+        InputError: no checkpoint there, or a damaged one; the last whole one is named.
     """
     directory = os.path.abspath(directory)
     if os.path.isdir(os.path.join(directory, "checkpoints")):
         directory = os.path.join(directory, "checkpoints")
     elif os.path.basename(directory).isdigit() and os.path.isdir(os.path.join(directory, "state")):
         directory, step = os.path.dirname(directory), int(os.path.basename(directory))
-    steps = sorted(int(name) for name in os.listdir(directory) if name.isdigit()) if os.path.isdir(directory) else []
+    steps = _steps(directory)
     if not steps or (step is not None and step not in steps):
         wanted = "a checkpoint" if step is None else f"step {step}"
         raise InputError(f"no checkpoint in {directory}: expected {wanted}, found {steps or 'none'}")
     step = steps[-1] if step is None else step
     _leave_failures_to_us()
-    name = "ema" if ema else "parameters"
-    folder = os.path.join(directory, str(step))
+    with _naming_damage(directory, step):
+        config, weights = _read(os.path.join(directory, str(step)), "ema" if ema else "parameters")
+    return weights, config, step
+
+
+def _read(folder: str, name: str) -> tuple[dict, dict]:
+    """The config and one dictionary of the state of one step's checkpoint."""
     with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
         config = reader.restore(os.path.join(folder, "config"))
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
@@ -169,4 +231,4 @@ def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -
                 partial_restore=True,
             ),
         )
-    return restored[name], config, step
+    return config, restored[name]

@@ -187,6 +187,20 @@ def test_folder_of_8_bit_floats_with_a_config_of_another_encoding(tmp_path, weig
     assert same(state_dict(stage.model), {name: tensor.float() for name, tensor in eight.items()})
 
 
+def test_the_scale_of_a_whole_sdxl_checkpoint(tmp_path):
+    weights = state_dict(random_model(AutoencoderKL, AutoencoderKLConfig(channels=(32,), blocks=1)), "compvis")
+    tensors = {f"first_stage_model.{name}": value for name, value in weights.items()}
+    for name, scale in (("cond_stage_model.a", 0.18215), ("conditioner.embedders.0.a", 0.13025)):
+        save_file({**tensors, name: np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
+        assert load_first_stage("kl", str(tmp_path / "x.safetensors")).spec.scaling_factor == scale
+
+
+@pytest.mark.parametrize("field", ["latents_mean", "latents_std"])
+def test_a_scale_for_each_channel_is_refused(weights, field):
+    with pytest.raises(InputError, match=r"expected one scaling_factor"):
+        load_autoencoder_kl(weights, {**DIFFUSERS, field: [0.1, 0.2, 0.3, 0.4]})
+
+
 def test_group_counts(kl, weights):
     assert load_autoencoder_kl(weights, DIFFUSERS).config == KL
     assert load_autoencoder_kl(state_dict(kl, "compvis"), DDCONFIG).config == KL
