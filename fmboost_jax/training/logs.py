@@ -23,8 +23,8 @@ class Logs:
 
         self._workdir = workdir
         self._path = os.path.join(workdir, "metrics.jsonl")
-        kept = [line for line in _lines(self._path) if json.loads(line)["step"] <= step]
-        write_atomically(self._path, "".join(line + "\n" for line in kept).encode())
+        kept = [line for line in _lines(self._path) if (at := _step(line)) is not None and at <= step]
+        write_atomically(self._path, b"".join(kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=step)
 
@@ -49,9 +49,17 @@ class Logs:
         self._board.close()
 
 
-def _lines(path: str) -> list[str]:
-    """Whole lines of a file that a crash may have cut short; none where there is no file."""
+def _lines(path: str) -> list[bytes]:
+    """Lines of a file; none if it does not exist."""
     if not os.path.exists(path):
         return []
-    with open(path, encoding="utf-8") as file:
-        return [line.rstrip("\n") for line in file if line.endswith("\n")]
+    with open(path, "rb") as file:
+        return file.readlines()
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a record; None for what a crash leaves: part of a line, or zeros in place of lines."""
+    try:
+        return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
+    except (ValueError, TypeError, KeyError):
+        return None

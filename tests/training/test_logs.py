@@ -1,0 +1,16 @@
+"""The log of a run that continues after a crash."""
+
+import json
+
+from fmboost_jax.training.logs import Logs
+
+
+def test_what_a_crash_left_is_dropped(tmp_path):
+    """Zeros in place of lines, part of a line, other values, and the records after the step that is restored."""
+    path = tmp_path / "metrics.jsonl"
+    good = [json.dumps({"step": step, "loss": 1.0}).encode() + b"\n" for step in (1, 2, 3)]
+    path.write_bytes(good[0] + b"\0" * 40 + b"\n" + b"[1]\n" + b"\xff\n" + good[1] + good[2] + b'{"step": 2, "lo')
+    logs = Logs(str(tmp_path), 2)
+    logs.scalars(3, {"loss": 0.5})
+    logs.close()
+    assert path.read_bytes() == good[0] + good[1] + b'{"step": 3, "loss": 0.5}\n'
