@@ -59,6 +59,20 @@ def local_path(path: str | os.PathLike, what: str) -> str:
     return path
 
 
+def utf8_path(path: str | os.PathLike, what: str) -> str:
+    """Return a local path for Orbax, which takes no other bytes than UTF-8.
+
+    Raises:
+        InputError: another path; see also `local_path`.
+    """
+    path = local_path(path, what)
+    try:
+        os.path.abspath(path).encode()
+    except UnicodeEncodeError as error:
+        raise InputError(f"{what} {printable(path)}: its name is not UTF-8, as checkpoints need; rename it") from error
+    return path
+
+
 def refuse_addresses(values: Mapping[str, Any], prefix: str = "") -> None:
     """Refuse a command line or config that names an object store, before anything is done.
 

@@ -6,7 +6,8 @@ import os
 import pytest
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import atomic_file, atomic_folder, local_path, read_json, refuse_existing
+from fmboost_jax.files import atomic_file, atomic_folder, local_path, read_json, refuse_existing, utf8_path
+from fmboost_jax.training.checkpoints import Checkpoints
 
 
 def fill(path, content, error=None):
@@ -87,6 +88,15 @@ def test_what_is_no_local_path_is_refused(tmp_path, monkeypatch, path):
     assert os.listdir(tmp_path) == []
     for fine in ("C:/photos", "a:b", "coco/2017:validation", "x/y:/z"):
         assert local_path(fine, "output") == fine
+
+
+def test_orbax_gets_utf8_alone(tmp_path):
+    strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert utf8_path(tmp_path / "café", "workdir") == str(tmp_path / "café")
+    for use in (lambda: utf8_path(strange, "workdir"), lambda: Checkpoints(strange)):
+        with pytest.raises(InputError, match=r"workdir .*caf\\xe9: its name is not UTF-8"):
+            use()
+    assert os.listdir(tmp_path) == []
 
 
 def test_what_exists_is_refused_even_a_dangling_link(tmp_path):

@@ -12,7 +12,7 @@ import jax
 
 from fmboost_jax.configuration import from_mapping
 from fmboost_jax.errors import InputError, one_line
-from fmboost_jax.files import atomic_folder, read_json, write_atomically
+from fmboost_jax.files import atomic_folder, read_json, utf8_path, write_atomically
 from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
 from fmboost_jax.models import parameters
 from fmboost_jax.models.networks import NETWORKS
@@ -31,7 +31,7 @@ def save_model(folder: str, model: Any) -> None:
     Raises:
         InputError: the folder exists.
     """
-    with atomic_folder(folder) as partial:
+    with atomic_folder(utf8_path(folder, "output")) as partial:
         import orbax.checkpoint as ocp  # slow to import, and most weights are safetensors
 
         with ocp.StandardCheckpointer() as checkpointer:

@@ -24,6 +24,7 @@ from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fmboost_jax.data.pipeline import seek
 from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.files import utf8_path
 from fmboost_jax.runtime.lock import FolderLock
 from fmboost_jax.tables import size
 from fmboost_jax.training.state import TrainState
@@ -41,7 +42,7 @@ class Checkpoints:
 
     def __init__(self, workdir: str, *, keep: int = 3, keep_every: int = 0, lock: FolderLock | None = None):
         self._lock = lock
-        self.directory = os.path.join(os.path.abspath(workdir), "checkpoints")
+        self.directory = os.path.join(os.path.abspath(utf8_path(workdir, "workdir")), "checkpoints")
         _leave_failures_to_us()
         policies: list[preservation_policy.PreservationPolicy] = [preservation_policy.LatestN(keep)]
         if keep_every:
