@@ -20,7 +20,6 @@ import jax
 
 from fmboost_jax.configuration import parse_arguments
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.parallel.mesh import AXES, make_mesh
 from fmboost_jax.planning.compile import cache_folder, compile_for
@@ -64,7 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_enable_compilation_cache", False)
 
-    recommended = recommended_steps(make_objective(config.objective))
+    recommended = config.recommended_steps
     steps = recommended if arguments.steps is None else arguments.steps
 
     def plan_one(sizes: dict[str, int] | None, batch_per_chip: int | None) -> Plan:
@@ -118,7 +117,7 @@ def plan(
     if batch_per_chip is not None and batch_per_chip < 1:
         raise InputError(f"the batch per chip is {batch_per_chip}, expected 1 or more")
     tpus = tpu_slice(topology)
-    solver = solver or Solver(steps=recommended_steps(make_objective(config.objective)))
+    solver = solver or Solver(steps=config.recommended_steps)
     devices = make_mesh(mesh or dataclasses.asdict(config.mesh), tpus.devices)
     if batch_per_chip:
         train = dataclasses.replace(config.train, batch_size=batch_per_chip * len(tpus.devices))

@@ -9,10 +9,11 @@
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. With --from-latents, its latent is all that the ways to be compared get. PSNR, SSIM and
-SSIMULACRA2 (the package `ssimulacra2`) are means over photographs. Sharpness is an image's gradient energy over the
-original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches of each image
-and the same patches of the originals; few patches for so many features, so compare it within one table alone. Seconds
-are of one photograph on the machine at hand, compilation left out.
+SSIMULACRA2 (the package `ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency. Sharpness
+is an image's gradient energy over the original's. "Fréchet" is the Fréchet distance, in the features of
+efficientnet-lite0, between 4 patches of each image and the same patches of the originals; few patches for so many
+features, so compare it within one table alone. Seconds are of one photograph on the machine at hand, compilation left
+out.
 """
 
 import argparse
@@ -118,6 +119,7 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
     return {
         "bilinear": lambda: enlarged(Image.Resampling.BILINEAR),
         "bicubic": lambda: enlarged(Image.Resampling.BICUBIC),
+        "bicubic, consistent": lambda: fix_colour(enlarged(Image.Resampling.BICUBIC), small, "consistency"),
         "LSU: latent bilinear, decoded": lambda: one_by_one(latent_upsampled, small),
         "PSU: image bilinear, encoded, decoded": lambda: one_by_one(
             lambda image: encode(upsample(image, size, "bilinear")), small
@@ -163,7 +165,13 @@ def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: b
         latents = np.concatenate([stage.encode(to_float(image[None])) for image in small])
         return np.asarray(booster.decode(booster.boost(latents, steps=count, batch_size=1), batch_size=1))
 
-    return {f"boosted, Euler {count}": lambda count=count: boost(count) for count in steps}
+    ways = {f"boosted, Euler {count}": lambda count=count: boost(count) for count in steps}
+    if from_latents:
+        return ways
+    consistent = {
+        f"{name}, consistent": lambda way=way: fix_colour(way(), small, "consistency") for name, way in ways.items()
+    }
+    return ways | consistent
 
 
 def write_small(folder: pathlib.Path, booster: Booster, small: Images, *, from_latents: bool) -> None:
@@ -181,7 +189,7 @@ def _read_numbered(folder: pathlib.Path, count: int) -> Images:
 
 
 def controls(booster: Booster, small: Images) -> dict:
-    """What `sample` leaves off unless told: --colour-fix, --noise-step."""
+    """Other settings of `sample`: --colour-fix, --noise-step."""
 
     def boosted(**options):
         return booster.upscale(small, steps=4, batch_size=1, **options)

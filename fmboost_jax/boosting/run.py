@@ -1,7 +1,6 @@
 """What boosting needs of a training run."""
 
 from fmboost_jax.boosting.bundle import BundleConfig
-from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.parameters import Parameters
@@ -29,6 +28,6 @@ def read_run(
         step=step,
         network=config.network,
         objective=config.objective,
-        steps=recommended_steps(make_objective(config.objective)),
+        steps=config.recommended_steps,
     )
     return parameters, bundle, stage

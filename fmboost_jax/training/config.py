@@ -12,7 +12,7 @@ from fmboost_jax.data.crops import CropsConfig
 from fmboost_jax.data.dataset import DataConfig
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
-from fmboost_jax.flow.objectives import make_objective
+from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.images.resize import MODES
@@ -234,6 +234,11 @@ class TrainingConfig:
                 f"objective {self.objective} needs a network with {needed} time input(s), found {found}: set "
                 f"{self.network}.time_inputs={needed}"
             )
+
+    @property
+    def recommended_steps(self) -> int:
+        """Steps to sample with: 1 for a map for one step (`finish.velocity` 0), else what the objective recommends."""
+        return recommended_steps(make_objective(self.objective)) if self.finish.velocity else 1
 
     @property
     def coupling(self) -> Coupling:

@@ -175,3 +175,8 @@ def test_a_discriminator_is_trained_every_second_update_and_saved():
     assert [float(values["discriminator"]) > 0 for values in metrics] == [True, False, True]
     saved = states[-1].to_dict()
     assert set(saved["discriminator"]) == {"parameters", "optimizer"}
+
+
+def test_a_map_for_one_step_is_sampled_in_one():
+    assert tiny_config("--config.finish.pixels=1.0").recommended_steps == 4
+    assert tiny_config("--config.finish.pixels=1.0", "--config.finish.velocity=0.0").recommended_steps == 1
