@@ -23,7 +23,7 @@ if SMALL:
     photograph = photograph.resize((48, 48))
 
 # %%
-booster = Booster.from_pretrained("demo-x2")
+booster = Booster.from_pretrained("photo-x2")
 booster
 
 # %%

@@ -2,7 +2,7 @@
 
 from fmboost_jax import Booster
 
-large = Booster.from_pretrained("demo-x2")(image)
+large = Booster.from_pretrained("photo-x2")(image)
 
 Source: "Boosting Latent Diffusion with Flow Matching", Schusterbauer et al., ECCV 2024, arXiv 2312.07360.
 """

@@ -33,7 +33,7 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import local_path, refuse_addresses
 from fmboost_jax.flow.sde import LAST_STEPS, StochasticSolver
 from fmboost_jax.flow.solvers import GRIDS, METHODS, Solver
-from fmboost_jax.images.colour import FIXES
+from fmboost_jax.images.colour import FIXES, NO_FIX
 from fmboost_jax.registry import import_extensions
 from fmboost_jax.runtime.timing import CompileClock, seconds_an_image
 
@@ -90,7 +90,7 @@ def main(argv: list[str] | None = None) -> None:
                 boosters,
                 arguments.input,
                 arguments.out,
-                colour_fix=arguments.colour_fix,
+                colour_fix=None if arguments.colour_fix == NO_FIX else arguments.colour_fix,
                 comparison=arguments.compare,
                 resume=arguments.resume,
                 tile=arguments.tile,
@@ -210,7 +210,13 @@ def _parser() -> argparse.ArgumentParser:
     add("--devices", type=int, default=1, metavar="N", help="devices that share a batch (default: 1)")
     add("--spatial", type=int, default=1, metavar="N", help="of them share the height of one image (default: 1)")
     add("--intermediates", action="store_true", help="also write the results of every stage of a cascade")
-    add("--colour-fix", choices=tuple(FIXES), help="give the result the photograph's colours")
+    add(
+        "--colour-fix",
+        choices=(*FIXES, NO_FIX),
+        default="consistency",
+        help="consistency: the result of a photograph, shrunk, equals it; adain, wavelet: it has its colours; none "
+        "(default: consistency)",
+    )
     return parser
 
 

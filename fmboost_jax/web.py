@@ -1,7 +1,7 @@
 """Boost photographs in a browser: a page on this machine. Needs the extra `[web]`.
 
     python -m fmboost_jax.web
-    python -m fmboost_jax.web --booster BUNDLE demo-x2 --port 7861
+    python -m fmboost_jax.web --booster BUNDLE photo-x2 --port 7861
     python -m fmboost_jax.web --booster BUNDLE --base FOLDER_OR_ID
     python -m fmboost_jax.web --host 0.0.0.0 --password-file FILE
 
@@ -30,7 +30,7 @@ from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError, one_line, run
 from fmboost_jax.files import refuse_addresses
-from fmboost_jax.images.colour import FIXES, fix_colour
+from fmboost_jax.images.colour import FIXES, NO_FIX, fix_colour
 from fmboost_jax.images.photos import UnusablePhoto, load_photo, photo_size, with_alpha
 from fmboost_jax.images.png import write_png
 from fmboost_jax.images.resize import resize_pixels
@@ -38,7 +38,6 @@ from fmboost_jax.images.resize import resize_pixels
 USER = "fmboost"
 KEEP_SECONDS = 3600
 QUEUE = 32  # visitors that wait; more are sent away
-NO_FIX = "none"
 
 Report = Callable[[float, str], None]
 
@@ -257,7 +256,13 @@ def build_page(boosters: dict[str, Booster], *, pipe: Any = None, max_side: int 
                     elem_id="factor",
                 )
                 steps = gr.Slider(
-                    1, 20, value=4, step=1, label="Steps", info="More steps take longer.", elem_id="steps"
+                    1,
+                    20,
+                    value=boosters[first].steps,
+                    step=1,
+                    label="Steps",
+                    info="More steps take longer.",
+                    elem_id="steps",
                 )
                 with gr.Accordion("Noise, seed, colours", open=False):
                     noise = gr.Slider(
@@ -272,9 +277,9 @@ def build_page(boosters: dict[str, Booster], *, pipe: Any = None, max_side: int 
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
                     fix = gr.Radio(
                         [NO_FIX, *FIXES],
-                        value=NO_FIX,
+                        value="consistency",
                         label="Colour fix",
-                        info="Gives the result the photograph's colours.",
+                        info="consistency: the result, shrunk, equals the photograph.",
                         elem_id="fix",
                     )
                 with gr.Row():
@@ -421,9 +426,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--booster",
         nargs="+",
-        default=[DEFAULT_BOOSTER, "demo-x4"],
+        default=[DEFAULT_BOOSTER, "photo-x4"],
         metavar="DIR",
-        help="bundles, runs or names of packaged weights to choose from (default: demo-x2 demo-x4)",
+        help="bundles, runs or names of packaged weights to choose from (default: photo-x2 photo-x4)",
     )
     add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, to boost what it makes of a prompt")
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")

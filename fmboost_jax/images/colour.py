@@ -49,6 +49,7 @@ def consistency(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c
 
 
 FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet, "consistency": consistency}
+NO_FIX = "none"  # the name of no correction, where commands and pages offer a choice
 
 
 def fix_colour(

@@ -16,7 +16,7 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
     """Return the folder or file of a path, of packaged weights or of a hub id, in this order.
 
     Args:
-        path: folder, file, prefix of files, a name such as `demo-x2`, or `owner/name[/subfolder]`.
+        path: folder, file, prefix of files, a name such as `photo-x2`, or `owner/name[/subfolder]`.
         what: kind of model, for messages. Default: "autoencoder".
 
     Raises:
