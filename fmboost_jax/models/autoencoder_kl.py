@@ -11,12 +11,11 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jax import lax
 from jaxtyping import Array, Float
 
 from fmboost_jax.configuration import require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError
-from fmboost_jax.models import convolution
+from fmboost_jax.models import blocks, convolution
 from fmboost_jax.models.attention import attend
 from fmboost_jax.models.parameters import kernel_flops
 from fmboost_jax.models.row_chunks import RowChunk, map_row_chunks
@@ -88,26 +87,22 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(self.dtype)
 
 
-class GroupNorm(nnx.Module):
-    """Group normalisation in float32; its statistics may come from a larger map than its input."""
+class GroupNorm(blocks.GroupNorm):
+    """Group normalisation with the variance in two passes, which is accurate for maps with a large mean."""
 
     def __init__(self, channels: int, config: AutoencoderKLConfig):
-        self.scale = nnx.Param(jnp.ones(channels))
-        self.bias = nnx.Param(jnp.zeros(channels))
-        self.groups = config.norm_groups
+        super().__init__(channels, groups=config.norm_groups, epsilon=NORM_EPS)
 
-    def fitted(self, x: Float[Array, "b h w c"]):
-        """Return the normalisation with the statistics of `x`, a function of any of its rows."""
-        grouped = x.reshape(*x.shape[:3], self.groups, -1).astype(jnp.float32)
+    def statistics(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return mean and variance of each channel's group."""
+        grouped = x.reshape(*x.shape[:3], self.groups, -1)
         mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
         variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
-        per_channel = (x.shape[0], 1, 1, self.groups, x.shape[-1] // self.groups)
-        mean, factor = (
-            jnp.broadcast_to(value, per_channel).reshape(x.shape[0], 1, 1, -1)
-            for value in (mean, lax.rsqrt(variance + NORM_EPS))
+        per_channel = (x.shape[0], self.groups, x.shape[-1] // self.groups)
+        mean, variance = (
+            jnp.broadcast_to(value[:, 0, 0], per_channel).reshape(x.shape[0], -1) for value in (mean, variance)
         )
-        scale, bias = self.scale[...], self.bias[...]
-        return lambda rows: (rows.astype(jnp.float32) - mean) * (factor * scale) + bias
+        return mean, variance
 
 
 class ResBlock(nnx.Module):

@@ -3,6 +3,8 @@
 Arrays are NHWC; parameters float32; `dtype` is that of convolutions and matrix products.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,7 +18,7 @@ EPSILON = 1e-5
 
 
 def uniform_fan_in(fan_in: int) -> nnx.Initializer:
-    """U(−1/√fan_in, 1/√fan_in): what PyTorch draws for weights and biases of convolutions and linear layers.
+    """Return the initializer U(−1/√fan_in, 1/√fan_in), PyTorch's default for convolutions and linear layers.
 
     Source: He et al. 2015, arXiv 1502.01852, equation 10, with the leaky slope √5 that PyTorch passes.
     """
@@ -41,9 +43,9 @@ def conv(
     dtype,
     rngs: nnx.Rngs,
 ) -> nnx.Conv:
-    """A square two-dimensional convolution; `padding` on all four sides (default: (kernel − 1) / 2).
+    """Return a square two-dimensional convolution with `padding` on all four sides (default: (kernel − 1) / 2).
 
-    With `upsample`, the map is upsampled ×2 by nearest neighbours first.
+    With `upsample`, it first upsamples the map ×2 by nearest neighbours.
     """
     padding = (kernel - 1) // 2 if padding is None else padding
     init = nnx.initializers.zeros if zero else uniform_fan_in(in_channels * kernel * kernel)
@@ -64,7 +66,7 @@ def conv(
 
 
 def linear(in_features: int, out_features: int, *, zero: bool = False, dtype, rngs: nnx.Rngs) -> nnx.Linear:
-    """A linear layer on the last axis."""
+    """Return a linear layer on the last axis."""
     init = nnx.initializers.zeros if zero else uniform_fan_in(in_features)
     return nnx.Linear(
         in_features, out_features, kernel_init=init, bias_init=init, dtype=dtype, param_dtype=jnp.float32, rngs=rngs
@@ -75,23 +77,31 @@ class GroupNorm(nnx.Module):
     """Group normalisation (Wu and He 2018, arXiv 1803.08494); statistics and result in float32.
 
     The map is summed by channel first, then by group. `flax.nnx.GroupNorm` splits the channels into groups first, for
-    which TPUs copy the whole map in float32 (bench/tpu.md).
+    which TPUs copy the whole map in float32 (bench/tpu.md). The variance is the mean square minus the squared mean,
+    which reads the map once.
     """
 
-    def __init__(self, channels: int, *, groups: int = GROUPS):
+    def __init__(self, channels: int, *, groups: int = GROUPS, epsilon: float = EPSILON):
         if channels % groups:
             raise ValueError(f"{channels} channels are not a multiple of {groups} groups")
         self.scale = nnx.Param(jnp.ones(channels))
         self.bias = nnx.Param(jnp.zeros(channels))
-        self.groups = groups
+        self.groups, self.epsilon = groups, epsilon
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Features of any float type → normalised features in float32."""
-        x = x.astype(jnp.float32)
+        """Normalise features of any float type; the result is float32."""
+        return self.fitted(x)(x)
+
+    def fitted(self, x: Float[Array, "b h w c"]) -> Callable[[Array], Array]:
+        """Return the normalisation with the statistics of `x`, a function of any rows of the map."""
+        mean, variance = (values[:, None, None] for values in self.statistics(x.astype(jnp.float32)))
+        factor, bias = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...], self.bias[...]
+        return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
+
+    def statistics(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return mean and variance of each channel's group."""
         mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2))) for values in (x, jnp.square(x)))
-        variance = jnp.maximum(square - jnp.square(mean), 0)
-        factor = jax.lax.rsqrt(variance + EPSILON) * self.scale[...]
-        return (x - mean[:, None, None]) * factor[:, None, None] + self.bias[...]
+        return mean, jnp.maximum(square - jnp.square(mean), 0)
 
     def _of_groups(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
         """Replace every channel's value by the mean of its group."""
