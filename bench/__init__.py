@@ -1,1 +1,1 @@
-"""What is timed, and against whom. Each module is a command: `python -m bench.<name>`."""
+"""Benchmarks against other implementations. Modules with a command run as `python -m bench.<name>`."""

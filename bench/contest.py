@@ -1,7 +1,7 @@
-"""Contestants that do the same work, measured side by side, so that a noisy machine is as noisy for each.
+"""Benchmarks of several implementations of the same work, in alternation, so that machine noise is equal for all.
 
-Each runs in a process of its own: its peak memory is its own, and nobody's threads or caches stay in another's way.
-The first call, which compiles, counts apart.
+Each runs in a separate process, with separate memory, threads and caches. The first call, which compiles, is reported
+separately.
 """
 
 import dataclasses
@@ -12,16 +12,16 @@ from collections.abc import Callable, Iterator
 
 from bench.memory import forget_peak, peak_gib, resident_gib
 
-# Builds what is needed and returns one repetition of the work, finished when it returns.
+# Builds an implementation and returns a function that does the work once, synchronously.
 Prepare = Callable[[], Callable[[], object]]
 
 
 @dataclasses.dataclass(frozen=True)
 class Contestant:
-    """One who takes part.
+    """An implementation to measure.
 
     Attributes:
-        name: as the table says it.
+        name: name in the table.
         prepare: a module-level function or a `functools.partial` of one, called in the contestant's process.
     """
 
@@ -31,16 +31,16 @@ class Contestant:
 
 @dataclasses.dataclass(frozen=True)
 class Result:
-    """What one contestant took.
+    """Measurements of one implementation.
 
     Attributes:
-        name: the contestant's.
+        name: name of the implementation.
         seconds: median of the repeats.
         ratio: to the first contestant's median over the repeats that alternated with these.
         first: seconds of building and of the first call, compilation included.
         peak: largest resident memory of its process in GiB.
-        passing: how much of it a repetition takes beyond what is resident between them, in GiB.
-        failure: why there are no numbers; empty where there are.
+        passing: peak during a repetition above the resident memory before it, in GiB.
+        failure: reason of a failure; empty otherwise.
     """
 
     name: str
@@ -53,10 +53,10 @@ class Result:
 
 
 def contest(contestants: list[Contestant], *, repeats: int = 5) -> list[Result]:
-    """The contestants' results in their order; one that fails says why and stops nobody.
+    """Return the results in the order of the implementations; a failure does not stop the others.
 
-    The first meets each of the others in turn, a repetition of the one, a repetition of the other. Two processes at a
-    time: more of them may have no room in the memory.
+    Repetitions of the first implementation alternate with those of each other one. At most two processes run at the
+    same time, to bound memory.
     """
     with _Child(contestants[0]) as ours:
         first, mine, results = ours.prepare(), [], []
@@ -90,11 +90,11 @@ class _Child:
         theirs.close()
 
     def prepare(self) -> float:
-        """Build, one after the other: nobody compiles while another does."""
+        """Build and run once; returns seconds. Only one process compiles at a time."""
         return self.ask("prepare")
 
     def ask(self, what: str) -> float:
-        """The answer, or NaN from the moment it failed."""
+        """Return the answer, or NaN after a failure."""
         if self.failure:
             return float("nan")
         try:
@@ -112,13 +112,13 @@ class _Child:
         return self
 
     def __exit__(self, *_):
-        """Let it go: nobody asks any more."""
+        """Close the pipe, which ends the process."""
         self._pipe.close()
         self.process.join()
 
 
 def _serve(pipe, prepare: Prepare) -> None:
-    """In the child: answer with seconds, with GiB, or with the reason of a failure."""
+    """Answer requests in the child process, with seconds, GiB, or the reason of a failure."""
     for answer in _answers(pipe, prepare):
         pipe.send(answer)
 
@@ -150,7 +150,7 @@ def _answers(pipe, prepare: Prepare) -> Iterator[float | str]:
 
 
 def table(title: str, results: list[Result]) -> str:
-    """Markdown: how many times as long as the first one every peer takes."""
+    """Return a Markdown table with each peer's time relative to the first implementation."""
     ours = results[0]
     lines = [
         f"### {title}",

@@ -1,9 +1,9 @@
-"""How seconds and memory of one UNet call grow with the latents' size and with the batch, ours and the PyTorch twin's.
+"""Growth of the UNet's time and memory with latent size and batch, for this package and the PyTorch reference model.
 
     python -m bench growth
 
 The exponents are the slopes of straight lines through the logarithms, fitted by least squares: 1 is growth in
-proportion. Memory is what a call takes for its passing needs, beyond the weights and all else that stays.
+proportion. Memory is the peak during a call above the resident memory before it.
 """
 
 import functools

@@ -9,8 +9,8 @@ _PROCESS = pathlib.Path("/proc/self")
 def peak_gib() -> float:
     """Largest resident memory of this process's program so far, or since `forget_peak`, in GiB.
 
-    Linux's own mark of the program's memory: `getrusage` keeps the parent's over fork and exec, so a small child of a
-    large process reports the parent's.
+    It is read from Linux's VmHWM. `getrusage` is not used, because its value survives fork and exec: a small child of a
+    large process would report the parent's peak.
     """
     return _status("VmHWM")
 
@@ -21,7 +21,7 @@ def resident_gib() -> float:
 
 
 def forget_peak() -> None:
-    """Let the peak begin anew at what is resident now."""
+    """Reset the peak to the present resident memory."""
     (_PROCESS / "clear_refs").write_text("5")
 
 

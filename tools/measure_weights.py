@@ -54,13 +54,13 @@ def main() -> None:
     parser.add_argument("photographs", help="folder of held-out photographs")
     parser.add_argument("--size", type=int, default=512, help="side of the originals, pixels (512)")
     parser.add_argument("--steps", type=int, nargs="+", default=[1, 2, 4, 8, 20], help="Euler steps (1 2 4 8 20)")
-    parser.add_argument("--limit", type=int, help="measure with so many photographs, evenly spread over the folder")
+    parser.add_argument("--limit", type=int, help="number of photographs, evenly spread over the folder (default: all)")
     parser.add_argument("--from-latents", action="store_true", help="give only the small photographs' latents")
     parser.add_argument("--small", help="write the small photographs as PNG into a folder, for another tool")
     parser.add_argument(
         "--add", action="append", default=[], metavar="NAME=FOLDER", help="a row: what another tool made of --small"
     )
-    parser.add_argument("--boosted-alone", action="store_true", help="leave out what is to be beaten")
+    parser.add_argument("--boosted-alone", action="store_true", help="leave out the baselines")
     parser.add_argument("--controls", action="store_true", help="with 4 steps: colour fixes, noise steps at inference")
     parser.add_argument("--grid", help="write a PNG of some photographs, cut where they hold most detail")
     parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 2], help="numbers of those photographs")
@@ -189,7 +189,7 @@ def _read_numbered(folder: pathlib.Path, count: int) -> Images:
 
 
 def controls(booster: Booster, small: Images) -> dict:
-    """Other settings of `sample`: --colour-fix, --noise-step."""
+    """Return boosts with other colour fixes and noise steps than the default."""
 
     def boosted(**options):
         return booster.upscale(small, steps=4, batch_size=1, **options)

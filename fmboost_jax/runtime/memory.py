@@ -12,15 +12,15 @@ _ACCELERATORS = ("/dev/accel*", "/dev/vfio/[0-9]*", "/dev/nvidia[0-9]*", "/dev/k
 
 
 def keep_freed_memory() -> bool:
-    """Let glibc keep freed memory for the next request, where no accelerator is at hand or JAX_PLATFORMS says cpu.
+    """Let glibc keep freed memory for the next request, if there is no accelerator or JAX_PLATFORMS is cpu.
 
-    On CPUs XLA asks for a program's temporaries anew at each call, gigabytes in one piece in a training step. glibc
-    gives so large a piece back to the kernel at once, which zeroes page after page when the next step touches them: a
-    quarter of the step. To be called before jax meets a device: threads that allocate before may keep heaps of their
-    own, which cannot hold such a piece.
+    On CPUs, XLA allocates the temporaries of a program at every call, in a training step as one block of gigabytes.
+    glibc returns such a block to the kernel when it is freed, and the kernel zeroes its pages again in the next step,
+    which takes a quarter of the step. Call this function before JAX uses a device: threads that allocate earlier may
+    have separate heaps, which are too small for such a block.
 
     Returns:
-        Whether the allocator was changed: False beside an accelerator and with another C library.
+        Whether the allocator was changed; False with an accelerator or with another C library.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if mallopt is None or (os.environ.get("JAX_PLATFORMS") != "cpu" and any(map(glob.glob, _ACCELERATORS))):
