@@ -23,18 +23,17 @@ from fmboost_jax.models.first_stage import Identity
 from fmboost_jax.models.parameters import merge, split
 from fmboost_jax.training import loop
 from fmboost_jax.training.autoencoder import (
-    PERCEPTUAL_BLOCKS,
     decaying_optimizer,
     enlarge,
     enlargement_loss,
     initial_parameters,
     load_parameters,
     make_train_step,
-    perceptual_loss,
     principal_components,
     reconstruction_loss,
 )
 from fmboost_jax.training.config import AutoencoderTrainingConfig
+from fmboost_jax.training.perceptual import BLOCKS, perceptual_distance
 from fmboost_jax.training.state import TrainState
 
 WEIGHTS = "autoencoder/diffusion_pytorch_model.safetensors"
@@ -195,10 +194,12 @@ def test_a_decoder_alone_is_trained_from_weights_that_are_there(whole_run, photo
 def test_perceptual_loss_grows_with_distance_and_is_bounded():
     features = EfficientNetLite(EfficientNetConfig(), rngs=nnx.Rngs(0))
     image, other = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1, maxval=1)
-    losses = [float(perceptual_loss(features, image + share * (other - image), image)) for share in (0, 0.1, 0.3, 1)]
+    losses = [
+        float(perceptual_distance(features, image + share * (other - image), image)) for share in (0, 0.1, 0.3, 1)
+    ]
     assert losses[0] == 0
     assert losses == sorted(losses)
-    assert losses[-1] <= 4 * (1 + PERCEPTUAL_BLOCKS)  # of vectors of length 1
+    assert losses[-1] <= 4 * (1 + BLOCKS)  # of vectors of length 1
 
 
 @pytest.mark.parametrize("how", ["killed", "SIGTERM"])
