@@ -307,7 +307,7 @@ def test_other_settings_are_refused_and_change_nothing(config, photos, tmp_path,
     [
         (["--images", "{tmp}/nowhere", "--out", "{tmp}/out"], "photo folder .*nowhere does not exist"),
         (["--images", "{tmp}/empty", "--out", "{tmp}/out"], "photo folder .*empty holds no photographs"),
-        (["--images", "{photos}", "--out", "{photos}/latents"], "lies in the photo folder"),
+        (["--images", "{photos}", "--out", "{photos}/latents"], "is inside the photo folder"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--process-index", "2"], "process index 2 is outside 0 to 0"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--batch-size", "0"], "--batch-size is 0, expected 1 or more"),
         (["--images", "{photos}", "--out", "{tmp}/out", "--config.data.low_res=32"], "low_res 32 must be between"),
