@@ -240,7 +240,7 @@ class DatasetInfo(Recipe):
         if not path.exists():
             remedy = "python -m fmboost_jax.precompute makes one"
             if (folder / "plan.json").exists():
-                remedy = "precompute has not finished; run its command again"
+                remedy = "precompute has not finished, run its command again"
             raise InputError(f"data folder {folder} has no dataset.json; {remedy}")
         fields = read_json(path)
         if fields.get("format") != FORMAT:
