@@ -139,11 +139,11 @@ def test_sizes_of_latents_follow_first_stage_and_upsampling():
     [
         ({"upsampling": "esu"}, "upsampling 'esu' is unknown; expected one of psu, lsu"),
         ({"low_res_source": "pixel"}, "low_res_source 'pixel' is unknown"),
-        ({"low_res": 20, "low_res_source": "mixed"}, "low_res 20 is no multiple"),
+        ({"low_res": 20, "low_res_source": "mixed"}, "low_res 20 is not a multiple"),
         ({"dtype": "float32"}, "dtype 'float32' is unknown"),
         ({"low_res": 64}, "low_res 64 must be between 0 and high_res 64"),
         ({"high_res": 60}, "high_res 60 is not a multiple of the first stage's downsampling 8"),
-        ({"low_res": 20, "upsampling": "lsu"}, "low_res 20 is no multiple"),
+        ({"low_res": 20, "upsampling": "lsu"}, "low_res 20 is not a multiple"),
         ({"crops": -1}, "crops is -1"),
         ({"crop_scale": 0.5}, "crop_scale is 0.5"),
         ({"crop_scale": float("nan")}, "crop_scale is nan"),

@@ -160,7 +160,9 @@ def test_exchanged_shards_are_noticed(tmp_path, write_dataset):
     first.rename(tmp_path / "aside")
     second.rename(first)
     (tmp_path / "aside").rename(second)
-    with pytest.raises(InputError, match=r"00001\.array_record: record 2 \(record 5 .* it is record 2 of shard 00000"):
+    with pytest.raises(
+        InputError, match=r"00001\.array_record: record 2 \(record 5 .* has the header of record 2 of shard 00000"
+    ):
         PairSource(DatasetInfo.read(tmp_path))[5]
 
 

@@ -156,7 +156,7 @@ def test_pairs_of_folders(originals, noisy, cache, tmp_path, capsys):
 def test_equal_and_constant_images(originals, cache, tmp_path):
     words = ("--metrics", "psnr,ssim,ssimulacra2,fid", "--features", "tiny", "--config.batch_size=4")
     equal = evaluate(tmp_path / "equal", "--images", originals, "--reference", originals, *words, cache=cache)
-    assert values(equal)["psnr"] == "inf"
+    assert float(values(equal)["psnr"]) > 140  # nothing but the rounding of float32
     assert values(equal)["ssim"] == pytest.approx(1, abs=1e-5)
     assert values(equal)["ssimulacra2"] == 100
     assert 0 <= values(equal)[TINY] < 1e-6
@@ -333,7 +333,7 @@ def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
             "low_res 8 gives 16",
         ),
         (("--metrics", "psnr", "--resize", "bicubic"), "set both"),
-        (("--metrics", "clip", "--reference", noisy), "need --captions"),
+        (("--metrics", "clip", "--reference", noisy), "need captions"),
         (("--metrics", "psnr", "--reference", tmp_path), "holds no photographs"),
         (("--metrics", "patch-fid", "--features", "tiny", "--reference", noisy), "smaller than a patch"),
         (("--process-index", 2), "process index 2 is outside"),

@@ -87,7 +87,9 @@ OPTIONS = {
 
 
 @pytest.mark.parametrize("name", SAMPLERS)
-@hypothesis.settings(max_examples=20, deadline=None, suppress_health_check=list(hypothesis.HealthCheck))
+@hypothesis.settings(
+    max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(hypothesis.HealthCheck)
+)
 @hypothesis.given(data=st.data())
 def test_loops_agree_with_diffusers(name, data):
     options = data.draw(st.fixed_dictionaries(OPTIONS[name]))
@@ -95,6 +97,9 @@ def test_loops_agree_with_diffusers(name, data):
     steps = data.draw(st.sampled_from([1, 2, 4, 16]))
     # diffusers itself fails there: it truncates the timesteps and then finds two that are equal.
     hypothesis.assume(not (options.get("use_karras_sigmas") and options.get("beta_schedule") == "squaredcos_cap_v2"))
+    # With these three, diffusers makes a step more than it is asked for.
+    more = {"interpolation_type": "log_linear", "timestep_type": "continuous", "prediction_type": "v_prediction"}
+    hypothesis.assume(not more.items() <= options.items())
     if {"use_karras_sigmas", "use_exponential_sigmas", "shift_terminal"} & {name for name in options if options[name]}:
         # One level alone has no spacing; diffusers divides by nothing there.
         steps = max(steps, 2)
