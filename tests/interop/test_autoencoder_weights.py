@@ -213,7 +213,7 @@ def test_damaged_folder_of_our_own(tmp_path, tiny):
     (tmp_path / "out" / "config.json").write_text('{"model": "Other"}')
     with pytest.raises(InputError, match="does not describe a model of this package"):
         load_model(str(tmp_path / "out"))
-    with pytest.raises(InputError, match=r"expected config\.json beside parameters"):
+    with pytest.raises(InputError, match=r"expected config\.json and parameters/"):
         load_model(str(tmp_path))
 
 
