@@ -3,6 +3,8 @@
 import collections
 import os
 import pathlib
+import subprocess
+import sys
 import typing
 import warnings
 
@@ -83,17 +85,28 @@ class Trained(lightning.LightningModule):
         checkpoint["state_dict"].update(tensors)
 
 
-@pytest.fixture(scope="module")
-def written(tmp_path_factory):
-    """What Lightning's trainer writes after one update, and the module."""
-    folder = tmp_path_factory.mktemp("reference")
-    model = Trained(**CONFIG.model.params)
+def fit(folder: str) -> None:
+    """One update by Lightning's trainer, which writes `folder`/one.ckpt."""
     callback = ModelCheckpoint(folder, filename="one", every_n_train_steps=1)
     quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
     trainer = lightning.Trainer(accelerator="cpu", max_steps=1, callbacks=[callback], **quiet)
     with warnings.catch_warnings(action="ignore"):
-        trainer.fit(model, torch.utils.data.DataLoader([torch.zeros(1)]))
-    return str(folder / "one.ckpt"), model
+        trainer.fit(Trained(**CONFIG.model.params), torch.utils.data.DataLoader([torch.zeros(1)]))
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """What Lightning's trainer writes after one update, and the module.
+
+    The trainer runs in another process. At its end, a worker that had run several hundred tests crashed.
+    """
+    folder = tmp_path_factory.mktemp("reference")
+    command = f"from {__name__} import fit; fit({str(folder)!r})"
+    subprocess.run([sys.executable, "-c", command], cwd=pathlib.Path(__file__).parents[2], check=True)
+    path, model = str(folder / "one.ckpt"), Trained(**CONFIG.model.params)
+    weights = torch.load(path, weights_only=False)["state_dict"]
+    model.load_state_dict(weights, strict=False)
+    return path, model
 
 
 def same(found, expected) -> bool:
