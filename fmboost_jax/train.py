@@ -22,6 +22,7 @@ from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.originals import original_images
 from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
+from fmboost_jax.flow.objectives import Reflow, make_objective
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import Parameters, count
 from fmboost_jax.parallel import distributed
@@ -93,6 +94,7 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
     info = DatasetInfo.read(config.data.dir)
     first_stage = load_first_stage(**dataclasses.asdict(config.first_stage))
     info.check(config.data, first_stage, config.architecture.state_channels)
+    _check_teacher(config, info)
     held_out = info
     if config.evaluate.dir:
         held_out = DatasetInfo.read(config.evaluate.dir)
@@ -181,6 +183,19 @@ def _device_iterator(config: TrainingConfig, info: DatasetInfo, shardings):
             to_devices=to_devices,
         )
     )
+
+
+def _check_teacher(config: TrainingConfig, info: DatasetInfo) -> None:
+    """Refuse an objective that needs a teacher's pairs where there are none, and pairs from another source."""
+    if info.teacher is None:
+        if isinstance(make_objective(config.objective), Reflow):
+            raise InputError(
+                f"objective {config.objective} trains on pairs that a flow made; {info.folder} has the photographs' "
+                "own: make others with python -m fmboost_jax.precompute --pairs --teacher"
+            )
+    elif info.teacher.source != config.coupling:
+        differences = ", ".join(changes(to_mapping(info.teacher.source), to_mapping(config.coupling)))
+        raise InputError(f"config.source differs from the teacher's of {info.folder}: {differences}; set it back")
 
 
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
 from fmboost_jax.flow.boost import boost_latents
-from fmboost_jax.flow.coupling import Coupling, sample_noise, sample_noise_field
+from fmboost_jax.flow.coupling import Coupling, sample_noise, sample_noise_field, source_keys
 from fmboost_jax.flow.objectives import FlowMatching, Objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
@@ -50,8 +50,8 @@ def flow_from_keys(
         return_trajectory: return the states at all points of the time grid, on the second axis.
     """
     shape = (*size, low.shape[-1])
-    # Two independent keys an image: one for x0, one for the upsampling, from which the SDE's steps fold theirs.
-    noise_keys, other_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
+    # The SDE's steps fold their keys from those of the upsampling.
+    noise_keys, other_keys = source_keys(keys)
 
     def draw(keys: Key[Array, "b"]) -> Array:
         return sample_noise(keys, shape) if offsets is None else sample_noise_field(keys, offsets, shape)

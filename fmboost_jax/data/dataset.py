@@ -12,6 +12,7 @@ import json
 import os
 import pathlib
 import re
+from typing import Any
 
 import ml_dtypes
 import numpy as np
@@ -19,7 +20,7 @@ import numpy as np
 from fmboost_jax.configuration import from_mapping, require_at_least
 from fmboost_jax.errors import InputError, shown
 from fmboost_jax.files import local_path, read_json
-from fmboost_jax.flow.coupling import UPSAMPLINGS
+from fmboost_jax.flow.coupling import UPSAMPLINGS, Coupling
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.registry import check_name
 
@@ -59,6 +60,29 @@ class DataConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class Teacher:
+    """A flow whose results are the high-res latents of a dataset (reflow), from noise that each record keeps.
+
+    Attributes:
+        weights: fingerprint of the flow and its autoencoder, see `Booster.fingerprint`.
+        method, steps: of its solver.
+        source: its coupling; a network that is trained on the pairs has the same.
+        draws: records for each latent pair of the dataset that it boosted, each with its own noise.
+        seed: seed of the noise. Record k has the key `fold_in(key(seed), k)`.
+    """
+
+    weights: str
+    method: str
+    steps: int
+    source: Coupling
+    draws: int
+    seed: int
+
+    def __post_init__(self):
+        require_at_least("teacher.", self, steps=1, draws=1, seed=0)
+
+
+@dataclasses.dataclass(frozen=True)
 class Recipe:
     """How latent pairs are made from photographs. Equal recipes and photographs give equal records.
 
@@ -81,6 +105,7 @@ class Recipe:
             the shrunk photograph encoded and decoded, which is the input of a booster of small latents; "mixed":
             "pixels" for a photograph's first crop, "latents" for its second, and so on. LSU always encodes the shrunk
             photograph. Default: "pixels".
+        teacher: what made the high-res latents, in place of the encoder. Default: None.
     """
 
     first_stage: str
@@ -97,6 +122,7 @@ class Recipe:
     crop_scale: float
     seed: int
     low_res_source: str = dataclasses.field(default="pixels", kw_only=True)
+    teacher: Teacher | None = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
     def of(cls, data: DataConfig, first_stage: FirstStage, seed: int) -> "Recipe":
@@ -201,7 +227,7 @@ class DatasetInfo(Recipe):
 
     Attributes:
         folder: folder of the dataset. It is not part of dataset.json, so a dataset may be moved.
-        photos: photographs with records.
+        photos: photographs with records; with a teacher, the pairs that it boosted.
         skipped: photographs without; the JSON files of the shards name them.
         shards: shards in the order of the records.
     """
@@ -212,6 +238,12 @@ class DatasetInfo(Recipe):
     shards: tuple[Shard, ...]
 
     @property
+    def recipe(self) -> Recipe:
+        """Recipe of the pairs."""
+        fields: dict[str, Any] = {field.name: getattr(self, field.name) for field in dataclasses.fields(Recipe)}
+        return Recipe(**fields)
+
+    @property
     def records(self) -> int:
         """Number of latent pairs."""
         return sum(shard.records for shard in self.shards)
@@ -220,6 +252,8 @@ class DatasetInfo(Recipe):
         """Return the text of dataset.json. Equal datasets give equal bytes."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
+        if self.teacher is None:
+            del fields["teacher"]
         shards = fields.pop("shards")
         latents = {"high_latent": self.high_shape, "low_latent": self.low_shape}
         return json.dumps({"format": FORMAT} | fields | latents | {"records": self.records, "shards": shards}, indent=2)

@@ -85,7 +85,7 @@ def make_shards(
 
 def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> Iterator[int]:
     """Write one shard, and yield the number of images of each batch."""
-    _remove_partial(plan, shard)
+    plan.remove_partial(shard)
     used, skipped = [], []
 
     def images():
@@ -132,12 +132,6 @@ def _check_range(low, high, recipe, name):
             f"photograph {name}: its latent reaches {largest}, which {recipe.dtype} cannot represent; "
             "set data.dtype to bfloat16, or check the first stage if the value is nan"
         )
-
-
-def _remove_partial(plan: Plan, shard: int) -> None:
-    """Delete partial files of a shard that killed processes left."""
-    for path in plan.shard_folder.glob(f".{shard:05d}.*.partial"):
-        path.unlink(missing_ok=True)
 
 
 def write_preview(info: DatasetInfo, first_stage: FirstStage) -> None:
@@ -190,11 +184,32 @@ def precompute(
         photos_per_shard=max(1, records_per_shard // max(1, recipe.crops)),
         fingerprint=source.fingerprint,
     )
+    missing = missing_shards(plan, process_index, process_count)
+    make_shards(plan, source, missing, make_encode(first_stage, recipe), batch_size, num_threads)
+    return publish_dataset(plan, first_stage, "photographs")
+
+
+def missing_shards(plan: Plan, process_index: int, process_count: int) -> list[int]:
+    """Begin or continue a plan; return the shards of this process that are missing or damaged, with a progress bar.
+
+    Raises:
+        InputError: the folder has another plan.
+    """
     plan.begin()
     assigned = range(process_index, plan.shards, process_count)
     checked = tqdm(assigned, desc="checking", unit="shard", leave=False, dynamic_ncols=True)
-    missing = [shard for shard in checked if not plan.is_intact(shard)]
-    make_shards(plan, source, missing, make_encode(first_stage, recipe), batch_size, num_threads)
+    return [shard for shard in checked if not plan.is_intact(shard)]
+
+
+def publish_dataset(plan: Plan, first_stage: FirstStage, sources: str) -> DatasetInfo | None:
+    """Write dataset.json and the preview, if no shard is missing; print what was made of which `sources`.
+
+    Returns:
+        The dataset; None if shards of other processes are missing.
+
+    Raises:
+        InputError: no photograph could be used.
+    """
     merged = plan.merge()
     if merged is None:
         finished = sum(plan.finished_shard(shard) is not None for shard in range(plan.shards))
@@ -202,6 +217,6 @@ def precompute(
         return None
     info, skipped = merged
     write_preview(info, first_stage)
-    print(f"{info.records} pairs of {info.photos} photographs in {out}; see {out / 'preview.png'}")
-    _print_skipped(skipped, out)
+    print(f"{info.records} pairs of {info.photos} {sources} in {plan.folder}; see {plan.folder / 'preview.png'}")
+    _print_skipped(skipped, plan.folder)
     return info

@@ -99,6 +99,11 @@ class Plan:
         """Name of a shard's file in the dataset's folder."""
         return f"shards/{shard:05d}.array_record"
 
+    def remove_partial(self, shard: int) -> None:
+        """Delete partial files of a shard that killed processes left."""
+        for path in self.shard_folder.glob(f".{shard:05d}.*.partial"):
+            path.unlink(missing_ok=True)
+
     def finish_shard(self, shard: int, finished: FinishedShard) -> None:
         """Write a shard's JSON file, which marks it as finished."""
         write_atomically(self._json(shard), json.dumps(dataclasses.asdict(finished), indent=1).encode())
@@ -140,7 +145,7 @@ class Plan:
             name, reason = skipped[0]
             raise InputError(f"none of the {self.photos} photographs can be used; the first, {name}: {reason}")
         info = DatasetInfo(
-            **dataclasses.asdict(self.recipe),
+            **{field.name: getattr(self.recipe, field.name) for field in dataclasses.fields(self.recipe)},
             folder=self.folder,
             photos=self.photos - len(skipped),
             skipped=len(skipped),

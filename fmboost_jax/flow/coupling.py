@@ -22,7 +22,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Int, Integer, Key
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.resize import MODES, Side, upsample
@@ -131,6 +131,17 @@ def noise_augment(
         raise InputError(f"noise augmentation step {step} is outside 0 to {DIFFUSION_STEPS - 1}; the paper uses 400")
     alpha_bar = cosine_alpha_bar()[step]
     return jnp.sqrt(alpha_bar) * latent + jnp.sqrt(1 - alpha_bar) * noise
+
+
+def source_keys(keys: Key[Array, "b"]) -> tuple[Key[Array, "b"], Key[Array, "b"]]:
+    """Two independent keys for each example: of the noise of x0, and of the noise that upsamples."""
+    noise_keys, upsampling_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
+    return noise_keys, upsampling_keys
+
+
+def record_keys(seed: int, records: Integer[Array, "b"]) -> Key[Array, "b"]:
+    """A key for each record of a dataset that keeps its noise (reflow)."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(seed), records)
 
 
 def sample_noise(keys: Key[Array, "b"], shape: tuple) -> Float[Array, "b *shape"]:

@@ -29,6 +29,8 @@ def abstract_batch(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> dict[s
         "high": (recipe.high_shape, dtype, pairs),
         "position": ((), np.uint32, example_sharding(mesh)),
     }
+    if recipe.teacher is not None:
+        arrays["record"] = ((), np.uint32, example_sharding(mesh))
     return {
         name: jax.ShapeDtypeStruct((config.train.batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype, sharding) in arrays.items()
@@ -44,7 +46,8 @@ def lower_train_step(
     """
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
-    step = make_train_step(config, recipe.latents, finish)
+    noise_seed = None if recipe.teacher is None else recipe.teacher.seed
+    step = make_train_step(config, recipe.latents, finish, noise_seed)
     program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     arguments = state, abstract_batch(config, recipe, mesh)
     if finish is None:

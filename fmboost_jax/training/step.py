@@ -7,7 +7,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array
 
-from fmboost_jax.flow.coupling import sample_noise
+from fmboost_jax.flow.coupling import record_keys, sample_noise, source_keys
 from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.discriminator import PatchDiscriminator
@@ -32,13 +32,18 @@ def init_state(config: TrainingConfig) -> TrainState:
     return dataclasses.replace(state, discriminator={"parameters": parameters, "optimizer": moments})
 
 
-def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish | None = None):
+def make_train_step(
+    config: TrainingConfig, latents: LatentSpec, finish: Finish | None = None, noise_seed: int | None = None
+):
     """Return the function (state, batch, decoder) → (state, metrics) of a config, for `jax.jit` with the state donated.
 
     The batch holds `low`, `high` (b, h, w, c), raw latents, and `position` (b,), each example's place in the
     endless stream of examples. All randomness is `fold_in(fold_in(seed, step), position)`, so neither the number of
     processes nor an interruption changes it. `decoder` holds the decoder's parameters where there is a finish. Metrics
     are float32 scalars: `loss`, `gradient_norm`, `learning_rate`, and with a finish each term of the loss.
+
+    With `noise_seed`, that of a dataset's `Teacher`, the noise of x0 is the record's instead. The batch then holds
+    `record` (b,) too, the number of each example's record.
 
     A step whose loss or gradient is not finite changes neither parameters nor average nor optimiser state.
     """
@@ -51,10 +56,12 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish 
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
 
-    def loss_fn(trained, teacher, decoder, due, low, high, keys):
+    def loss_fn(trained, teacher, decoder, due, low, high, keys, kept):
         parameters, judging = trained
         # Separate keys for noise, time, dropout and upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
+        if kept is not None:
+            noise_keys, mode_keys = source_keys(kept)
         x1 = scale(high)
         x0, context = coupling.couple(
             scale(low),
@@ -88,12 +95,13 @@ def make_train_step(config: TrainingConfig, latents: LatentSpec, finish: Finish 
     ) -> tuple[TrainState, dict[str, Array]]:
         step_key = jax.random.fold_in(jax.random.key(config.seed), state.step)
         keys = jax.vmap(lambda position: jax.random.fold_in(step_key, position))(batch["position"])
+        kept = None if noise_seed is None else record_keys(noise_seed, batch["record"])
         due = state.step % config.finish.discriminator_every == 0
         judging = None if state.discriminator is None else state.discriminator["parameters"]
         (loss, terms), (gradient, judges_gradient) = accumulated_gradient(
             lambda trained, *examples: loss_fn(trained, state.ema, decoder, due, *examples),
             (state.parameters, judging),
-            (batch["low"], batch["high"], keys),
+            (batch["low"], batch["high"], keys, kept),
             config.optim.accumulate,
         )
         new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)

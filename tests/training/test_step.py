@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fmboost_jax.configuration import read_config
+from fmboost_jax.flow.coupling import noise_augment, record_keys, sample_noise, source_keys
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding, state_shardings
@@ -63,6 +64,20 @@ def test_first_loss_is_the_mean_square_of_the_target():
     high, low = (np.asarray(batch[name], np.float64) for name in ("high", "low"))
     # At step 0 ᾱ is 1: x0 is the low-res latent itself; the shift cancels and the scale is squared.
     assert loss == pytest.approx(np.mean((0.5 * (high - low)) ** 2), rel=1e-3)
+
+
+def test_a_records_noise_is_that_of_its_number():
+    """As above, at noise step 400; two steps see the same x0, whatever the positions in the stream."""
+    config = tiny_config("--config.source.noise_step=400")
+    batch = batch_of(0) | {"record": jnp.arange(5, 13, dtype=jnp.uint32)}
+    step = jax.jit(make_train_step(config, LatentSpec("identity", "", 3, 1), noise_seed=7))
+    keys, _ = source_keys(record_keys(7, batch["record"]))
+    low, high = (batch[name].astype(jnp.float32) for name in ("low", "high"))
+    x0 = noise_augment(low, 400, sample_noise(keys, low.shape[1:]))
+    state = jax.jit(lambda: init_state(config))()
+    for position in (0, 1000):
+        _, metrics = step(state, batch | {"position": batch["position"] + position})
+        assert float(metrics["loss"]) == pytest.approx(float(jnp.mean((high - x0) ** 2)), rel=1e-3)
 
 
 def test_overfits_one_batch():
