@@ -115,7 +115,7 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
     else:
         state = jax.jit(lambda: init_state(config), out_shardings=placed)()
         if config.train.init_from:
-            weights = _initial_weights(config, placed.parameters)
+            weights = _initial_weights(config, state.parameters, placed.parameters)
             state = dataclasses.replace(state, parameters=weights, ema=jax.tree.map(jnp.copy, weights))
 
     # ------------------------------------------------------------------------------------------------ programs
@@ -201,13 +201,7 @@ def _check_teacher(config: TrainingConfig, info: DatasetInfo) -> None:
 def _check_config(saved: dict, present: dict, where: str, allow_change: bool) -> None:
     """Refuse to continue with another network, or with another config unless that is allowed."""
     saved = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
-    before, after = ({name: config[name] for name in ("network", config["network"])} for config in (saved, present))
-    network = changes(before, after)
-    if network:
-        raise InputError(
-            f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
-            "set the config back or choose another --workdir"
-        )
+    _check_network(saved, present, where)
     others = [line for line in changes(saved, present) if not line.startswith(RUNTIME_SECTIONS)]
     if others and not allow_change:
         raise InputError(
@@ -216,10 +210,26 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
         )
 
 
-def _initial_weights(config: TrainingConfig, shardings) -> Parameters:
-    """Another run's averaged weights."""
+def _check_network(saved: dict, present: dict, where: str) -> None:
+    before, after = ({name: config[name] for name in ("network", config["network"])} for config in (saved, present))
+    network = changes(before, after)
+    if network:
+        raise InputError(
+            f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
+            "set the config back or choose another --workdir"
+        )
+
+
+def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Parameters:
+    """Another run's averaged weights; those of a second time are fresh where that run's network has none."""
     parameters, saved, step = load_weights(config.train.init_from)
-    _check_config(saved, to_mapping(config), f"{config.train.init_from} step {step}", allow_change=True)
+    where = f"{config.train.init_from} step {step}"
+    before = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
+    network = before[before["network"]]
+    if config.architecture.time_inputs == 2 and network["time_inputs"] == 1:
+        network["time_inputs"] = 2
+        parameters = {**fresh, **parameters}
+    _check_network(before, to_mapping(config), where)
     return place(parameters, shardings)
 
 

@@ -147,6 +147,24 @@ def test_starts_from_another_runs_weights(pairs, whole_run, tmp_path):
         np.testing.assert_array_equal(found[name], expected[name])
 
 
+def test_a_shortcut_model_starts_from_a_flows_weights(pairs, whole_run, tmp_path):
+    """The second time's embedding starts at zero, so the network has the flow's velocity."""
+    options = ("--config.train.steps=1", "--config.objective=shortcut", "--config.unet.time_inputs=2")
+    start = f"--config.train.init_from={whole_run[0]}"
+    call("train", *train_words(pairs, tmp_path / "shortcut", *options, start, "--config.optim.lr=1e-30"))
+    (found, _, _), (expected, _, _) = load_weights(str(tmp_path / "shortcut")), load_weights(str(whole_run[0]))
+    for name in expected:
+        np.testing.assert_array_equal(found[name], expected[name])
+    second = {name: value for name, value in found.items() if name not in expected}
+    assert {name.partition(".")[0] for name in second} == {"second_time1", "second_time2"}
+    assert np.abs(second["second_time2.kernel"]).max() < 1e-20
+    line = call_refused(
+        "train", *train_words(pairs, tmp_path / "other", *options, start, "--config.unet.num_res_blocks=2")
+    )
+    assert "unet.num_res_blocks: 1 → 2" in line
+    assert "time_inputs" not in line
+
+
 def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, capsys):
     """A limit on the size of files stands for the disk: a later save fails as it would there."""
     short = train_words(pairs, tmp_path, "--config.train.steps=2")
