@@ -12,6 +12,8 @@ from safetensors.numpy import load_file, save_file
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.stablehlo import boost_and_decode
+from fmboost_jax.data.dataset import DatasetInfo
+from fmboost_jax.data.records import PairSource
 from fmboost_jax.errors import InputError
 from fmboost_jax.export import export
 from fmboost_jax.files import atomic_folder
@@ -46,7 +48,7 @@ def latents():
     return np.random.default_rng(0).uniform(-1, 1, (3, 8, 16, 3)).astype(np.float32)
 
 
-def test_a_bundle_boosts_as_its_run(run, bundle, latents):
+def test_a_bundle_boosts_as_its_run(run, pairs, bundle, latents):
     trained, shared = Booster.load(run), Booster.load(bundle)
     np.testing.assert_array_equal(trained.boost(latents, steps=2), shared.boost(latents, steps=2))
     assert (shared.factor, shared.coupling) == (trained.factor, trained.coupling)
@@ -55,6 +57,10 @@ def test_a_bundle_boosts_as_its_run(run, bundle, latents):
     config = json.loads((bundle / "config.json").read_text())
     assert (config["low_res"], config["high_res"], config["step"]) == (16, 32, 3)
     assert config["latents"]["channels"] == 3
+    source = PairSource(DatasetInfo.read(pairs))
+    high = np.stack([source[number]["high"] for number in range(len(source))]).astype(np.float32)
+    np.testing.assert_allclose(config["statistics"]["deviation"], high.std((0, 1, 2)), rtol=1e-4)
+    np.testing.assert_allclose(config["statistics"]["mean"], high.mean((0, 1, 2)), atol=1e-4)
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["small"]
 
 

@@ -12,7 +12,8 @@ the small photograph. With --from-latents, its latent is all that the ways to be
 SSIMULACRA2 (the package `ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency. Sharpness
 is an image's gradient energy over the original's. "Fréchet" is the Fréchet distance, in the features of
 efficientnet-lite0, between 4 patches of each image and the same patches of the originals; few patches for so many
-features, so compare it within one table alone. Seconds are of one photograph on the machine at hand, compilation left
+features, so compare it within one table alone. "Small" is the PSNR of the image, box-filtered to the small
+photograph's size, against that photograph. Seconds are of one photograph on the machine at hand, compilation left
 out.
 """
 
@@ -74,7 +75,7 @@ def main() -> None:
     network = load_features("efficientnet-lite0")
     reference = _statistics(network, originals)
     print(f"{len(originals)} photographs, {small.shape[1]}² → {originals.shape[1]}²\n")
-    print("| | PSNR | SSIM | SSIMULACRA2 | sharpness | Fréchet | seconds |\n" + "| --- " * 7 + "|")
+    print("| | PSNR | SSIM | SSIMULACRA2 | small | sharpness | Fréchet | seconds |\n" + "| --- " * 8 + "|")
     ways = boosts(booster, small, arguments.steps, from_latents=arguments.from_latents)
     if not arguments.boosted_alone:
         ways = (from_latents if arguments.from_latents else others)(booster, small, originals) | ways
@@ -92,7 +93,10 @@ def main() -> None:
         way()
         seconds = (time.perf_counter() - started) / len(originals)
         distance = frechet_distance(_statistics(network, images), reference)
-        print(f"| {name} | {' | '.join(_fidelity(images, originals))} | {distance:.1f} | {seconds:.2f} |", flush=True)
+        print(
+            f"| {name} | {' | '.join(_fidelity(images, originals, small))} | {distance:.1f} | {seconds:.2f} |",
+            flush=True,
+        )
     if arguments.grid:
         columns["original"] = originals
         rows = [details([images[number] for images in columns.values()]) for number in arguments.pictures]
@@ -198,14 +202,17 @@ def controls(booster: Booster, small: Images) -> dict:
     return fixes | {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
 
 
-def _fidelity(images: Images, originals: Images) -> tuple[str, str, str, str]:
+def _fidelity(images: Images, originals: Images, small: Images) -> tuple[str, str, str, str, str]:
     scores = []
-    for image, original in zip(images, originals, strict=True):
+    for image, original, given in zip(images, originals, small, strict=True):
         found, truth = to_float(image[None]), to_float(original[None])
-        scores.append((psnr(found, truth)[0], ssim(found, truth)[0], gradient_energy(found) / gradient_energy(truth)))
+        shrunk = _resized(image, given.shape[0], Image.Resampling.BOX)
+        sharpness = gradient_energy(found) / gradient_energy(truth)
+        consistency = psnr(to_float(shrunk[None]), to_float(given[None]))[0]
+        scores.append((psnr(found, truth)[0], ssim(found, truth)[0], consistency, sharpness))
     means = np.mean([[float(np.squeeze(value)) for value in row] for row in scores], axis=0)
     likeness = np.mean([ssimulacra2(image, original) for image, original in zip(images, originals, strict=True)])
-    return f"{means[0]:.2f} dB", f"{means[1]:.3f}", f"{likeness:.1f}", f"{means[2]:.2f}"
+    return f"{means[0]:.2f} dB", f"{means[1]:.3f}", f"{likeness:.1f}", f"{means[2]:.1f} dB", f"{means[3]:.2f}"
 
 
 def _statistics(network: FeatureNetwork, images: Images) -> FeatureStatistics:

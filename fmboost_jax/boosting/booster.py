@@ -34,7 +34,7 @@ from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_integers
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentStatistics
 from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, count, split
 from fmboost_jax.parallel.batching import map_batches
@@ -53,6 +53,7 @@ class Booster(Shareable):
         path: the path it was trained on, for stochastic sampling.
         objective: what the network was trained for, see `fmboost_jax.flow.objectives`. Default: "flow".
         steps: integration steps where a call gives none. Default: 4, or 1 for a network with two times.
+        statistics: of the latents it was trained on, to recognise latents of another scale. Default: not known.
         name: where it came from, for `repr`.
         devices: those to work on, each with a copy of the weights; default: the first one.
         spatial: number of devices that share the height of one image; the other devices share the batch.
@@ -71,6 +72,7 @@ class Booster(Shareable):
         path: str = "linear",
         objective: str = "flow",
         steps: int | None = None,
+        statistics: LatentStatistics | None = None,
         name: str = "",
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         spatial: int = 1,
@@ -82,7 +84,7 @@ class Booster(Shareable):
         self.parameters: Parameters = jax.device_put(parameters, everywhere)
         self.first_stage = first_stage.to(everywhere)
         self.network_config, self.coupling, self.factor = network.config, coupling, factor
-        self.path, self.name = path, name
+        self.path, self.name, self.statistics = path, name, statistics
         self.objective = sampling_objective(objective, network.config.time_inputs)
         self.steps = recommended_steps(self.objective) if steps is None else steps
 
@@ -119,6 +121,7 @@ class Booster(Shareable):
             path=config.path,
             objective=config.objective,
             steps=config.steps,
+            statistics=config.statistics,
             name=pathlib.PurePath(directory).name,
             devices=devices,
             spatial=spatial,
@@ -496,5 +499,5 @@ class Booster(Shareable):
         array = latents_array(latents, self.first_stage.spec)
         self.check_size(*array.shape[1:3])
         check_finite(array, "the latents to boost")
-        warn_of_scale(array, self.first_stage.spec)
+        warn_of_scale(array, self.first_stage.spec, self.statistics)
         return array

@@ -24,7 +24,7 @@ from fmboost_jax.files import read_json, write_atomically
 from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
 from fmboost_jax.flow.objectives import sampling_objective
 from fmboost_jax.interop.weights import read_tensors
-from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.first_stage import LatentSpec, LatentStatistics
 from fmboost_jax.models.networks import NETWORKS, NetworkConfig, abstract_network
 from fmboost_jax.models.parameters import Parameters, count, split
 
@@ -53,6 +53,7 @@ class BundleConfig:
         objective: what the network was trained for: an entry of `fmboost_jax.flow.objectives.OBJECTIVES`, with its
             settings. Default: "flow".
         steps: recommended integration steps. Default: 4.
+        statistics: of each channel of the high-res latents in the training data. Default: None, not known.
 
     Raises:
         InputError: an objective with another number of times than the network's, or steps that it cannot take.
@@ -69,8 +70,12 @@ class BundleConfig:
     network: str = "unet"
     objective: str = "flow"
     steps: int = 4
+    statistics: LatentStatistics | None = None
 
     def __post_init__(self):
+        if self.statistics is not None and len(self.statistics.mean) != self.latents.channels:
+            found = len(self.statistics.mean)
+            raise InputError(f"statistics: expected those of {self.latents.channels} channels, found {found}")
         if self.steps < 1:
             raise InputError(f"steps must be 1 or more, found {self.steps}")
         sampling_objective(self.objective, self.architecture.time_inputs).check_steps(self.steps)
@@ -90,7 +95,7 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **to_mapping(config)}
     # Fields that version 0.1 does not know are left out where they have their default, so that it reads the bundle.
-    for name in ("network", "objective", "steps"):
+    for name in ("network", "objective", "steps", "statistics"):
         if description[name] == _DEFAULTS[name]:
             del description[name]
     if config.source.context_mode is None:

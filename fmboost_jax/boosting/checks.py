@@ -9,11 +9,14 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.first_stage import LatentSpec, LatentStatistics
 from fmboost_jax.models.parameters import split
 
 # Scaled latents have a standard deviation near 1. SD 1.x' unscaled ones have 5.5, FLUX.1's 2.8; SD's scaled twice 0.18.
 USUAL_DEVIATIONS = (0.3, 2.5)
+# In units of the training data's. Small latents of held-out photographs have 0.7 to 1.02 with TAEF2, and 0.55 to 1.56
+# with photo-autoencoder (95% are below 1.2); FLUX.2's before their norm have 1.77 times as much.
+RELATIVE_DEVIATIONS = (0.55, 1.4)
 # FLUX.2's have 0.7 to 0.85 on photographs; before their norm, as diffusers returns them, 1.77 times as much.
 NORMALIZED_DEVIATIONS = (0.3, 1.2)
 
@@ -41,22 +44,44 @@ def latents_array(latents: Any, spec: LatentSpec) -> Float[Array, "b h w c"]:
     return array
 
 
-def warn_of_scale(latents: Float[Array, "b h w c"], spec: LatentSpec) -> None:
-    """Warn of latents whose standard deviation suggests that they are unscaled, or scaled twice."""
+def warn_of_scale(
+    latents: Float[Array, "b h w c"], spec: LatentSpec, statistics: LatentStatistics | None = None
+) -> None:
+    """Warn of latents whose standard deviation suggests that they are unscaled, or scaled twice.
+
+    Args:
+        latents: to be boosted.
+        spec: of the booster's autoencoder.
+        statistics: of the booster's training data, where they are known. Default: None.
+    """
+    if statistics is not None:
+        relative = statistics.relative_deviation(latents)
+        if not RELATIVE_DEVIATIONS[0] < relative < RELATIVE_DEVIATIONS[1]:
+            warnings.warn(
+                f"the latents' standard deviation is {relative:.2f} times that of the latents that this booster was "
+                f"trained on, the median over {spec.channels} channels; expected about 1. {_advice(spec)}",
+                stacklevel=4,
+            )
+        return
     deviation = float(jnp.std(latents))
     low, high = NORMALIZED_DEVIATIONS
     if spec.normalized and not low < deviation < high:
         warnings.warn(
-            f"the latents' standard deviation is {deviation:.2f}, expected about 0.8: boost takes normalised latents; "
-            "diffusers returns FLUX.2's without their norm, fmboost_jax.boosting.prompt_latents applies it",
-            stacklevel=4,
+            f"the latents' standard deviation is {deviation:.2f}, expected about 0.8. {_advice(spec)}", stacklevel=4
         )
     if spec.scaling_factor != 1 and not USUAL_DEVIATIONS[0] < deviation < USUAL_DEVIATIONS[1]:
         warnings.warn(
-            f"the latents' standard deviation is {deviation:.2f}, expected about 1: boost takes scaled latents, "
-            f"(latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once",
-            stacklevel=4,
+            f"the latents' standard deviation is {deviation:.2f}, expected about 1. {_advice(spec)}", stacklevel=4
         )
+
+
+def _advice(spec: LatentSpec) -> str:
+    if spec.normalized:
+        return (
+            "boost takes normalised latents; diffusers returns FLUX.2's without their norm, "
+            "fmboost_jax.boosting.prompt_latents applies it"
+        )
+    return f"boost takes scaled latents, (latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once"
 
 
 def check_finite(array: Array, what: str, weights: Any = None) -> Array:

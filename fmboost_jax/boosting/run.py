@@ -1,11 +1,18 @@
 """What boosting needs of a training run."""
 
+import jax.numpy as jnp
+
 from fmboost_jax.boosting.bundle import BundleConfig
+from fmboost_jax.data.dataset import DatasetInfo
+from fmboost_jax.data.pipeline import spread_records
+from fmboost_jax.errors import InputError
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.first_stage import FirstStage
+from fmboost_jax.models.first_stage import FirstStage, LatentStatistics
 from fmboost_jax.models.parameters import Parameters
 from fmboost_jax.training.checkpoints import load_weights
 from fmboost_jax.training.config import TrainingConfig, read_saved
+
+STATISTICS_RECORDS = 256
 
 
 def read_run(
@@ -29,5 +36,18 @@ def read_run(
         network=config.network,
         objective=config.objective,
         steps=config.recommended_steps,
+        statistics=_statistics(config, stage),
     )
     return parameters, bundle, stage
+
+
+def _statistics(config: TrainingConfig, stage: FirstStage) -> LatentStatistics | None:
+    """Statistics of some of the run's latents; None where its dataset is not here.
+
+    The high-res ones: small latents are encoded photographs, too, while PSU's were encoded from enlarged images.
+    """
+    try:
+        high = spread_records(DatasetInfo.read(config.data.dir), STATISTICS_RECORDS)["high"]
+    except InputError:
+        return None
+    return LatentStatistics.of(stage.spec.scale(jnp.asarray(high, jnp.float32)))

@@ -10,6 +10,7 @@ import functools
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float
 
@@ -42,6 +43,28 @@ class AutoencoderConfig(Protocol):
     def shift_factor(self) -> float:
         """See `scaling_factor`."""
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class LatentStatistics:
+    """Mean and standard deviation of each channel of the scaled high-res latents that a flow was trained on."""
+
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+
+    def __post_init__(self):
+        if len(self.mean) != len(self.deviation) or not all(0 < value < float("inf") for value in self.deviation):
+            raise InputError("latent statistics need a mean and a positive deviation for each channel")
+
+    @classmethod
+    def of(cls, latents: Float[Array, "b h w c"]) -> "LatentStatistics":
+        """Return the statistics of scaled latents."""
+        means, deviations = (jnp.asarray(f(latents, (0, 1, 2)), jnp.float32) for f in (jnp.mean, jnp.std))
+        return cls(tuple(map(float, means)), tuple(float(value) + 1e-6 for value in deviations))
+
+    def relative_deviation(self, latents: Float[Array, "b h w c"]) -> float:
+        """Median over channels of the latents' standard deviation in units of that of these statistics."""
+        return float(jnp.median(jnp.std(latents, (0, 1, 2)) / jnp.asarray(self.deviation)))
 
 
 @dataclasses.dataclass(frozen=True)

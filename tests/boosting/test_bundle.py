@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fmboost_jax.boosting.bundle import BundleConfig, read_bundle, write_bundle
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
-from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.first_stage import LatentSpec, LatentStatistics
 from fmboost_jax.models.networks import NETWORKS, NetworkKind
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
@@ -49,6 +49,15 @@ def test_a_mode_of_the_context_is_kept_and_named_only_where_it_is_set(folder, tm
     write_bundle(tmp_path, split(random_model(UNet, UNET))[1], config)
     assert read_bundle(tmp_path)[1] == config
     assert "lsu (x0 noise, context nearest)" in (tmp_path / "README.md").read_text()
+
+
+def test_statistics_of_the_latents_are_kept(folder, tmp_path):
+    assert "statistics" not in json.loads((folder / "config.json").read_text())
+    config = dataclasses.replace(CONFIG, statistics=LatentStatistics((0.0, 0.5, -1.0), (1.0, 2.0, 0.25)))
+    write_bundle(tmp_path, split(random_model(UNet, UNET))[1], config)
+    assert read_bundle(tmp_path)[1] == config
+    with pytest.raises(InputError, match="expected those of 3 channels, found 1"):
+        dataclasses.replace(CONFIG, statistics=LatentStatistics((0.0,), (1.0,)))
 
 
 @given(data=st.data())

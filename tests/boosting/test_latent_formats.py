@@ -1,5 +1,6 @@
 """What pipelines hand out becomes the scaled latents that a booster takes, or is refused."""
 
+import dataclasses
 import types
 import warnings
 
@@ -13,7 +14,7 @@ from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.autoencoder_kl import AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
-from fmboost_jax.models.first_stage import LatentSpec
+from fmboost_jax.models.first_stage import LatentSpec, LatentStatistics
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -80,6 +81,23 @@ def test_raw_latents_of_flux2_are_noticed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_scale(usual, TAEF2)
+
+
+def test_latents_of_another_scale_than_the_training_datas_are_noticed():
+    """By each channel's deviation: those of a mixture of channels 0.1 and 1 wide say little."""
+    rng, widths = np.random.default_rng(0), np.geomspace(0.1, 1, 4)
+    drawn = [jnp.asarray(widths * rng.standard_normal((2, 16, 16, 4)) + 0.3, jnp.float32) for _ in range(2)]
+    statistics = LatentStatistics.of(drawn[0])
+    np.testing.assert_allclose(statistics.deviation, widths, rtol=0.1)
+    np.testing.assert_allclose(statistics.mean, 0.3, atol=0.1)
+    for factor in (0.5, 1.77):
+        spec = dataclasses.replace(TAEF2, normalized=factor > 1)
+        with pytest.warns(UserWarning, match=rf"is {factor // 1:.0f}\.\d\d times .* trained on") as warned:
+            warn_of_scale(factor * drawn[1], spec, statistics)
+        assert ("normalised" in str(warned[0].message)) == spec.normalized
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_scale(drawn[1], TAEF2, statistics)
 
 
 def test_facts_of_autoencoders():
