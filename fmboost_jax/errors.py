@@ -10,6 +10,7 @@ import os
 import reprlib
 import sys
 import traceback
+import warnings
 from collections.abc import Callable, Sequence
 
 BAD_INPUT = 2
@@ -126,6 +127,7 @@ def run(main: Callable[[], None]) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # a terminal that does not have every letter
             stream.reconfigure(errors="backslashreplace")
+    warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         main()
         sys.stdout.flush()

@@ -114,7 +114,8 @@ def test_a_second_training_in_one_workdir_is_refused(pairs, tmp_path):
             config = "configs/demo.py" if rest else "configs/autoencoder_demo.py"
             line = call_refused(command, "--config", config, "--workdir", tmp_path, *rest)
             assert f"folder {tmp_path} is in use by another training (process " in line
-    assert os.listdir(tmp_path) == [".lock"]
+        assert os.listdir(tmp_path) == [".lock"]
+    assert os.listdir(tmp_path) == []
 
 
 def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):
@@ -163,6 +164,7 @@ def test_a_shortcut_model_starts_from_a_flows_weights(pairs, whole_run, tmp_path
     )
     assert "unet.num_res_blocks: 1 → 2" in line
     assert "time_inputs" not in line
+    assert not (tmp_path / "other").exists()
 
 
 def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, capsys):
@@ -216,9 +218,9 @@ def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_
         ("--config.first_stage.kind=vq", "identity, kl, tiny"),
     ],
 )
-def test_bad_input_gets_one_line(pairs, tmp_path, override, expected):
-    assert expected in call_refused("train", *train_words(pairs, tmp_path, "--config.train.steps=2"), override)
-    assert not (tmp_path / "checkpoints").exists() or not list((tmp_path / "checkpoints").iterdir())
+def test_bad_input_gets_one_line_and_leaves_nothing(pairs, tmp_path, override, expected):
+    assert expected in call_refused("train", *train_words(pairs, tmp_path / "run", "--config.train.steps=2"), override)
+    assert not (tmp_path / "run").exists()
 
 
 def test_damaged_shard_is_named_with_its_record(pairs, tmp_path):

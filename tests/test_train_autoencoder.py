@@ -191,6 +191,12 @@ def test_a_decoder_alone_is_trained_from_weights_that_are_there(whole_run, photo
         load_parameters(dataclasses.replace(config, autoencoder=AutoencoderTinyConfig()))
 
 
+def test_a_refused_config_leaves_nothing(photographs, tmp_path):
+    with pytest.raises(InputError, match=r"data\.crop is 30"):
+        command.train_autoencoder(tiny_config(photographs, "--config.data.crop=30"), str(tmp_path / "a" / "run"))
+    assert not (tmp_path / "a").exists()
+
+
 def test_perceptual_loss_grows_with_distance_and_is_bounded():
     features = EfficientNetLite(EfficientNetConfig(), rngs=nnx.Rngs(0))
     image, other = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1, maxval=1)

@@ -146,7 +146,7 @@ class Booster(Shareable):
         """Identifies weights and configs by their content: equal for equal results, whatever the folder's name."""
         spec, trained = self.first_stage.spec, () if self.objective == FlowMatching() else (self.objective,)
         settings = changed_fields(self.network_config), changed_fields(self.coupling), self.factor
-        facts = *settings, *trained, spec.scaling_factor, spec.shift_factor
+        facts = *settings, *trained, spec.scaling_factor, spec.shift_factor, *self.first_stage.statistics
         return fingerprint(facts, self.parameters, split(self.first_stage.model)[1])
 
     def boost(
@@ -242,7 +242,7 @@ class Booster(Shareable):
         Raw latents, as the encoder returns them and datasets store them, are `first_stage.encode_raw`'s.
 
         Args:
-            images: as for `upscale`; their sides are multiples of the autoencoder's downsampling.
+            images: as for `upscale`; their sides are multiples of `first_stage.image_multiple`.
             batch_size: images at once; default: all.
 
         Raises:
@@ -251,7 +251,7 @@ class Booster(Shareable):
         checked = check_images(images)
         shapes = {array.shape for array in checked.arrays}
         height, width = checked.arrays[0].shape[:2]
-        multiple = self.first_stage.downsampling
+        multiple = self.first_stage.image_multiple
         if len(shapes) > 1:
             raise InputError("encode takes images of one size; call it once for each size")
         if height % multiple or width % multiple:
@@ -489,10 +489,10 @@ class Booster(Shareable):
 
     def _image_multiple(self) -> int:
         """What the sides of a small image must be multiples of for the autoencoder and the network to halve them."""
-        stage = self.first_stage.downsampling
+        whole, stage = self.first_stage.image_multiple, self.first_stage.downsampling
         if self.coupling.upsampling == "lsu":
-            return stage * self.size_multiple
-        enlarged = stage * self.network_config.size_multiple
+            return math.lcm(whole, stage * self.size_multiple)
+        enlarged = math.lcm(whole, stage * self.network_config.size_multiple)
         return enlarged // math.gcd(enlarged, self.factor)
 
     def _check_latents(self, latents: object) -> Array:

@@ -50,6 +50,11 @@ def read_latents(path: str, spec: LatentSpec) -> Float[np.ndarray, "b h w c"]:
     if array.ndim != 4 or not array.size:
         raise InputError(f"latents {name} must be (batch, height, width, {spec.channels}), found {array.shape}")
     array = array.astype(np.float32)
+    if raw and spec.normalized:
+        raise InputError(
+            f"latents {name}: ComfyUI's are raw, this booster's are normalised channel by channel; save normalised "
+            "latents (batch, height, width, channels) as .npz"
+        )
     return np.asarray(spec.scale(jnp.asarray(array.transpose(0, 2, 3, 1))), np.float32) if raw else array
 
 

@@ -53,26 +53,25 @@ class _Diffusers:
     act_fn: str = "silu"
     down_block_types: tuple[str, ...] = ("DownEncoderBlock2D",)
     up_block_types: tuple[str, ...] = ("UpDecoderBlock2D",)
-    latents_mean: Any = None
-    latents_std: Any = None
+    latents_mean: tuple[float, ...] | None = None
+    latents_std: tuple[float, ...] | None = None
+    decoder_block_out_channels: tuple[int, ...] | None = None
+    patch_size: tuple[int, int] = (2, 2)
 
 
 def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
     fields = _known(_Diffusers, config, "autoencoder config")
-    if fields.latents_mean is not None or fields.latents_std is not None:
-        raise InputError(
-            "autoencoder config: latents_mean and latents_std give each channel a scale of its own; expected one "
-            "scaling_factor and one shift_factor for all channels; choose another autoencoder"
-        )
     _only(
         "autoencoder config",
-        _class_name=(fields._class_name, ("AutoencoderKL",)),
+        _class_name=(fields._class_name, ("AutoencoderKL", "AutoencoderKLFlux2")),
         act_fn=(fields.act_fn, ("silu",)),
         down_block_types=(_only_kind(fields.down_block_types), ("DownEncoderBlock2D",)),
         up_block_types=(_only_kind(fields.up_block_types), ("UpDecoderBlock2D",)),
         out_channels=(fields.out_channels, (fields.in_channels,)),
         use_post_quant_conv=(fields.use_post_quant_conv, (fields.use_quant_conv,)),
+        patch_size=(fields.patch_size, ((2, 2),)),
     )
+    flux2 = fields._class_name == "AutoencoderKLFlux2"
     return AutoencoderKLConfig(
         image_channels=fields.in_channels,
         latent_channels=fields.latent_channels,
@@ -81,10 +80,27 @@ def _diffusers_kl(config: Mapping[str, Any], dtype: str) -> AutoencoderKLConfig:
         norm_groups=fields.norm_num_groups,
         quant_convs=fields.use_quant_conv,
         mid_attention=fields.mid_block_add_attention,
-        scaling_factor=fields.scaling_factor,
+        scaling_factor=1.0 if flux2 else fields.scaling_factor,
         shift_factor=fields.shift_factor or 0.0,
+        decoder_channels=fields.decoder_block_out_channels or (),
+        latents_mean=fields.latents_mean or (),
+        latents_std=fields.latents_std or (),
         dtype=dtype,
     )
+
+
+def batch_norm_epsilon(config: Mapping[str, Any], default: float) -> float:
+    """Return `batch_norm_eps` of a `config.json`, or the default.
+
+    Raises:
+        InputError: a value that is no number.
+    """
+    return _known(_BatchNorm, {"batch_norm_eps": default, **config}, "autoencoder config").batch_norm_eps
+
+
+@dataclasses.dataclass(frozen=True)
+class _BatchNorm:
+    batch_norm_eps: float
 
 
 @dataclasses.dataclass(frozen=True)

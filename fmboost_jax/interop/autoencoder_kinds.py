@@ -11,12 +11,15 @@ import os
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import read_json
 from fmboost_jax.interop import autoencoder_configs as configs
-from fmboost_jax.interop.names import Table, build
+from fmboost_jax.interop.latent_scales import scale_of
+from fmboost_jax.interop.names import Table, as_array, build
 from fmboost_jax.interop.tables import COMPVIS_KL, DIFFUSERS_KL, DIFFUSERS_TINY, OLD_DIFFUSERS_KL, TAESD
-from fmboost_jax.interop.weights import choose_weights, part_of, read_state_dict
+from fmboost_jax.interop.weights import choose_weights, part_of, read_state_dict, under
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import Identity, IdentityConfig
@@ -24,16 +27,19 @@ from fmboost_jax.models.first_stage import Identity, IdentityConfig
 KL_TABLES = {"compvis": COMPVIS_KL, "diffusers": DIFFUSERS_KL, "old_diffusers": OLD_DIFFUSERS_KL}
 TINY_TABLES = {"taesd": TAESD, "diffusers": DIFFUSERS_TINY}
 _CONFIG = "config.json"
-# SD 1.x/2.x: the default for a file of 4 latent channels without a config.
-_SD_SCALING_FACTOR = 0.18215
-# A checkpoint of all of SDXL has its text encoders under this name, and another scale.
-_SDXL_TEXT_ENCODERS, _SDXL_SCALING_FACTOR = "conditioner.embedders.", 0.13025
+# Settings that a config.json may have alone, beside a file whose tensors show the architecture.
+_SETTINGS = {"scaling_factor", "shift_factor", "norm_num_groups"}
+# FLUX.2's statistics are the running ones of a batch norm, with this epsilon where no config says otherwise.
+_NORM = "bn."
+_NORM_EPS = 1e-4
 
 
 def load_autoencoder_kl(
     state_dict: Mapping[str, Any], config: AutoencoderKLConfig | Mapping[str, Any], dtype: str = "float32"
 ) -> AutoencoderKL:
     """Load a KL autoencoder with CompVis, diffusers or old diffusers names.
+
+    The statistics of FLUX.2's latents are tensors, `bn.running_mean` and `bn.running_var`; they become settings.
 
     Args:
         state_dict: numpy arrays or PyTorch tensors of any float type.
@@ -44,8 +50,15 @@ def load_autoencoder_kl(
     Raises:
         InputError: a config of another architecture, missing keys, unexpected keys or size mismatches.
     """
+    state_dict, norm = _without_norm(state_dict)
+    epsilon = _NORM_EPS
     if not isinstance(config, AutoencoderKLConfig):
+        if config.get("_class_name") == "AutoencoderKLFlux2" and not norm:
+            raise InputError(f"autoencoder weights: missing keys: {_NORM}running_mean, {_NORM}running_var")
+        epsilon = configs.batch_norm_epsilon(config, _NORM_EPS)
         config = configs.kl_config(config, quant_convs="quant_conv.weight" in state_dict, dtype=dtype)
+    if norm:
+        config = dataclasses.replace(config, **_statistics(norm, epsilon))
     if not any(name.startswith(("encoder.down_blocks.", "decoder.up_blocks.")) for name in state_dict):
         names = "compvis"
     elif "decoder.mid_block.attentions.0.query.weight" in state_dict:
@@ -82,24 +95,49 @@ def load_autoencoder_tiny(
     return model
 
 
+def norm_tensors(config: AutoencoderKLConfig) -> dict[str, np.ndarray]:
+    """Return the statistics of patches of 2×2 under FLUX.2's names, the inverse of reading them; else nothing."""
+    if config.patch == 1:
+        return {}
+    variance = np.square(np.array(config.latents_std, np.float64)) - _NORM_EPS
+    return {
+        f"{_NORM}running_mean": np.array(config.latents_mean, np.float32),
+        f"{_NORM}running_var": variance.astype(np.float32),
+    }
+
+
+def _without_norm(state_dict: Mapping[str, Any]) -> tuple[Mapping[str, Any], dict[str, Any]]:
+    """The tensors without FLUX.2's batch norm, and the norm's; Black Forest Labs' own names become CompVis'."""
+    norm = under(_NORM, state_dict)
+    if not {"running_mean", "running_var"} <= norm.keys():
+        return state_dict, {}
+    own = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post_quant_conv."}
+    rest = {name: tensor for name, tensor in state_dict.items() if not name.startswith(_NORM)}
+    for theirs, name in own.items():
+        rest = {name + key.removeprefix(theirs) if key.startswith(theirs) else key: t for key, t in rest.items()}
+    return rest, norm
+
+
+def _statistics(norm: Mapping[str, Any], epsilon: float) -> dict[str, tuple[float, ...]]:
+    mean, variance = (as_array(norm[name]).astype(np.float64).ravel() for name in ("running_mean", "running_var"))
+    if not (np.isfinite(mean).all() and np.isfinite(variance).all() and (variance + epsilon > 0).all()):
+        raise InputError(f"autoencoder weights: {_NORM}running_mean or {_NORM}running_var has impossible values")
+    return {"latents_mean": tuple(mean.tolist()), "latents_std": tuple(np.sqrt(variance + epsilon).tolist())}
+
+
 def _load_kl(path: str, dtype: str) -> AutoencoderKL:
     file, config = _files(path)
     everything = read_state_dict(file)
     tensors = part_of(everything, "encoder.conv_in.weight", file)
     # A file of CompVis' own training also holds its loss network.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith("loss.")}
-    if config is not None:
+    if config is not None and not config.keys() <= _SETTINGS:
         return load_autoencoder_kl(tensors, config, dtype)
-    config = configs.inferred_arguments(tensors)
-    channels = config.get("z_channels", config.get("latent_channels"))
-    if channels != 4:
-        raise InputError(
-            f"autoencoder {path}: {channels} latent channels and no scale in the file; put a "
-            'config.json beside it: {"scaling_factor": …, "shift_factor": …} and the ddconfig'
-        )
-    sdxl = any(name.startswith(_SDXL_TEXT_ENCODERS) for name in everything)
-    scale = _SDXL_SCALING_FACTOR if sdxl else _SD_SCALING_FACTOR
-    return load_autoencoder_kl(tensors, {**config, "scaling_factor": scale}, dtype)
+    config = {**configs.inferred_arguments(_without_norm(tensors)[0]), **(config or {})}
+    if "scaling_factor" not in config:
+        channels = config.get("z_channels", config.get("latent_channels"))
+        config["scaling_factor"] = 1.0 if f"{_NORM}running_mean" in tensors else scale_of(file, everything, channels)
+    return load_autoencoder_kl(tensors, config, dtype)
 
 
 def _load_tiny(path: str, dtype: str) -> AutoencoderTiny:

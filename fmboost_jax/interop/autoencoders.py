@@ -6,10 +6,11 @@ import numpy as np
 from flax import nnx
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS
+from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS, norm_tensors
 from fmboost_jax.interop.folders import is_folder_of_ours, load_model
 from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.interop.names import export
+from fmboost_jax.models.autoencoder_kl import AutoencoderKL
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import abstract
 from fmboost_jax.registry import choose
@@ -20,8 +21,8 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
 
     Args:
         kind: an entry of `AUTOENCODERS`. "identity": pixels as latents, without weights. "kl": a diffusers folder (or a
-            pipeline's, with `vae/` inside), a hub id `owner/name[/subfolder]`, a CompVis state dict file (with
-            `config.json` in its folder unless it is SD 1.x or 2.x) or a folder that `fmboost_jax.convert` wrote.
+            pipeline's, with `vae/` inside), a hub id `owner/name[/subfolder]`, a state dict file (with `config.json` in
+            its folder where the file does not show the latents' scale) or a folder that `fmboost_jax.convert` wrote.
             "tiny": the same folders, a safetensors file, or a folder or prefix of the original `<prefix>_encoder.pth`
             and `<prefix>_decoder.pth`.
         path: see `kind`.
@@ -81,4 +82,5 @@ def autoencoder_state_dict(model: nnx.Module, names: str | None = None) -> dict[
     kind = next((kind for kind in AUTOENCODERS.values() if type(model) is kind.model), None)
     if kind is None or not kind.tables:
         raise InputError(f"{type(model).__name__} has no weight names of another project")
-    return export(model, choose("weight names", names or getattr(model, "weight_names", ""), kind.tables))
+    tensors = export(model, choose("weight names", names or getattr(model, "weight_names", ""), kind.tables))
+    return tensors | (norm_tensors(model.config) if isinstance(model, AutoencoderKL) else {})

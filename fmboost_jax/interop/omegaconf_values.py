@@ -20,7 +20,8 @@ def plain_values(value: Any) -> Any:
     """Return dictionaries, lists and leaves in place of OmegaConf's nodes, also inside dictionaries and lists.
 
     An interpolation becomes the value that it names. One that calls a resolver (`${oc.env:HOME}`) stays text, since a
-    resolver is code. A missing value ("???") becomes None.
+    resolver is code. A missing value ("???") becomes None. A node that is in several places is converted once, and its
+    value is in all of them.
 
     Args:
         value: any content of `read_torch_file`.
@@ -28,7 +29,7 @@ def plain_values(value: Any) -> Any:
     Raises:
         ValueError: a node inside itself, or an interpolation of a node that does not exist.
     """
-    return _plain(value, ())
+    return _plain(value, (), {})
 
 
 def find(value: Any, *keys: str) -> Any:
@@ -39,21 +40,26 @@ def find(value: Any, *keys: str) -> Any:
     return value
 
 
-def _plain(value: Any, above: tuple[int, ...]) -> Any:
+def _plain(value: Any, above: tuple[int, ...], known: dict[int, Any]) -> Any:
+    """The plain value of one node; `above` has the nodes that it is in, `known` the values of those that are done."""
+    if id(value) in known:
+        return known[id(value)]
     if id(value) in above:
         raise ValueError("a config that contains itself")
     above = (*above, id(value))
     content = _content(value) if _is_node(value) else value
     if isinstance(content, dict):
-        return {key: _plain(item, above) for key, item in content.items()}
-    if isinstance(content, (list, tuple)):
-        return [_plain(item, above) for item in content]
-    if not _is_node(value) or not isinstance(content, str):
-        return content
-    match = _INTERPOLATION.fullmatch(content)
-    if match:
-        return _plain(_named(value, match[1], match[2]), above)
-    return None if content == _MISSING else content
+        found: Any = {key: _plain(item, above, known) for key, item in content.items()}
+    elif isinstance(content, (list, tuple)):
+        found = [_plain(item, above, known) for item in content]
+    elif not _is_node(value) or not isinstance(content, str):
+        found = content
+    elif match := _INTERPOLATION.fullmatch(content):
+        found = _plain(_named(value, match[1], match[2]), above, known)
+    else:
+        found = None if content == _MISSING else content
+    known[id(value)] = found
+    return found
 
 
 def _is_node(value: Any) -> TypeGuard[InertObject]:

@@ -79,6 +79,18 @@ def read_safetensors(path: str | os.PathLike, what: str = "weights") -> dict[str
     return tensors
 
 
+def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
+    """Read the header's `__metadata__` of a safetensors file; empty where it has none, or is another file."""
+    try:
+        with open(path, "rb") as file:
+            length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
+            header = json.loads(file.read(length).decode("utf-8")) if length <= _LARGEST_HEADER else {}
+    except (OSError, ValueError, RecursionError):
+        return {}
+    found = header.get("__metadata__") if isinstance(header, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 @dataclasses.dataclass(frozen=True)
 class _Entry:
     """What the header says of a tensor: its type, its shape, its first byte and the one behind its last."""

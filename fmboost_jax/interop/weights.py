@@ -29,6 +29,11 @@ _PREFERRED = (
     "diffusion_pytorch_model.fp16.bin",
     "diffusion_pytorch_model.bin.index.fp16.json",
 )
+# ComfyUI's 8-bit weights: `x.weight` is to be multiplied by `x.scale_weight`, in later versions `x.weight_scale`. The
+# other names are of activations, and marks of the file.
+_WEIGHT_SCALES = (".scale_weight", ".weight_scale")
+_OF_ACTIVATIONS = (".scale_input", ".input_scale")
+_MARK, _RECIPE = "scaled_fp8", ".comfy_quant"
 _PLACEHOLDERS = {
     b"version https://git-lfs": "a Git LFS pointer, not the file itself; run git lfs pull in its folder",
     b"<!doctype html": "a web page, not the file itself; download it again from the address of the file",
@@ -41,7 +46,8 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
 
     Shards are read together: `path` may be their index (`*.index.json`), or one of them with the index beside it. Of a
     checkpoint, the tensors under `state_dict`, `model_state_dict`, `model` or `module`. Values that are not tensors are
-    skipped. The parts of names that PyTorch's wrappers add, such as `module.` and `_orig_mod.`, are removed.
+    skipped. The parts of names that PyTorch's wrappers add, such as `module.` and `_orig_mod.`, are removed. ComfyUI's
+    scaled 8-bit weights are multiplied by their scales, and become float32.
 
     Raises:
         InputError: a file that is missing, damaged, of another format, without tensors, or that would run code.
@@ -54,7 +60,37 @@ def read_state_dict(path: str) -> dict[str, np.ndarray]:
     tensors = _read_shards(path) if path.endswith(".json") else read_tensors(path)
     if not tensors:
         raise InputError(f"weights {path}: expected named tensors, found none")
-    return without_wrappers(tensors, path)
+    return _unscaled(without_wrappers(tensors, path), path)
+
+
+def _unscaled(tensors: dict[str, Any], path: str) -> dict[str, Any]:
+    """Multiply ComfyUI's scaled 8-bit weights by their scales, and remove what goes with them."""
+    scales = {
+        f"{name.removesuffix(end)}.weight": name for name in tensors for end in _WEIGHT_SCALES if name.endswith(end)
+    }
+    marked = any(name.rpartition(".")[2] == _MARK or name.endswith(_RECIPE) for name in tensors)
+    if not scales and not marked:
+        return tensors
+    weights = {}
+    for name, scale_name in scales.items():
+        weight, scale = tensors.get(name), tensors[scale_name]
+        if weight is None or scale.size != 1 or not str(weight.dtype).startswith("float8"):
+            found = "no weight" if weight is None else f"a weight of {weight.dtype} and {scale.size} scales"
+            raise InputError(
+                f"weights {path}: {scale_name} goes with {found}, expected an 8-bit float weight with one scale; "
+                "take the file in 16 or 32 bits"
+            )
+        weights[name] = weight.astype(np.float32) * np.float32(scale.astype(np.float32).reshape(()))
+    without = sorted(name for name in tensors if name.endswith(_RECIPE) and _layer(name) not in map(_layer, scales))
+    if without:
+        raise InputError(f"weights {path}: quantised without one scale a weight ({some(without)}); take it in 16 bits")
+    beside = (*_WEIGHT_SCALES, *_OF_ACTIVATIONS, _RECIPE)
+    rest = {n: t for n, t in tensors.items() if not n.endswith(beside) and n.rpartition(".")[2] != _MARK}
+    return {name: weights.get(name, tensor) for name, tensor in rest.items()}
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
 
 
 def read_tensors(path: str) -> dict[str, np.ndarray]:

@@ -32,11 +32,15 @@ class AutoencoderKLConfig:
         image_channels: channels of the image.
         latent_channels: channels of the latent (4 in SD 1.x/2.x/SDXL, 16 in SD 3 and FLUX.1).
         channels: feature channels of each level, finest level first; each level but the last halves the size.
+        decoder_channels: those of the decoder, finest level first; empty: as `channels`.
         blocks: residual blocks in each level of the encoder; the decoder has one more.
         norm_groups: groups of every group norm.
         quant_convs: a 1×1 convolution after the encoder and one before the decoder.
         mid_attention: self-attention between the middle's two residual blocks.
         scaling_factor, shift_factor: scaled latent = (latent − shift_factor) · scaling_factor.
+        latents_mean, latents_std: statistics that the model normalises its latents by: latent = (encoder's output −
+            mean) / deviation. Empty: none. One value a channel, as Playground 2.5 has; or one for each channel and
+            position in patches of 2×2, in the order (channel, row, column), as FLUX.2 has.
         dtype: "float32" or "bfloat16", of convolutions and matmuls; parameters, norms and softmax stay float32.
     """
 
@@ -50,22 +54,39 @@ class AutoencoderKLConfig:
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
     dtype: str = "float32"
-
-    # Its scaled latents have one scale for all channels.
-    normalized = False
+    decoder_channels: tuple[int, ...] = ()
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
 
     def __post_init__(self):
         require_at_least("autoencoder: ", self, image_channels=1, latent_channels=1, blocks=1, norm_groups=1)
         require_at_most("autoencoder: ", self, image_channels=1024, latent_channels=65536, blocks=64)
-        multiples = all(0 < width <= 65536 and width % self.norm_groups == 0 for width in self.channels)
-        expected = f"1 to 12 multiples of its {self.norm_groups} norm groups, at most 65536"
-        require("autoencoder: ", self, "channels", expected, 1 <= len(self.channels) <= 12 and multiples)
+        for name, lengths in (("channels", range(1, 13)), ("decoder_channels", (0, len(self.channels)))):
+            widths = getattr(self, name)
+            multiples = all(0 < width <= 65536 and width % self.norm_groups == 0 for width in widths)
+            expected = f"1 to 12 multiples of its {self.norm_groups} norm groups, at most 65536"
+            require("autoencoder: ", self, name, expected, len(widths) in lengths and multiples)
         require("autoencoder: ", self, "scaling_factor", "a number other than 0", self.scaling_factor != 0)
+        counts = (0, self.latent_channels, 4 * self.latent_channels)
+        expected = f"{counts[1]} or {counts[2]} values, as many as latents_std has"
+        same = len(self.latents_mean) == len(self.latents_std)
+        require("autoencoder: ", self, "latents_mean", expected, same and len(self.latents_mean) in counts)
+        require("autoencoder: ", self, "latents_std", "values above 0", all(value > 0 for value in self.latents_std))
 
     @property
     def downsampling(self) -> int:
         """Image pixels per latent position and axis."""
         return 2 ** (len(self.channels) - 1)
+
+    @property
+    def normalized(self) -> bool:
+        """Whether latents have a mean and a deviation taken out for each channel."""
+        return bool(self.latents_mean)
+
+    @property
+    def patch(self) -> int:
+        """Side of the patches that the statistics are of, in latent positions: 1 or 2."""
+        return 2 if len(self.latents_mean) > self.latent_channels else 1
 
 
 class Conv(nnx.Module):
@@ -230,7 +251,7 @@ class Decoder(nnx.Module):
     """Latent → image; its levels are in the order of execution, coarsest first."""
 
     def __init__(self, config: AutoencoderKLConfig, rngs: nnx.Rngs):
-        channels = config.channels[::-1]
+        channels = (config.decoder_channels or config.channels)[::-1]
         self.conv_in = Conv(config.latent_channels, channels[0], config, rngs)
         self.middle = Middle(channels[0], config, rngs)
         widths = zip((channels[0], *channels), channels, strict=False)
@@ -263,7 +284,9 @@ class Decoder(nnx.Module):
 
 
 class AutoencoderKL(nnx.Module):
-    """The autoencoder. Latents are raw; the caller applies `config.scaling_factor` and `shift_factor`.
+    """The autoencoder. Latents are normalised where the config has statistics.
+
+    They are raw: the caller applies `config.scaling_factor` and `shift_factor`.
 
     Args:
         config: architecture.
@@ -287,12 +310,13 @@ class AutoencoderKL(nnx.Module):
             image: in [-1, 1]; height and width multiples of `config.downsampling`.
 
         Returns:
-            mean and log-variance, float32, raw; the log-variance clipped to [-30, 20].
+            mean and log-variance, float32, raw; the log-variance clipped to [-30, 20] before it is normalised.
 
         Raises:
-            InputError: height or width is not a multiple of `config.downsampling`.
+            InputError: height or width is not a multiple of `config.downsampling`, or of twice that where the
+                statistics are of patches of 2×2.
         """
-        factor = self.config.downsampling
+        factor = self.config.downsampling * self.config.patch
         height, width = image.shape[1:3]
         if height % factor or width % factor:
             raise InputError(
@@ -302,14 +326,38 @@ class AutoencoderKL(nnx.Module):
         if self.quant:
             moments = self.quant(moments)
         mean, logvar = jnp.split(moments.astype(jnp.float32), 2, axis=-1)
-        return mean, jnp.clip(logvar, *LOGVAR_RANGE)
+        logvar = jnp.clip(logvar, *LOGVAR_RANGE)
+        if not self.config.normalized:
+            return mean, logvar
+        centre, deviation = self._statistics(mean.shape)
+        return (mean - centre) / deviation, logvar - 2 * jnp.log(deviation)
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
-        """Image of a raw latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
+        """Image of a raw latent: float32, in [-1, 1] up to the network's overshoot (not clipped).
+
+        Raises:
+            InputError: statistics of patches of 2×2, and a latent of an odd height or width.
+        """
+        if self.config.normalized:
+            centre, deviation = self._statistics(latent.shape)
+            latent = latent.astype(jnp.float32) * deviation + centre
         latent = latent.astype(self.config.dtype)
         if self.post_quant:
             latent = self.post_quant(latent)
         return self.decoder(latent).astype(jnp.float32)
+
+    def _statistics(self, shape: tuple[int, ...]) -> tuple[Float[Array, "#h #w c"], Float[Array, "#h #w c"]]:
+        """Mean and deviation that latents of this shape (b, h, w, c) are normalised by."""
+        _, height, width, channels = shape
+        patch = self.config.patch
+        if height % patch or width % patch:
+            raise InputError(f"latent of {height}×{width}: this autoencoder needs multiples of {patch}")
+
+        def spread(values: tuple[float, ...]) -> Float[Array, "#h #w c"]:
+            tile = jnp.array(values, jnp.float32).reshape(channels, patch, patch).transpose(1, 2, 0)
+            return tile if patch == 1 else jnp.tile(tile, (height // patch, width // patch, 1))
+
+        return spread(self.config.latents_mean), spread(self.config.latents_std)
 
     def decoder_flops(self, height: int, width: int) -> int:
         """FLOPs of decoding one latent of this size; a multiply-add is two, norms do not count."""

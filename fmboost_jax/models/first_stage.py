@@ -1,6 +1,7 @@
 """The first stage: the frozen autoencoder around the flow, and the shape and scale of its latents.
 
-Two kinds of latents appear in this package. The encoder's own output is the *raw* latent; datasets store it. The flow
+Two kinds of latents appear in this package. The autoencoder's own output is the *raw* latent; datasets store it. An
+autoencoder with statistics for each channel (FLUX.2's, Playground 2.5's) has normalised it already. The flow
 works on *scaled* latents, (raw − shift_factor) · scaling_factor, whose standard deviation is about 1.
 `FirstStage.encode` and `FirstStage.decode` are inverses on scaled latents; `FirstStage.encode_raw` returns raw ones.
 """
@@ -233,6 +234,17 @@ class FirstStage:
     def downsampling(self) -> int:
         """Image pixels per latent position and axis."""
         return self.spec.downsampling
+
+    @property
+    def image_multiple(self) -> int:
+        """What the sides of an image must be multiples of."""
+        return self.downsampling * getattr(self.model.config, "patch", 1)
+
+    @property
+    def statistics(self) -> tuple[tuple[float, ...], ...]:
+        """Means and deviations that the model normalises its latents by; empty where it has none."""
+        config = self.model.config
+        return (config.latents_mean, config.latents_std) if getattr(config, "latents_mean", ()) else ()
 
     @functools.cached_property
     def _split(self) -> tuple[nnx.GraphDef, nnx.State]:

@@ -7,6 +7,9 @@ while nobody holds the lock. A holder is gone by one of two signs:
 - From another machine, or where the file system has no `flock`, the count stands still. The observer's own clock
   measures how long.
 
+A holder that leaves nothing else behind, because its config was refused for instance, removes the file, and the folders
+that it made. Whoever opened the file before then finds that its name is gone, and opens a new one.
+
 Process ids play no part. A holder that finds another token in the file has been taken for dead, for instance because
 its machine was suspended. It must stop (`FolderLock.check`), so two holders never go on together.
 """
@@ -32,6 +35,7 @@ NAME = ".lock"
 BEAT = 5.0  # seconds from one count of the holder to the next
 STALE = 30.0  # seconds without a new count after which a holder counts as dead
 _BYTES = 512  # the file's length while the lock is held, so that a write never truncates
+_OPENINGS = 10  # of the file, while others remove it
 _NO_FLOCK = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
@@ -80,18 +84,17 @@ class FolderLock:
         self._beat, self._stale = beat, stale
         self._released = threading.Event()
         self._thread: threading.Thread | None = None
+        self._missing: list[str] = []  # folders that this lock makes, the deepest first
+        self._before: set[str] = set()  # names in the folder
 
     def __enter__(self) -> "FolderLock":
-        with contextlib.ExitStack() as undo:
-            local_path(self._folder, "folder")
-            try:
-                os.makedirs(self._folder, exist_ok=True)
-                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
-                undo.callback(os.close, self._file)
-                self._take()
-            except OSError as error:
-                raise InputError(f"folder {printable(self._folder)} cannot be written to: {error.strerror}") from error
-            undo.pop_all()
+        local_path(self._folder, "folder")
+        try:
+            self._note_what_is_there()
+            self._open_and_take()
+        except OSError as error:
+            self._leave_as_found()
+            raise InputError(f"folder {printable(self._folder)} cannot be written to: {error.strerror}") from error
         self._thread = threading.Thread(target=self._count, name="lock", daemon=True)
         self._thread.start()
         return self
@@ -103,6 +106,7 @@ class FolderLock:
         with contextlib.suppress(OSError):
             if self._is_ours(self._read()):
                 os.truncate(self._path, 0)
+                self._leave_as_found()
         os.close(self._file)
 
     def check(self) -> None:
@@ -116,11 +120,51 @@ class FolderLock:
             found = f"is in use by another training ({holder})" if holder else "has lost its file .lock"
             raise InputError(f"folder {printable(self._folder)} {found}; this training stops and saves nothing more")
 
+    def _note_what_is_there(self) -> None:
+        folder = os.path.abspath(self._folder)
+        self._before = set(os.listdir(folder)) if os.path.isdir(folder) else set()
+        while not os.path.lexists(folder):
+            self._missing.append(folder)
+            folder = os.path.dirname(folder)
+
+    def _leave_as_found(self) -> None:
+        """Remove the lock's file and the folders made since it was taken, if no other file was made."""
+        if NAME in self._before:
+            return
+        folder = pathlib.Path(self._folder)
+        with contextlib.suppress(OSError):  # in use by another, or gone
+            new = [path for path in folder.iterdir() if path.name not in self._before and path.name != NAME]
+            if any(not path.is_dir() or path.is_symlink() or _files(path) for path in new):
+                return
+            for path in new:
+                for place, _, _ in os.walk(path, topdown=False):
+                    os.rmdir(place)
+            (folder / NAME).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            for place in self._missing:
+                os.rmdir(place)
+
+    def _open_and_take(self) -> None:
+        for opening in range(_OPENINGS):
+            try:
+                os.makedirs(self._folder, exist_ok=True)
+                self._file = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o666)
+                with contextlib.ExitStack() as undo:
+                    undo.callback(os.close, self._file)
+                    self._take()
+                    undo.pop_all()
+                return
+            except FileNotFoundError:  # its holder removed it between our opening and our taking it
+                if opening == _OPENINGS - 1:
+                    raise
+
     def _take(self) -> None:
         alone = self._flock()
         holder = self._read()
         if holder and not (alone and holder.machine == this_machine()):
             self._watch(holder)
+        if not os.path.samestat(os.fstat(self._file), os.stat(self._path)):
+            raise FileNotFoundError(errno.ENOENT, "replaced", self._path)
         self._mine = Holder(secrets.token_hex(16), this_machine(), os.getpid(), time.strftime("%F %T"), "")
         self._write(0)
 
@@ -180,3 +224,7 @@ class FolderLock:
         self._mine = dataclasses.replace(self._mine, count=f"{number:016x}")
         with open(self._path, "r+b") as file:
             file.write(json.dumps(dataclasses.asdict(self._mine)).encode().ljust(_BYTES))
+
+
+def _files(folder: pathlib.Path) -> bool:
+    return any(files for _, _, files in os.walk(folder))

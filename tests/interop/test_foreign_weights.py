@@ -7,8 +7,10 @@ import gzip
 import json
 import struct
 import types
+import warnings
 import zipfile
 
+import ml_dtypes
 import numpy as np
 import pytest
 import torch
@@ -187,18 +189,93 @@ def test_folder_of_8_bit_floats_with_a_config_of_another_encoding(tmp_path, weig
     assert same(state_dict(stage.model), {name: tensor.float() for name, tensor in eight.items()})
 
 
-def test_the_scale_of_a_whole_sdxl_checkpoint(tmp_path):
-    weights = state_dict(random_model(AutoencoderKL, AutoencoderKLConfig(channels=(32,), blocks=1)), "compvis")
-    tensors = {f"first_stage_model.{name}": value for name, value in weights.items()}
-    for name, scale in (("cond_stage_model.a", 0.18215), ("conditioner.embedders.0.a", 0.13025)):
-        save_file({**tensors, name: np.zeros(1, np.float32)}, tmp_path / "x.safetensors")
-        assert load_first_stage("kl", str(tmp_path / "x.safetensors")).spec.scaling_factor == scale
+@pytest.fixture(scope="module")
+def alone() -> dict[str, np.ndarray]:
+    return state_dict(random_model(AutoencoderKL, AutoencoderKLConfig(channels=(32,), blocks=1)), "compvis")
 
 
-@pytest.mark.parametrize("field", ["latents_mean", "latents_std"])
-def test_a_scale_for_each_channel_is_refused(weights, field):
-    with pytest.raises(InputError, match=r"expected one scaling_factor"):
-        load_autoencoder_kl(weights, {**DIFFUSERS, field: [0.1, 0.2, 0.3, 0.4]})
+@pytest.mark.parametrize("prefix", ["", "vae."])
+@pytest.mark.parametrize("scale_name", ["scale_weight", "weight_scale"])
+def test_scaled_8_bit_weights_of_comfyui(tmp_path, weights, prefix, scale_name):
+    """x.weight · x.scale_weight, for some of the layers; what is of activations has no effect."""
+    tensors, expected = {}, {}
+    for index, (name, value) in enumerate(weights.items()):
+        tensors[prefix + name] = expected[name] = torch.tensor(value)
+        layer, _, kind = name.rpartition(".")
+        if kind == "weight" and index % 3:
+            scale = torch.tensor(0.25 + index, dtype=torch.float32)
+            tensors[prefix + name] = eight = (torch.tensor(value) / scale).to(torch.float8_e4m3fn)
+            tensors[f"{prefix}{layer}.{scale_name}"] = scale.reshape([1] * (index % 2))
+            tensors[f"{prefix}{layer}.scale_input"] = torch.ones(())
+            expected[name] = eight.float() * scale
+    tensors[f"{prefix}scaled_fp8"] = torch.zeros(2, dtype=torch.float8_e4m3fn)
+    save_torch(tensors, tmp_path / "x.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(DIFFUSERS))
+    assert same(state_dict(load_first_stage("kl", str(tmp_path)).model), expected)
+
+
+@pytest.mark.parametrize(
+    "tensors",
+    [
+        {"a.weight_scale": np.ones((2, 2)), "a.weight": np.zeros((2, 2), np.uint8)},
+        {"a.weight_scale": np.ones(2), "a.weight": np.zeros((2, 2), ml_dtypes.float8_e4m3fn)},
+        {"a.scale_weight": np.ones(1), "a.weight": np.zeros((2, 2), np.float16)},
+        {"a.scale_weight": np.ones(1)},
+        {"a.comfy_quant": np.zeros(9, np.uint8), "a.weight": np.zeros((2, 2), ml_dtypes.float8_e4m3fn)},
+    ],
+)
+def test_other_quantisations_are_refused(tmp_path, tensors):
+    save_file(tensors, tmp_path / "x.safetensors")
+    with pytest.raises(
+        InputError, match=r"x\.safetensors: (a\..* goes with .*expected an 8-bit|quantised without one)"
+    ):
+        read_state_dict(str(tmp_path / "x.safetensors"))
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("name", "shape", "scale"),
+    [
+        ("cond_stage_model.a", 1, 0.18215),
+        ("conditioner.embedders.0.a", 1, 0.13025),
+        ("model.diffusion_model.out.2.bias", 1, 0.18215),
+        ("model.diffusion_model.label_emb.0.0.weight", (1, 2816), 0.13025),
+        ("model.diffusion_model.label_emb.0.0.weight", (1, 1536), 0.18215),  # SD 2.1 unCLIP
+    ],
+)
+def test_the_scale_of_a_whole_checkpoint(tmp_path, alone, name, shape, scale):
+    tensors = {f"first_stage_model.{name}": value for name, value in alone.items()}
+    save_file({**tensors, name: np.zeros(shape, np.float32)}, tmp_path / "sdxl.safetensors")
+    assert load_first_stage("kl", str(tmp_path / "sdxl.safetensors")).spec.scaling_factor == scale
+
+
+@pytest.mark.filterwarnings("error::UserWarning")
+@pytest.mark.parametrize(
+    ("architecture", "scale"), [("stable-diffusion-xl-v1-base/vae", 0.13025), ("stable-diffusion-v1/vae", 0.18215)]
+)
+def test_the_scale_by_the_metadata_of_a_file(tmp_path, alone, architecture, scale):
+    save_file(alone, tmp_path / "x.safetensors", {"modelspec.architecture": architecture})
+    assert load_first_stage("kl", str(tmp_path / "x.safetensors")).spec.scaling_factor == scale
+
+
+@pytest.mark.parametrize(
+    ("name", "scale", "other"),
+    [("vae.safetensors", 0.18215, 0.13025), ("sdxl_vae.safetensors", 0.13025, 0.18215), ("x.pt", 0.18215, 0.13025)],
+)
+def test_a_scale_that_nothing_shows_is_warned_of_and_can_be_chosen(tmp_path, alone, name, scale, other):
+    if name.endswith(".pt"):
+        torch.save({key: torch.tensor(value) for key, value in alone.items()}, tmp_path / name)
+    else:
+        save_file(alone, tmp_path / name)
+    with pytest.warns(UserWarning, match=r"0\.18215 \(Stable Diffusion 1 and 2\) or 0\.13025 \(SDXL\)") as caught:
+        assert load_first_stage("kl", str(tmp_path / name)).spec.scaling_factor == scale
+    (line,) = {str(warning.message) for warning in caught if warning.category is UserWarning}
+    advice = line.partition("put a config.json beside it: ")[2]
+    assert json.loads(advice) == {"scaling_factor": other}
+    (tmp_path / "config.json").write_text(advice)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", UserWarning)
+        assert load_first_stage("kl", str(tmp_path / name)).spec.scaling_factor == other
 
 
 def test_group_counts(kl, weights):

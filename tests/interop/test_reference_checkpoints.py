@@ -172,6 +172,19 @@ def test_containers_of_other_classes(tmp_path):
     assert found["missing"] == {"a": None, "b": "${oc.env:HOME}"}
 
 
+def test_nodes_in_many_places_are_converted_once():
+    """A chain of 60 lists, each twice in the next, has 2^60 paths."""
+    shared = [1]
+    for _ in range(60):
+        shared = [shared, shared]
+    found = plain_values({"config": shared, "again": shared})
+    assert found["config"] is found["again"]
+    for _ in range(60):
+        assert found["config"][0] is found["config"][1]
+        found = {"config": found["config"][0]}
+    assert found["config"] == [1]
+
+
 class Hostile:
     """Pickles as a call of os.mkdir."""
 

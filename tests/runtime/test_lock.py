@@ -53,6 +53,7 @@ def test_a_second_holder_is_refused_until_the_first_ends(tmp_path):
     first = holder(folder)
     with pytest.raises(InputError, match=rf"run is in use by another training \(process {first.pid} on "):
         take(folder)
+    (folder / "metrics.jsonl").write_bytes(b"")
     first.communicate()
     assert (folder / NAME).read_bytes() == b""
     assert take(folder)["process"] == os.getpid()
@@ -87,6 +88,7 @@ def test_a_silent_holder_on_another_host_is_taken_over_and_must_stop(tmp_path, w
             second.check()
             with pytest.raises(InputError, match="saves nothing more"):
                 first.check()
+            (tmp_path / "metrics.jsonl").write_bytes(b"")
     # The first one's end leaves the second one's file alone: it had been released by the second.
     assert (tmp_path / NAME).read_bytes() == b""
 
@@ -96,6 +98,39 @@ def test_a_lock_that_is_removed_is_lost(tmp_path):
         (tmp_path / NAME).unlink()
         with pytest.raises(InputError, match=r"lost its file \.lock"):
             held.check()
+
+
+@pytest.mark.parametrize("folder", ["", "run", "a/b/run"])
+def test_a_holder_that_writes_nothing_leaves_nothing(tmp_path, folder):
+    """As a training whose config is refused."""
+    (tmp_path / "other").mkdir()
+    with FolderLock(tmp_path / folder):
+        assert (tmp_path / folder / NAME).exists()
+        (tmp_path / folder / "checkpoints" / "x").mkdir(parents=True)
+    assert [path.name for path in tmp_path.rglob("*")] == ["other"]
+    with FolderLock(tmp_path / folder):
+        (tmp_path / folder / "checkpoints").mkdir()
+        (tmp_path / folder / "checkpoints" / "file").write_bytes(b"")
+    assert (tmp_path / folder / "checkpoints" / "file").exists()
+    assert (tmp_path / folder / NAME).read_bytes() == b""
+
+
+def test_a_file_that_its_holder_removes_while_another_opens_it_is_opened_again(tmp_path, monkeypatch):
+    """The second process has the removed file open, whose lock is free: it must not hold that one."""
+    first, flock = FolderLock(tmp_path / "run"), fcntl.flock
+    first.__enter__()
+
+    def ends_first(*arguments):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        first.__exit__()
+        assert not (tmp_path / "run").exists()
+        flock(*arguments)
+
+    monkeypatch.setattr(fcntl, "flock", ends_first)
+    with FolderLock(tmp_path / "run") as second:
+        second.check()
+        with pytest.raises(InputError, match="in use by another"):
+            take(tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", [b"\0" * 512, b"{", b"[]", b'{"token": 1}'])
