@@ -61,6 +61,7 @@ def get_config() -> ConfigDict:
     config.train.batch_size = 8
     config.train.log_every = 50
     config.train.nan_patience = 3
+    config.train.tracker = ""
     config.train.init_from = ""  # folder of an autoencoder to start from, instead of the best linear code
     config.train.decoder_only = False  # True: the encoder, and with it all latents, stays as it is
 

@@ -40,9 +40,10 @@ from fmboost_jax.training.evaluation import make_evaluate
 from fmboost_jax.training.finish import Finish
 from fmboost_jax.training.program import abstract_batch, abstract_state, lower_train_step
 from fmboost_jax.training.step import init_state
+from fmboost_jax.training.tracker import check_tracker
 
 # Sections of a config that may change when a run continues: they say where it is computed, not what.
-RUNTIME_SECTIONS = ("mesh.", "processes.", "profile.", "compilation_cache:")
+RUNTIME_SECTIONS = ("mesh.", "processes.", "profile.", "compilation_cache:", "train.tracker:")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -54,6 +55,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--allow-config-change", action="store_true", help="continue although the config has changed")
     _add_process_options(parser)
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
+    check_tracker(config.train.tracker)
     keep_freed_memory()
     launcher = (arguments.coordinator, arguments.process_count, arguments.process_index)
     with distributed.processes(*launcher, timeout=config.processes.timeout):

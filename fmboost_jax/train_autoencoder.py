@@ -35,6 +35,7 @@ from fmboost_jax.training.autoencoder import (
 from fmboost_jax.training.checkpoints import Checkpoints
 from fmboost_jax.training.config import AutoencoderTrainingConfig, read_saved
 from fmboost_jax.training.state import TrainState
+from fmboost_jax.training.tracker import check_tracker
 
 PRINCIPAL_BATCHES = 100  # that the patches' principal components are taken of
 
@@ -46,6 +47,7 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", required=True, help="folder of the run: checkpoints, metrics.jsonl, sample grids")
     arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, AutoencoderTrainingConfig)
+    check_tracker(config.train.tracker)
     keep_freed_memory()
     train_autoencoder(config, arguments.workdir)
 

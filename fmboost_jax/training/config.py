@@ -86,12 +86,14 @@ class LoopConfig:
         batch_size: examples an update, over all devices.
         log_every: updates from one line of `metrics.jsonl` to the next.
         nan_patience: updates after which a loss that stays not finite ends the run.
+        tracker: experiment tracker that keeps the records, too: "wandb" or "trackio". Default: "", none.
     """
 
     steps: int = 1_000_000
     batch_size: int = 256
     log_every: int = 100
     nan_patience: int = 3
+    tracker: str = ""
 
     def __post_init__(self):
         require_at_least("train.", self, steps=1, batch_size=1, log_every=1, nan_patience=1)

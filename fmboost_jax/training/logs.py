@@ -1,4 +1,4 @@
-"""Records of a run: `metrics.jsonl`, TensorBoard scalars and image grids."""
+"""Records of a run: `metrics.jsonl`, TensorBoard scalars and image grids, and an experiment tracker's."""
 
 import json
 import os
@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 
 from fmboost_jax.files import write_atomically
 from fmboost_jax.images.png import write_png
+from fmboost_jax.training.tracker import Tracker
 
 
 class Logs:
@@ -15,10 +16,11 @@ class Logs:
 
     Args:
         workdir: folder of the run: `metrics.jsonl`, `tensorboard/`, `pictures/`.
-        step: where the run goes on; records of later steps, from before an interruption, are dropped.
+        step: where the run continues; records of later steps, from before an interruption, are dropped.
+        tracker: keeps the same records. Default: none.
     """
 
-    def __init__(self, workdir: str, step: int):
+    def __init__(self, workdir: str, step: int, tracker: Tracker | None = None):
         from tensorboardX import SummaryWriter  # Here, since it imports PyTorch where that is installed: seconds.
 
         self._workdir = workdir
@@ -27,6 +29,7 @@ class Logs:
         write_atomically(self._path, b"".join(kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
         self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=step)
+        self._tracker = tracker
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
         """One line of `metrics.jsonl` and as many TensorBoard scalars."""
@@ -35,18 +38,24 @@ class Logs:
         self._file.flush()
         for name, value in values.items():
             self._board.add_scalar(name, value, step)
+        if self._tracker:
+            self._tracker.scalars(step, values)
 
     def image(self, step: int, name: str, image: UInt8[np.ndarray, "h w 3"]) -> str:
         """`pictures/<name>_<step>.png` and the same in TensorBoard; returns its path."""
         path = os.path.join(self._workdir, "pictures", f"{name}_{step:08d}.png")
         write_png(path, image, {"step": step})
         self._board.add_image(name, image, step, dataformats="HWC")
+        if self._tracker:
+            self._tracker.image(step, name, image)
         return path
 
     def close(self) -> None:
         """Flush and close all."""
         self._file.close()
         self._board.close()
+        if self._tracker:
+            self._tracker.close()
 
 
 def _lines(path: str) -> list[bytes]:

@@ -19,6 +19,7 @@ from fmboost_jax.training.config import LoopConfig
 from fmboost_jax.training.logs import Logs
 from fmboost_jax.training.monitor import NonFiniteMonitor, Throughput
 from fmboost_jax.training.state import TrainState
+from fmboost_jax.training.tracker import Tracker
 
 # (state, batch) → (state, metrics `loss`, `gradient_norm` and others)
 TrainStep = Callable[[TrainState, Any], tuple[TrainState, dict[str, jax.Array]]]
@@ -97,7 +98,9 @@ def run(
         InputError: a loss that is not finite, a disk that is full.
     """
     first_process = jax.process_index() == 0
-    logs = Logs(workdir, start) if first_process else None
+    logs = None
+    if first_process:
+        logs = Logs(workdir, start, Tracker(config.tracker, workdir, saved_config) if config.tracker else None)
     monitor, throughput = NonFiniteMonitor(workdir, config.nan_patience), Throughput(config.batch_size)
     bar = tqdm(total=config.steps, initial=start, unit="step", disable=not first_process, dynamic_ncols=True)
     step = start
