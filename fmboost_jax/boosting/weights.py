@@ -6,7 +6,7 @@ from typing import Any, cast
 
 from fmboost_jax.boosting.bundle import BundleConfig, is_bundle, read_bundle
 from fmboost_jax.errors import InputError
-from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.interop.autoencoders import first_stage_kind, load_first_stage
 from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import VelocityNetwork, abstract_network
@@ -22,7 +22,9 @@ def read_weights(
         if step is not None:
             raise InputError(f"bundle {directory} holds the weights of one step; step {step} was asked for")
         parameters, config = read_bundle(folder)
-        stage = load_first_stage(config.latents.kind, first_stage or config.latents.path)
+        path, kind = first_stage or config.latents.path, config.latents.kind
+        # Another autoencoder with the same latents, such as FLUX.2's own in place of its tiny imitation.
+        stage = load_first_stage(first_stage_kind(path, kind) if first_stage else kind, path)
         config.latents.check(stage.spec, f"first stage {stage.path}")
     else:
         # Checkpoints need orbax and grain, which a bundle does without.

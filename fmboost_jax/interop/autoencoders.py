@@ -6,6 +6,7 @@ import numpy as np
 from flax import nnx
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import read_json
 from fmboost_jax.interop.autoencoder_kinds import AUTOENCODERS, norm_tensors
 from fmboost_jax.interop.folders import is_folder_of_ours, load_model
 from fmboost_jax.interop.hub import local_folder
@@ -14,6 +15,9 @@ from fmboost_jax.models.autoencoder_kl import AutoencoderKL
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.models.parameters import abstract
 from fmboost_jax.registry import choose
+
+# Kinds of diffusers' classes.
+_CLASSES = {"AutoencoderKL": "kl", "AutoencoderKLFlux2": "kl", "AutoencoderTiny": "tiny"}
 
 
 def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "float32") -> FirstStage:
@@ -48,6 +52,18 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
     if not isinstance(model, entry.model):
         raise InputError(f"first stage {path}: expected kind {kind!r}, found {type(model).__name__}")
     return FirstStage(LatentSpec.from_config(kind, path, model.config), model)
+
+
+def first_stage_kind(path: str | os.PathLike, default: str) -> str:
+    """Return the kind of a diffusers folder's autoencoder; `default` for everything else.
+
+    Args:
+        path: as for `load_first_stage`.
+        default: an entry of `AUTOENCODERS`.
+    """
+    config = os.path.join(_with_config(local_folder(os.fspath(path))), "config.json")
+    name = read_json(config).get("_class_name") if os.path.isfile(config) else None
+    return _CLASSES.get(name, default) if isinstance(name, str) else default
 
 
 def abstract_first_stage(kind: str, **settings) -> FirstStage:

@@ -8,13 +8,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import BundleConfig, write_bundle
 from fmboost_jax.boosting.checks import latents_array, warn_of_scale
 from fmboost_jax.boosting.diffusers import check_pipeline, to_jax
-from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
+from fmboost_jax.boosting.latent_formats import flux2_statistics, pipeline_latents, scaled_latents
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.models.autoencoder_kl import AutoencoderKLConfig
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import LatentSpec, LatentStatistics
+from fmboost_jax.models.parameters import split
+from fmboost_jax.models.unet import UNet, UNetConfig
+from tests.random_models import random_model
 
 torch = pytest.importorskip("torch")
 diffusers = pytest.importorskip("diffusers")
@@ -29,9 +36,7 @@ def pipeline(name, vae=None, **attributes):
 
 
 def flux2_vae():
-    vae = diffusers.AutoencoderKLFlux2(
-        block_out_channels=(32,) * 4, latent_channels=4, layers_per_block=1, use_quant_conv=False
-    )
+    vae = diffusers.AutoencoderKLFlux2(block_out_channels=(32,) * 4, latent_channels=4, layers_per_block=1)
     vae.bn.running_mean.normal_()
     vae.bn.running_var.uniform_(2.0, 4.0)
     return vae
@@ -117,3 +122,27 @@ def test_facts_of_autoencoders():
 def test_tensors_with_a_gradient_are_taken(dtype):
     tensor = torch.randn(1, 2, 2, 4, requires_grad=True).to(dtype)
     np.testing.assert_array_equal(latents_array(tensor, WIDE_KL), tensor.detach().float().numpy())
+
+
+def test_flux2s_own_autoencoder_takes_the_place_of_its_tiny_imitation(tmp_path):
+    """A bundle names TAEF2; with FLUX.2's VAE folder the same latents are decoded by it."""
+    unet = UNetConfig(
+        in_channels=8, out_channels=4, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16
+    )
+    config = BundleConfig(unet, Coupling(noise_step=0), "linear", 2, 16, 32, TAEF2, 7)
+    write_bundle(tmp_path, split(random_model(UNet, unet))[1], config)
+    vae = flux2_vae()
+    vae.save_pretrained(tmp_path / "vae")
+    booster = Booster.load(tmp_path, first_stage=str(tmp_path / "vae"))
+    assert booster.first_stage.kind == "kl"
+    large = booster.boost(0.8 * np.random.default_rng(0).standard_normal((1, 4, 4, 4), np.float32))
+    assert large.shape == (1, 8, 8, 4)
+    mean, deviation = flux2_statistics(vae)
+    planes = torch.from_numpy(np.array(large)).permute(0, 3, 1, 2).reshape(1, 4, 4, 2, 4, 2)
+    with torch.no_grad():
+        images = vae.decode((planes * deviation + mean).reshape(1, 4, 8, 8)).sample
+    expected = to_uint8(images.permute(0, 2, 3, 1).numpy())
+    assert np.abs(booster.decode(large).astype(int) - expected.astype(int)).max() <= 1
+    diffusers.AutoencoderKL(block_out_channels=(32,), latent_channels=4).save_pretrained(tmp_path / "other")
+    with pytest.raises(InputError, match="its autoencoder has downsampling 1, this booster was trained for 8"):
+        Booster.load(tmp_path, first_stage=str(tmp_path / "other"))
