@@ -13,7 +13,8 @@ SSIMULACRA2 (the package `ssimulacra2`) are means over photographs. "Consistent"
 is an image's gradient energy over the original's. "Fréchet" is the Fréchet distance, in the features of
 efficientnet-lite0, between 4 patches of each image and the same patches of the originals; few patches for so many
 features, so compare it within one table alone. "Small" is the PSNR of the image, box-filtered to the small
-photograph's size, against that photograph. Seconds are of one photograph on the machine at hand, compilation left
+photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) judges an image without
+the original; 0 is best. Seconds are of one photograph on the machine at hand, compilation left
 out.
 """
 
@@ -26,6 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
+from pypiqe import piqe
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.data.crops import centres
@@ -75,7 +77,7 @@ def main() -> None:
     network = load_features("efficientnet-lite0")
     reference = _statistics(network, originals)
     print(f"{len(originals)} photographs, {small.shape[1]}² → {originals.shape[1]}²\n")
-    print("| | PSNR | SSIM | SSIMULACRA2 | small | sharpness | Fréchet | seconds |\n" + "| --- " * 8 + "|")
+    print("| | PSNR | SSIM | SSIMULACRA2 | small | sharpness | PIQE | Fréchet | seconds |\n" + "| --- " * 9 + "|")
     ways = boosts(booster, small, arguments.steps, from_latents=arguments.from_latents)
     if not arguments.boosted_alone:
         ways = (from_latents if arguments.from_latents else others)(booster, small, originals) | ways
@@ -202,7 +204,7 @@ def controls(booster: Booster, small: Images) -> dict:
     return fixes | {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
 
 
-def _fidelity(images: Images, originals: Images, small: Images) -> tuple[str, str, str, str, str]:
+def _fidelity(images: Images, originals: Images, small: Images) -> tuple[str, str, str, str, str, str]:
     scores = []
     for image, original, given in zip(images, originals, small, strict=True):
         found, truth = to_float(image[None]), to_float(original[None])
@@ -211,8 +213,16 @@ def _fidelity(images: Images, originals: Images, small: Images) -> tuple[str, st
         consistency = psnr(to_float(shrunk[None]), to_float(given[None]))[0]
         scores.append((psnr(found, truth)[0], ssim(found, truth)[0], consistency, sharpness))
     means = np.mean([[float(np.squeeze(value)) for value in row] for row in scores], axis=0)
+    unaided = np.mean([piqe(np.ascontiguousarray(image))[0] for image in images])
     likeness = np.mean([ssimulacra2(image, original) for image, original in zip(images, originals, strict=True)])
-    return f"{means[0]:.2f} dB", f"{means[1]:.3f}", f"{likeness:.1f}", f"{means[2]:.1f} dB", f"{means[3]:.2f}"
+    return (
+        f"{means[0]:.2f} dB",
+        f"{means[1]:.3f}",
+        f"{likeness:.1f}",
+        f"{means[2]:.1f} dB",
+        f"{means[3]:.2f}",
+        f"{unaided:.0f}",
+    )
 
 
 def _statistics(network: FeatureNetwork, images: Images) -> FeatureStatistics:
