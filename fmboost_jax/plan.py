@@ -3,6 +3,7 @@
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5e:4x4 --batch-per-chip 8
     python -m fmboost_jax.plan --config configs/cfm1024.py --topology v5p:4x4x4 --sweep
     python -m fmboost_jax.plan --config configs/cfm2048.py --topology v6e:2x2 --mode decode --batch-per-chip 1
+    python -m fmboost_jax.plan --mode generate --base sd15-lcm --topology v6e:1x1 --batch-per-chip 1
 
 A train step of full width compiles in about 7 minutes on two cores, once: results stay in ~/.cache/fmboost_jax.
 A topology is a kind of chip and the slice's sides in chips, for example v5e:2x2 (4 chips), v5e:16x16 (256),
@@ -36,13 +37,23 @@ def main(argv: list[str] | None = None) -> None:
         "fmboost_jax.plan", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--topology", required=True, metavar="KIND:SIDES", help="slice of TPUs, such as v5p:4x4x4")
-    parser.add_argument("--mode", choices=MODES, default="train", help="program to plan (default: train)")
+    parser.add_argument(
+        "--mode", choices=(*MODES, "generate"), default="train", help="program to plan (default: train)"
+    )
     parser.add_argument(
         "--batch-per-chip", type=int, help="images a chip (default: config.train.batch_size divided by chips)"
     )
     parser.add_argument(
         "--steps", type=int, help="integration steps, for --mode sample (default: 4, or 1 for a network with two times)"
     )
+    parser.add_argument(
+        "--base",
+        default="sd15-lcm",
+        metavar="NAME",
+        help="base model of --mode generate: sd15-lcm, sdxl-lcm, or a diffusers pipeline's folder or hub id "
+        "(default: sd15-lcm); it makes images of config.data.low_res pixels",
+    )
+    parser.add_argument("--base-steps", type=int, default=4, help="its steps (default: 4)")
     parser.add_argument("--method", default="euler", help="fixed-step ODE method, for --mode sample (default: euler)")
     parser.add_argument("--sweep", action="store_true", help="try batch sizes and meshes, recommend one")
     parser.add_argument(
@@ -57,7 +68,9 @@ def main(argv: list[str] | None = None) -> None:
     )
     parser.add_argument("--hlo", metavar="FILE", help="also write the compiled program's text")
     parser.add_argument("--json", action="store_true", help="print JSON")
-    arguments, config = parse_arguments(parser, sys.argv[1:] if argv is None else argv, TrainingConfig)
+    arguments, config = parse_arguments(
+        parser, sys.argv[1:] if argv is None else argv, TrainingConfig, default="cfm1024.py"
+    )
     # The programs are traced here and run nowhere: the devices of this machine stay unused, and jax's cache cannot read
     # programs for devices that are absent.
     jax.config.update("jax_platforms", "cpu")
@@ -79,6 +92,9 @@ def main(argv: list[str] | None = None) -> None:
             name=arguments.config,
         )
 
+    if arguments.mode == "generate":
+        print(_plan_generation(arguments, config, Solver(arguments.method, steps)))
+        return
     if arguments.sweep:
         _sweep(plan_one, config, tpu_slice(arguments.topology), arguments.batches, arguments.json)
         return
@@ -129,6 +145,22 @@ def plan(
         with open(hlo, "w", encoding="utf-8") as file:
             file.write(compiled.text)
     return make_plan(name, config, mode, tpus, devices, solver, compiled, top)
+
+
+def _plan_generation(arguments: argparse.Namespace, config: TrainingConfig, solver: Solver) -> str:
+    # Only this mode needs PyTorch.
+    from fmboost_jax.planning.generation import describe_parts, plan_generation
+
+    tpus = tpu_slice(arguments.topology)
+    batch = (arguments.batch_per_chip or 1) * len(tpus.devices)
+    config = dataclasses.replace(config, train=dataclasses.replace(config.train, batch_size=batch))
+    devices = make_mesh(dataclasses.asdict(config.mesh), tpus.devices)
+    parts = plan_generation(arguments.base, config, tpus, devices, solver, steps=arguments.base_steps)
+    if arguments.json:
+        return json.dumps([dataclasses.asdict(part) for part in parts], indent=2)
+    low, high = config.data.low_res, config.data.high_res
+    heading = f"{arguments.base} at {low}², {arguments.base_steps} steps; flow to {high}², {solver.steps} steps"
+    return describe_parts(parts, batch, f"{heading}; {tpus.name}, {batch} images")
 
 
 def _sweep(

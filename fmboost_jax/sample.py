@@ -7,6 +7,7 @@
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --compare --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --base-steps 4 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --base-backend torch
+    python -m fmboost_jax.sample --booster BUNDLE --prompt "a cat" --base FOLDER_OR_ID --lora F --scheduler LCMScheduler
     python -m fmboost_jax.sample --booster FIRST SECOND --input latents.npz --intermediates --out cascade
     python -m fmboost_jax.sample --booster BUNDLE --input PHOTOS --devices 8 --spatial 2 --batch-size 4 --out boosted
     python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
@@ -74,7 +75,14 @@ def main(argv: list[str] | None = None) -> None:
                 boosters,
                 arguments.prompt,
                 arguments.out,
-                base=load_base(arguments.base, boosters, arguments.base_backend, devices=devices),
+                base=load_base(
+                    arguments.base,
+                    boosters,
+                    arguments.base_backend,
+                    devices=devices,
+                    lora=arguments.lora,
+                    scheduler=arguments.scheduler,
+                ),
                 base_steps=arguments.base_steps,
                 base_guidance=arguments.guidance,
                 **common,
@@ -175,6 +183,13 @@ def _parser() -> argparse.ArgumentParser:
         choices=("auto", "jax", "torch"),
         default="auto",
         help="what runs it; auto: JAX, or PyTorch for a pipeline that JAX cannot run (default: auto)",
+    )
+    add("--lora", metavar="FILE_OR_ID", nargs="+", default=[], help="LoRA files to merge into it")
+    add(
+        "--scheduler",
+        default="",
+        metavar="CLASS",
+        help="class of diffusers in place of its own, such as LCMScheduler for an LCM-LoRA",
     )
     add("--base-steps", type=int, metavar="N", help="steps of the base model (default: its own)")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model (default: its own)")

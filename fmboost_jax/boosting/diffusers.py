@@ -17,6 +17,7 @@ from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
+from fmboost_jax.boosting.lora import merge_loras
 from fmboost_jax.errors import InputError, one_line
 
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"
@@ -47,20 +48,25 @@ class BaseModel(Protocol):
         ...
 
 
-def base_name(base: str) -> str:
-    """The last part of a folder or hub id."""
-    return os.path.basename(os.path.normpath(base))
+def base_name(base: str | os.PathLike, lora: Sequence[str | os.PathLike] = (), scheduler: str = "") -> str:
+    """The last parts of a folder or hub id and of its LoRA files, and the scheduler that replaces its own."""
+    parts = [os.path.basename(os.path.normpath(os.fspath(path))) for path in (base, *lora)]
+    return " + ".join([*parts, scheduler] if scheduler else parts)
 
 
-def load_pipeline(base: str, *, on_gpu: bool = True):
+def load_pipeline(base: str, *, on_gpu: bool = True, lora: Sequence[str | os.PathLike] = (), scheduler: str = ""):
     """A diffusers pipeline from a folder or a hub id.
 
     Args:
         base: the folder or hub id.
         on_gpu: put it on the GPU in half precision where PyTorch has one; otherwise on the CPU in float32.
+        lora: LoRA files to merge, see `fmboost_jax.boosting.lora.merge_loras`.
+        scheduler: class of diffusers that replaces the pipeline's own, such as "LCMScheduler" for an LCM-LoRA; default:
+            its own.
 
     Raises:
-        InputError: diffusers is not installed, or there is no such pipeline with safetensors weights.
+        InputError: diffusers is not installed, there is no such pipeline with safetensors weights, no such scheduler,
+            or as for `merge_loras`.
     """
     try:
         import torch
@@ -76,6 +82,14 @@ def load_pipeline(base: str, *, on_gpu: bool = True):
         raise InputError(
             f"base model {base}: expected a diffusers pipeline's folder or hub id ({one_line(error)})"
         ) from error
+    if scheduler:
+        import diffusers
+
+        kind: Any = getattr(diffusers, scheduler, None)
+        if not scheduler.endswith("Scheduler") or not hasattr(kind, "from_config"):
+            raise InputError(f"scheduler {scheduler!r}: expected a class of diffusers, such as LCMScheduler")
+        pipe.scheduler = kind.from_config(pipe.scheduler.config)
+    merge_loras(pipe, lora)
     return pipe.to(device, dtype)
 
 

@@ -1,7 +1,9 @@
 """Which backend runs a base model: JAX where it can, otherwise PyTorch."""
 
+import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -20,6 +22,8 @@ def load_base(
     backend: str = "auto",
     *,
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
+    lora: Sequence[str | os.PathLike] = (),
+    scheduler: str = "",
 ) -> BaseModel:
     """Load a base model. Where "auto" takes PyTorch, one line on stderr says why.
 
@@ -28,22 +32,25 @@ def load_base(
         boosters: those that follow it.
         backend: a key of `BACKENDS`.
         devices: of JAX; default: the first one. It computes in float32 on CPUs, in bfloat16 elsewhere.
+        lora, scheduler: see `fmboost_jax.boosting.diffusers.load_pipeline`.
 
     Raises:
         InputError: an unknown backend, no such pipeline, another autoencoder than the boosters'; with "jax": a pipeline
-            that JAX cannot run, or torchax is missing or too old.
+            that JAX cannot run, or torchax is missing or too old. As for `load_pipeline`.
     """
     choose("base backend", backend, BACKENDS)
-    pipe = load_pipeline(base, on_gpu=backend == "torch")
+    changes: dict[str, Any] = {"lora": lora, "scheduler": scheduler}
+    name = base_name(base, lora, scheduler)
+    pipe = load_pipeline(base, on_gpu=backend == "torch", **changes)
     check_pipeline(pipe, boosters[0])
     if backend != "torch":
         platform = (jax.devices() if devices is None else devices)[0].platform
         dtype = "float32" if platform == "cpu" else "bfloat16"
         try:
-            return Generator(pipe, boosters, dtype=dtype, devices=devices, name=base_name(base))
+            return Generator(pipe, boosters, dtype=dtype, devices=devices, name=name)
         except InputError as error:
             if backend == "jax":
                 raise
             print(f"base model in PyTorch: {error}", file=sys.stderr, flush=True)
-            pipe = load_pipeline(base)
-    return TorchBase(pipe, base_name(base))
+            pipe = load_pipeline(base, **changes)
+    return TorchBase(pipe, name)

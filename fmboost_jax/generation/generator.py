@@ -78,6 +78,8 @@ class Generator:
         dtype: str = "float32",
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         fsdp: int = 1,
+        lora: Sequence[str | os.PathLike] = (),
+        scheduler: str = "",
     ) -> "Generator":
         """Load a base model and its boosters.
 
@@ -85,16 +87,17 @@ class Generator:
             base: folder or hub id of a diffusers pipeline.
             boosters: loaded ones, or what `Booster.load` takes; default: none, see the class.
             dtype, devices, fsdp: see the class.
+            lora, scheduler: LoRA files to merge, and a scheduler in place of the pipeline's own; see `load_pipeline`.
 
         Raises:
             InputError: as for the class, `Booster.load` and `load_pipeline`.
         """
-        pipe = load_pipeline(os.fspath(base), on_gpu=False)
+        pipe = load_pipeline(os.fspath(base), on_gpu=False, lora=lora, scheduler=scheduler)
         stages = [
             stage if isinstance(stage, Booster) else Booster.load(stage, dtype=dtype, devices=devices)
             for stage in boosters
         ]
-        return cls(pipe, stages, dtype=dtype, devices=devices, fsdp=fsdp, name=base_name(os.fspath(base)))
+        return cls(pipe, stages, dtype=dtype, devices=devices, fsdp=fsdp, name=base_name(base, lora, scheduler))
 
     def __call__(
         self,

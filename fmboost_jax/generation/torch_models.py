@@ -6,6 +6,7 @@ The module's `forward` runs once, while JAX traces it; the compiled program hold
 
 import dataclasses
 import warnings
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -13,8 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.generation.lowerings import lowerings
 
-Weights = dict[str, jax.Array]
+# Of a module on the meta device they are shapes.
+Weights = dict[str, jax.Array | jax.ShapeDtypeStruct]
 
 _MISSING = "base models in JAX need torchax 0.0.14 or newer beside PyTorch: pip install 'fmboost_jax[generate]'"
 
@@ -77,10 +80,22 @@ def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights
 
 
 def _environment() -> Any:
+    """torchax's table of operations, some of them replaced by this package's."""
     try:
         import torchax
 
-        return torchax.default_env()
+        environment: Any = torchax.tensor.Environment()
     # An old torchax fails in its own ways beside a newer PyTorch.
     except (ImportError, AttributeError) as error:
         raise InputError(_MISSING) from error
+
+    def of_tensors(function: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments, **options):
+            arrays, named = environment.t2j_iso(arguments), environment.t2j_iso(options)
+            return environment.j2t_iso(function(*arrays, **named))
+
+        return call
+
+    for operation, function in lowerings().items():
+        environment.override_op_definition(operation, of_tensors(function))
+    return environment
