@@ -105,7 +105,7 @@ class Booster(Shareable):
             directory: packaged weights (`photo-x2`, `photo-x4`), a bundle's folder, a run's working directory, its
                 `checkpoints` folder, one step's folder, or a bundle's hub id (`owner/name`; needs huggingface_hub).
             step: which checkpoint of a run; default: the latest.
-            dtype: "float32" or "bfloat16" to compute in; default: as it was trained.
+            dtype: "float32" or "bfloat16" that network and autoencoder compute in; default: as they were trained.
             first_stage: folder or hub id of the autoencoder's weights, where they have moved.
             devices, spatial: see the class; `devices=jax.devices()` shares every batch among all.
 

@@ -16,13 +16,13 @@ STATISTICS_RECORDS = 256
 
 
 def read_run(
-    folder: str, *, step: int | None = None, first_stage: str | None = None
+    folder: str, *, step: int | None = None, first_stage: str | None = None, dtype: str | None = None
 ) -> tuple[Parameters, BundleConfig, FirstStage]:
     """Averaged weights, config and first stage of a training run; arguments and errors as for `Booster.load`."""
     parameters, saved, step = load_weights(folder, step=step)
     config = read_saved(TrainingConfig, saved, f"config of run {folder}")
     autoencoder = config.first_stage
-    stage = load_first_stage(autoencoder.kind, first_stage or autoencoder.path, autoencoder.dtype)
+    stage = load_first_stage(autoencoder.kind, first_stage or autoencoder.path, dtype or autoencoder.dtype)
     data = config.data
     bundle = BundleConfig(
         architecture=config.architecture,

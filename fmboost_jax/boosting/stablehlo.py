@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import export
+from jaxtyping import Array, Float, Key
 from safetensors.numpy import save
 from tqdm import tqdm
 
@@ -23,9 +24,10 @@ from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
+from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.models.first_stage import Autoencoder
-from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.parameters import Parameters, merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
 AUTOENCODER = "autoencoder.safetensors"
@@ -71,25 +73,13 @@ def boost_and_decode(
     """
     if size is not None:
         booster.check_size(*size)
-    stage, coupling, solver = booster.first_stage, booster.coupling, booster.solver_with(steps=steps, method=method)
+    stage, solver = booster.first_stage, booster.solver_with(steps=steps, method=method)
     graph, autoencoder = split(stage.model)
 
     def program(unet, autoencoder, latents, seeds):
         model = cast(Autoencoder, merge(graph, autoencoder))
-        size = tuple(side * booster.factor for side in latents.shape[1:3])
-
-        def decode(latent):
-            return model.decode(stage.spec.unscale(latent))
-
-        low = latents
-        if coupling.upsampling == "psu":
-            low = pixel_space_upsample(latents, size, lambda image: stage.spec.scale(model.encode(image)[0]), decode)
         keys = jax.vmap(jax.random.key)(seeds)
-        boosted = flow_from_keys(
-            booster.graph, unet, low, keys, size=size, coupling=coupling, solver=solver, objective=booster.objective
-        )
-        image = decode(boosted)
-        return to_uint8(image)
+        return to_uint8(model.decode(stage.spec.unscale(boosted(booster, unet, model, latents, keys, solver))))
 
     height, width = size or (f"{booster.size_multiple}*{side}" for side in "hw")
     batch, height, width = export.symbolic_shape(f"b, {height}, {width}")
@@ -97,6 +87,38 @@ def boost_and_decode(
     seeds = jax.ShapeDtypeStruct((batch,), jnp.uint32)
     weights = ({name: jax.typeof(array) for name, array in tree.items()} for tree in (booster.parameters, autoencoder))
     return export.export(jax.jit(program), platforms=PLATFORMS)(*weights, latents, seeds)
+
+
+def boosted(
+    booster: Booster,
+    unet: Parameters,
+    autoencoder: Autoencoder,
+    latents: Float[Array, "b h w c"],
+    keys: Key[Array, "b"],
+    solver: Solver,
+) -> Float[Array, "b H W c"]:
+    """One boost as a part of a larger program; pure.
+
+    Args:
+        booster: whose network and settings; its weights are not used.
+        unet: the network's weights.
+        autoencoder: of pixel-space upsampling.
+        latents: scaled.
+        keys: one an image.
+        solver: of the integration.
+    """
+    spec, coupling = booster.first_stage.spec, booster.coupling
+    size = tuple(side * booster.factor for side in latents.shape[1:3])
+    if coupling.upsampling == "psu":
+        latents = pixel_space_upsample(
+            latents,
+            size,
+            lambda image: spec.scale(autoencoder.encode(image)[0]),
+            lambda latent: autoencoder.decode(spec.unscale(latent)),
+        )
+    return flow_from_keys(
+        booster.graph, unet, latents, keys, size=size, coupling=coupling, solver=solver, objective=booster.objective
+    )
 
 
 def _page(booster: Booster, steps: int, method: str) -> str:
@@ -110,6 +132,7 @@ need jax, flatbuffers and safetensors. `boost.bin` takes any batch and any heigh
 import jax
 import numpy as np
 from jax import export
+from jaxtyping import Array, Float, Key
 from safetensors.numpy import load_file
 
 program = export.deserialize(bytearray(open("boost.bin", "rb").read()))

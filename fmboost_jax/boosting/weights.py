@@ -24,13 +24,14 @@ def read_weights(
         parameters, config = read_bundle(folder)
         path, kind = first_stage or config.latents.path, config.latents.kind
         # Another autoencoder with the same latents, such as FLUX.2's own in place of its tiny imitation.
-        stage = load_first_stage(first_stage_kind(path, kind) if first_stage else kind, path)
+        kind = first_stage_kind(path, kind) if first_stage else kind
+        stage = load_first_stage(kind, path, dtype or "float32")
         config.latents.check(stage.spec, f"first stage {stage.path}")
     else:
         # Checkpoints need orbax and grain, which a bundle does without.
         from fmboost_jax.boosting.run import read_run
 
-        parameters, config, stage = read_run(folder, step=step, first_stage=first_stage)
+        parameters, config, stage = read_run(folder, step=step, first_stage=first_stage, dtype=dtype)
     network_config: Any = config.architecture
     if dtype:
         network_config = dataclasses.replace(network_config, dtype=dtype)

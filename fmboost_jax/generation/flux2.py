@@ -98,14 +98,27 @@ class Flux2Klein:
         """The sampler's tables for so many steps and latents of this size, which sets the shift of the levels."""
         return dataclasses.replace(self.sampler, mu=shift_strength(size[0] * size[1] // 4, steps)).tables(steps)
 
+    @property
+    def tokenizers(self) -> tuple[Any, ...]:
+        """The one tokenizer."""
+        return (self.tokenizer,)
+
+    @property
+    def text_template(self) -> str:
+        """The chat template around a prompt, which stands at its %s."""
+        return self._chat("%s")
+
+    def _chat(self, text: str) -> str:
+        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
+        return self.tokenizer.apply_chat_template([{"role": "user", "content": text}], **options)
+
     def tokens(self, texts: Sequence[str]) -> Tokens:
         """Token numbers of the prompts in the chat template, and the mask of those that are no padding.
 
         Warns:
             UserWarning: a text that was cut; the warning shows what was cut off.
         """
-        options = {"tokenize": False, "add_generation_prompt": True, "enable_thinking": False}
-        chats = [self.tokenizer.apply_chat_template([{"role": "user", "content": text}], **options) for text in texts]
+        chats = [self._chat(text) for text in texts]
         cut = {"padding": "max_length", "max_length": self.text_length, "truncation": True, "return_tensors": "np"}
         found = self.tokenizer(chats, **cut)
         warn_of_cut(self.tokenizer, chats, self.text_length)

@@ -64,8 +64,8 @@ class Generator:
         self.boosters, self.name = list(boosters), name
         self.pipeline, weights = kind.from_pipeline(pipe, dtype)
         if not boosters:
-            decoder, weights["decoder"] = decoder_of(pipe, dtype)
-            self._decode = jax.jit(decoder)
+            self.decoder, weights["decoder"] = decoder_of(pipe, dtype)
+            self._decode = jax.jit(self.decoder)
         self.weights = place(weights, state_shardings(self.mesh, weights, "norm"))
         self._latents = jax.jit(self.pipeline.latents, static_argnames=("guided", "zeros"))
 
@@ -196,7 +196,7 @@ class Generator:
         negatives = self._negatives(negative_prompts, len(prompts))
         scale = pipeline.default_guidance if guidance is None else float(guidance)
         guided = pipeline.guides(scale)
-        size = self._size(height, width)
+        size = self.latent_size(height, width)
         keys = noise_keys(check_seeds(seed, len(prompts)))
         if noise is None:
             shape = (*size, pipeline.channels)
@@ -236,8 +236,12 @@ class Generator:
             raise InputError(f"{count} prompts need as many negative prompts, found {len(negatives)}")
         return negatives
 
-    def _size(self, height: int | None, width: int | None) -> tuple[int, int]:
-        """Height and width of the latents."""
+    def latent_size(self, height: int | None = None, width: int | None = None) -> tuple[int, int]:
+        """Height and width of the base model's latents, of its image in pixels; default: what it was trained for.
+
+        Raises:
+            InputError: no multiple of what the base model or the first booster needs.
+        """
         downsampling = self.pipeline.downsampling
         unit = downsampling * self.pipeline.latent_multiple
         defaults = self.pipeline.default_size

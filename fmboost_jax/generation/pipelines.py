@@ -25,6 +25,8 @@ class TextToImage(Protocol):
         channels: of the latents.
         text_length: tokens of a text.
         token_arrays: arrays that `tokens` returns.
+        tokenizers: of the host, one for each text encoder.
+        text_template: text around a prompt, which stands at its %s.
         zeros_for_no_negative: a prompt without a negative one is guided away from zeros, not from the empty text.
     """
 
@@ -44,6 +46,10 @@ class TextToImage(Protocol):
     def text_length(self) -> int: ...
     @property
     def token_arrays(self) -> int: ...
+    @property
+    def tokenizers(self) -> tuple[Any, ...]: ...
+    @property
+    def text_template(self) -> str: ...
     @property
     def zeros_for_no_negative(self) -> bool: ...
 

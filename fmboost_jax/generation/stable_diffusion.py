@@ -41,6 +41,7 @@ class StableDiffusion:
 
     parts: ClassVar[tuple[str, ...]] = ("text_encoder",)
     latent_multiple: ClassVar[int] = 1
+    text_template: ClassVar[str] = "%s"
     encoders: tuple[TorchFunction, ...]
     denoiser: TorchFunction
     tokenizers: tuple[Any, ...]
