@@ -141,19 +141,15 @@ def plan_generation(
         mesh: mesh of its devices.
         solver: of the flow.
         steps: of the base model.
-        dtype: of all.
+        dtype: of the base model and the decoder.
 
     Raises:
         InputError: a pipeline that JAX cannot run, or latents of another number of channels than the flow's.
     """
     pipe = (BASES[base]() if base in BASES else load_pipeline(base, on_gpu=False)) if isinstance(base, str) else base
     pipeline, weights = check_supported(pipe).from_pipeline(pipe, dtype)
-    # As `Generator.load` does it: boosters and their autoencoder compute in the base model's type.
-    config = dataclasses.replace(
-        config,
-        unet=dataclasses.replace(config.unet, dtype=dtype),
-        first_stage=dataclasses.replace(config.first_stage, dtype=dtype),
-    )
+    # As `Generator.load` does it, boosters' autoencoder computes in the base model's type.
+    config = dataclasses.replace(config, first_stage=dataclasses.replace(config.first_stage, dtype=dtype))
     channels = config.architecture.state_channels
     if pipeline.channels != channels:
         raise InputError(f"the base model's latents have {pipeline.channels} channels, the flow's state {channels}")
