@@ -8,7 +8,7 @@ Seconds are medians of repeats that alternate between ours and a peer, each in a
 building, compiling and one run, "peak" the process's largest resident memory. A GPU is used where there is one; TPUs
 are the predictions that `bench.tpu` keeps. Parts have commands of their own that tell more: `python -m bench.sample`
 (what "large" is), `bench.processes`, `bench.data`, `bench.decode`, `bench.convolution`, `bench.precision`,
-`bench.headline` (prompt to 1024² pixels).
+`bench.headline` (prompt to 1024² pixels), `bench.accelerator` (one GPU or TPU in ten minutes), `bench.objectives`.
 """
 
 import argparse

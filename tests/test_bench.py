@@ -9,11 +9,14 @@ import sys
 import numpy as np
 import pytest
 
-from bench import headline
+from bench import accelerator, headline
 from bench.contest import Contestant, contest, table
 from bench.growth import exponent
 from bench.memory import peak_gib
+from fmboost_jax.configuration import read_config
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.training.config import TrainingConfig
 from tests.commands import ROOT
 
 
@@ -46,6 +49,18 @@ def test_ours_meets_each_peer_and_failures_stop_nobody():
     assert lines[0] == "### title"
     assert f"{found['slow'].ratio:.2f}×" in lines[5]
     assert "no such library" in lines[6]
+
+
+@pytest.mark.parametrize("mode", ["train", "sample"])
+def test_an_accelerators_part_is_measured(mode):
+    """The train step gives its state back, which was donated; a second run would fail without it."""
+    words = (*accelerator.SMALL, "--config.train.batch_size=1", "--config.data.high_res=64", "--config.data.low_res=32")
+    config = read_config("cfm1024.py", (*words, "--config.unet.channel_mult=(1,)"), TrainingConfig)
+    row = accelerator.measured(config, mode, Solver("euler", 1), repeats=1)
+    assert row["seconds"] > 0
+    assert row["images_per_second"] == pytest.approx(1 / row["seconds"])
+    names = [name for name, _ in accelerator.parts(small=True, repeats=1)]
+    assert len(names) == len(set(names)) == 9
 
 
 def test_peaks_are_each_processs_own():
