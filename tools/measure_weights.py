@@ -19,6 +19,7 @@ out.
 """
 
 import argparse
+import itertools
 import pathlib
 import time
 import warnings
@@ -64,7 +65,7 @@ def main() -> None:
         "--add", action="append", default=[], metavar="NAME=FOLDER", help="a row: what another tool made of --small"
     )
     parser.add_argument("--boosted-alone", action="store_true", help="leave out the baselines")
-    parser.add_argument("--controls", action="store_true", help="with 4 steps: colour fixes, noise steps at inference")
+    parser.add_argument("--controls", action="store_true", help="with 4 steps: colour fixes, noise steps, orientations")
     parser.add_argument("--grid", help="write a PNG of some photographs, cut where they hold most detail")
     parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 2], help="numbers of those photographs")
     arguments = parser.parse_args()
@@ -201,7 +202,18 @@ def controls(booster: Booster, small: Images) -> dict:
         return booster.upscale(small, steps=4, batch_size=1, **options)
 
     fixes = {f"colour fix {kind}": lambda kind=kind: fix_colour(boosted(), small, kind) for kind in FIXES}
-    return fixes | {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
+    steps = {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
+    return fixes | steps | {"mean of 8 orientations, consistent": lambda: oriented(booster, small)}
+
+
+def oriented(booster: Booster, small: Images) -> Images:
+    """Boost every rotation and reflection of the images and average the results; consistent with the small images."""
+    total = np.zeros(1, np.float64)
+    for turns, mirrored in itertools.product(range(4), (False, True)):
+        turned = np.rot90(small, turns, (1, 2))
+        large = booster.upscale(np.ascontiguousarray(turned[:, :, ::-1] if mirrored else turned), batch_size=1)
+        total = total + np.rot90(large[:, :, ::-1] if mirrored else large, -turns, (1, 2))
+    return fix_colour((total / 8).round().astype(np.uint8), small, "consistency")
 
 
 def _fidelity(images: Images, originals: Images, small: Images) -> tuple[str, str, str, str, str, str]:
