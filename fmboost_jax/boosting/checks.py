@@ -17,6 +17,7 @@ USUAL_DEVIATIONS = (0.3, 2.5)
 # In units of the training data's. Small latents of held-out photographs have 0.7 to 1.02 with TAEF2, and 0.55 to 1.56
 # with photo-autoencoder (95% are below 1.2); FLUX.2's before their norm have 1.77 times as much.
 RELATIVE_DEVIATIONS = (0.55, 1.4)
+FLAT = 0.1  # pictures without detail have less; they are no mix-up
 # FLUX.2's have 0.7 to 0.85 on photographs; before their norm, as diffusers returns them, 1.77 times as much.
 NORMALIZED_DEVIATIONS = (0.3, 1.2)
 
@@ -56,7 +57,7 @@ def warn_of_scale(
     """
     if statistics is not None:
         relative = statistics.relative_deviation(latents)
-        if not RELATIVE_DEVIATIONS[0] < relative < RELATIVE_DEVIATIONS[1]:
+        if relative > FLAT and not RELATIVE_DEVIATIONS[0] < relative < RELATIVE_DEVIATIONS[1]:
             warnings.warn(
                 f"the latents' standard deviation is {relative:.2f} times that of the latents that this booster was "
                 f"trained on, the median over {spec.channels} channels; expected about 1. {_advice(spec)}",
@@ -78,10 +79,10 @@ def warn_of_scale(
 def _advice(spec: LatentSpec) -> str:
     if spec.normalized:
         return (
-            "boost takes normalised latents; diffusers returns FLUX.2's without their norm, "
+            "Boosts take normalised latents; diffusers returns FLUX.2's without their norm, "
             "fmboost_jax.boosting.prompt_latents applies it"
         )
-    return f"boost takes scaled latents, (latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once"
+    return f"Boosts take scaled latents, (latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once"
 
 
 def check_finite(array: Array, what: str, weights: Any = None) -> Array:

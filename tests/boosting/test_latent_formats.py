@@ -103,6 +103,7 @@ def test_latents_of_another_scale_than_the_training_datas_are_noticed():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         warn_of_scale(drawn[1], TAEF2, statistics)
+        warn_of_scale(0.01 * drawn[1], TAEF2, statistics)  # a flat picture
 
 
 def test_autoencoders_that_are_refused():
