@@ -3,7 +3,8 @@
     python -m bench.generate              # about 8 GiB of memory; the weights are random
     python -m bench.generate --repeats 5
 
-All in float32 from the same weights and inputs. Errors are relative to the largest value of diffusers'.
+CPU seconds of all threads, which other work on the machine changes little. All in float32 from the same weights and
+inputs. Errors are relative to the largest value of diffusers'.
 """
 
 import argparse
@@ -35,10 +36,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3, help="calls of which the median counts (default: 3)")
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
-    print("| one call, 1 × 64×64×4 | seconds | peer ÷ ours | first call, s | largest error |")
+    print("| one call, 1 × 64×64×4 | CPU seconds | peer ÷ ours | first call | largest error |")
     print("| --- | --- | --- | --- | --- |")
     unet_call(arguments.repeats)
-    print("\n| prompt → image, tiny | ours, s | diffusers, s |\n| --- | --- | --- |")
+    print("\n| prompt → image, tiny | ours, CPU s | diffusers, CPU s |\n| --- | --- | --- |")
     for kind in ("sd", "lcm", "sdxl", "flux2"):
         small(kind, arguments.repeats)
 
@@ -89,12 +90,12 @@ def small(kind: str, repeats: int) -> None:
 
 
 def timed(call: Callable[[], Any], repeats: int) -> tuple[float, float]:
-    """Seconds of the first call, and the median of those after it."""
+    """CPU seconds of the first call, and the median of those after it, of all threads."""
     seconds = []
     for _ in range(repeats + 1):
-        start = time.perf_counter()
+        start = time.process_time()
         call()
-        seconds.append(time.perf_counter() - start)
+        seconds.append(time.process_time() - start)
     return seconds[0], statistics.median(seconds[1:])
 
 

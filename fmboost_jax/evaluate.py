@@ -26,6 +26,7 @@ from PIL import Image
 
 import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.diffusers import BACKEND_HELP
 from fmboost_jax.configuration import add_share_options, parse_arguments
 from fmboost_jax.data.sources import FolderPhotos, Photos, TFDSPhotos
 from fmboost_jax.errors import InputError, run, some
@@ -66,6 +67,7 @@ def main(argv: list[str] | None = None) -> None:
             resize=arguments.resize,
             captions=arguments.captions,
             base=arguments.base,
+            base_backend=arguments.base_backend,
             first_stage=arguments.first_stage,
             weights=arguments.weights,
             cache=arguments.cache,
@@ -117,6 +119,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--captions", metavar="FILE", help="JSON of {name: caption}, or COCO's captions_*.json")
     add("--base", metavar="FOLDER_OR_ID", help="diffusers pipeline of the base model, for source 'prompts'")
+    add("--base-backend", choices=("auto", "jax", "torch"), default="auto", help=BACKEND_HELP)
     add("--first-stage", metavar="PATH", help="the boosters' autoencoder (default: the one that they name)")
     add("--cache", metavar="DIR", help="cache of reference statistics (default: ~/.cache/fmboost_jax/statistics)")
     add_share_options(parser)
@@ -144,6 +147,7 @@ def evaluate(
     resize: str | None = None,
     captions: str | None = None,
     base: str | None = None,
+    base_backend: str = "auto",
     first_stage: str | None = None,
     weights: str = "",
     cache: str | os.PathLike | None = None,
@@ -162,6 +166,7 @@ def evaluate(
         resize: filter that enlarges them instead.
         captions: file of captions, for text metrics and for source "prompts".
         base: diffusers pipeline of the base model, for source "prompts".
+        base_backend: what runs it: "jax", "torch", or "auto": JAX, or PyTorch for a pipeline that JAX cannot run.
         first_stage: path of the boosters' autoencoder. Default: the one that they name.
         weights: file of the feature network's weights. Default: PyTorch's download folder.
         cache: folder of the reference sets' statistics. Default: `~/.cache/fmboost_jax/statistics`.
@@ -180,7 +185,7 @@ def evaluate(
     texts = _read_captions(protocol, captions, images)
     reference_set = images
     if protocol.source == "prompts":
-        source, made_by = _prompts(protocol, texts, base, boosters, first_stage)
+        source, made_by = _prompts(protocol, texts, base, base_backend, boosters, first_stage)
     elif boosters or resize:
         source, made_by = _enlarged(protocol, images, low_res, boosters, resize, first_stage)
     elif low_res is not None:
@@ -266,18 +271,21 @@ def _load_boosters(paths: Sequence[str], first_stage: str | None) -> tuple[list[
 
 
 def _prompts(
-    protocol: Protocol, captions: dict[str, str], base: str | None, paths: Sequence[str], first_stage: str | None
+    protocol: Protocol,
+    captions: dict[str, str],
+    base: str | None,
+    backend: str,
+    paths: Sequence[str],
+    first_stage: str | None,
 ) -> tuple[ImageSource, list[str]]:
     """Return the boosted images of captions, and the names and checksums of the models."""
     if not (paths and base):
         raise InputError("source 'prompts' needs a diffusers pipeline (base) and a booster")
-    from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
+    from fmboost_jax.generation.base import load_base
 
     boosters, made_by = _load_boosters(paths, first_stage)
-    pipe = load_pipeline(base)
-    check_pipeline(pipe, boosters[0])
-    pipe.set_progress_bar_config(disable=True)
-    return Prompts(captions, protocol, boosters, pipe), [base, *made_by]
+    model = load_base(base, boosters, backend, devices=jax.devices(), quiet=True)
+    return Prompts(captions, protocol, boosters, model), [base, model.backend, *made_by]
 
 
 def _enlarged(

@@ -27,6 +27,7 @@ import numpy as np
 
 from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.diffusers import BACKEND_HELP
 from fmboost_jax.boosting.folder import boost_folder, boost_latents_into, boost_prompts, print_report
 from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
 from fmboost_jax.configuration import add_import_option
@@ -182,7 +183,7 @@ def _parser() -> argparse.ArgumentParser:
         "--base-backend",
         choices=("auto", "jax", "torch"),
         default="auto",
-        help="what runs it; auto: JAX, or PyTorch for a pipeline that JAX cannot run (default: auto)",
+        help=BACKEND_HELP,
     )
     add("--lora", metavar="FILE_OR_ID", nargs="+", default=[], help="LoRA files to merge into it")
     add(

@@ -28,6 +28,7 @@ from jaxtyping import UInt8
 
 from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.diffusers import BACKEND_HELP, BaseModel
 from fmboost_jax.errors import InputError, one_line, run
 from fmboost_jax.files import refuse_addresses
 from fmboost_jax.images.colour import FIXES, NO_FIX, fix_colour
@@ -116,32 +117,33 @@ def boost_photograph(
     return Boosted(resize_pixels(small, large.shape[:2]), after, facts)
 
 
-def boost_prompt(booster: Booster, name: str, pipe: Any, prompt: str, settings: Settings, *, report: Report) -> Boosted:
-    """Run a diffusers pipeline to its latents and boost them; `Settings.passes` and `colour_fix` are not used.
+def boost_prompt(
+    booster: Booster, name: str, base: BaseModel, prompt: str, settings: Settings, *, report: Report
+) -> Boosted:
+    """Run a base model to its latents and boost them; `Settings.passes` and `colour_fix` are not used.
 
     Raises:
-        InputError: an empty prompt, or settings that the pipeline or the booster refuses.
+        InputError: an empty prompt, or settings that the base model or the booster refuses.
     """
-    from fmboost_jax.boosting.diffusers import prompt_latents
-
     if not prompt.strip():
         raise InputError("type a prompt first")
     report(0.1, "Running the base model")
-    latents = prompt_latents(pipe, prompt, seed=settings.seed)
+    latents = base.latents([prompt], seed=settings.seed)
     report(0.6, "Boosting its latents")
     options = {"steps": settings.steps, "seed": settings.seed, "noise_step": settings.noise_step}
     large = booster.decode(booster.boost(latents, **options))[0]
     small = booster.decode(latents)[0]
-    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1, colour_fix=None)), "prompt": prompt}
+    described = {"prompt": prompt, "base": base.name, "base_backend": base.backend}
+    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1, colour_fix=None)), **described}
     return Boosted(resize_pixels(small, large.shape[:2]), large, facts)
 
 
-def build_page(boosters: dict[str, Booster], *, pipe: Any = None, max_side: int = 1024) -> Any:
+def build_page(boosters: dict[str, Booster], *, base: BaseModel | None = None, max_side: int = 1024) -> Any:
     """Build the page, a `gradio.Blocks`.
 
     Args:
         boosters: those that a visitor can choose from, by name; the first is the default.
-        pipe: a diffusers pipeline; with one, the page also takes prompts.
+        base: base model; with one, the page also takes prompts.
         max_side: longest side of a photograph, in pixels.
 
     Raises:
@@ -226,9 +228,11 @@ def build_page(boosters: dict[str, Booster], *, pipe: Any = None, max_side: int 
 
     def boost_text(prompt, name, factor, steps, noise, seed, fix, progress=gr.Progress()):  # noqa: B008
         settings = settings_of(name, factor, steps, noise, seed, fix)
+        model = base
+        assert model is not None, "its button is visible only with a base model"
         return finish(
             lambda: boost_prompt(
-                boosters[name], name, pipe, prompt, settings, report=lambda done, text: progress(done, desc=text)
+                boosters[name], name, model, prompt, settings, report=lambda done, text: progress(done, desc=text)
             ),
             "prompt",
         )
@@ -247,7 +251,7 @@ def build_page(boosters: dict[str, Booster], *, pipe: Any = None, max_side: int 
                     label="Photograph", file_types=["image"], type="filepath", height=150, elem_id="photograph"
                 )
                 facts = gr.Markdown(_EMPTY, elem_id="facts")
-                prompt = gr.Textbox(label="Or a prompt", lines=2, visible=pipe is not None, elem_id="prompt")
+                prompt = gr.Textbox(label="Or a prompt", lines=2, visible=base is not None, elem_id="prompt")
                 name = gr.Dropdown(list(boosters), value=first, label="Booster", elem_id="booster")
                 factor = gr.Radio(
                     _factors(boosters[first].factor),
@@ -284,7 +288,7 @@ def build_page(boosters: dict[str, Booster], *, pipe: Any = None, max_side: int 
                     )
                 with gr.Row():
                     button = gr.Button("Boost", variant="primary", size="lg", elem_id="boost")
-                    prompt_button = gr.Button("Boost the prompt", size="lg", visible=pipe is not None)
+                    prompt_button = gr.Button("Boost the prompt", size="lg", visible=base is not None)
             with gr.Column(scale=5, min_width=480, elem_id="stage"):
                 preview = gr.Image(
                     label="Before",
@@ -406,15 +410,16 @@ def main(argv: Sequence[str] | None = None) -> None:
             "password",
             file=sys.stderr,
         )
-    pipe = None
+    base = None
     boosters = {pathlib.PurePath(path).name: Booster.load(path) for path in arguments.booster}
     if arguments.base:
-        from fmboost_jax.boosting.diffusers import check_pipeline, load_pipeline
+        from fmboost_jax.generation.base import load_base
 
-        pipe = load_pipeline(arguments.base)
-        for booster in boosters.values():
-            check_pipeline(pipe, booster)
-    page = build_page(boosters, pipe=pipe, max_side=arguments.max_side)
+        first = next(iter(boosters.values()))
+        for name, booster in list(boosters.items())[1:]:
+            first.first_stage.spec.check(booster.first_stage.spec, f"booster {name}")
+        base = load_base(arguments.base, [first], arguments.base_backend)
+    page = build_page(boosters, base=base, max_side=arguments.max_side)
     serve(page, host=arguments.host, port=arguments.port, password=password, max_upload=arguments.max_upload)
 
 
@@ -431,6 +436,7 @@ def _parser() -> argparse.ArgumentParser:
         help="bundles, runs or names of packaged weights to choose from (default: photo-x2 photo-x4)",
     )
     add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, to boost what it makes of a prompt")
+    add("--base-backend", choices=("auto", "jax", "torch"), default="auto", help=BACKEND_HELP)
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, help="port to listen at (default: the first free one from 7860)")
     add("--password-file", metavar="FILE", help="file with the password that visitors must give; user name: fmboost")

@@ -20,6 +20,7 @@ from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
 from fmboost_jax.boosting.lora import merge_loras
 from fmboost_jax.errors import InputError, one_line
 
+BACKEND_HELP = "what runs the base model; auto: JAX, or PyTorch for a pipeline that JAX cannot run (default: auto)"
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"
 
 
@@ -43,8 +44,10 @@ class BaseModel(Protocol):
         guidance: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> Float[Array | np.ndarray, "b h w c"]:
-        """Scaled latents; image i draws its noise from seed + i."""
+        """Scaled latents; image i draws its noise from seed + i. Height and width are those of the image in pixels."""
         ...
 
 
@@ -169,9 +172,12 @@ class TorchBase:
         guidance: float | None = None,
         seed: int = 0,
         batch_size: int | None = None,
+        height: int | None = None,
+        width: int | None = None,
     ) -> Float[np.ndarray, "b h w c"]:
         """See `BaseModel.latents` and `prompt_latents`."""
-        options = {} if guidance is None else {"guidance_scale": guidance}
+        given = {"guidance_scale": guidance, "height": height, "width": width}
+        options: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         size = batch_size or len(prompts)
         parts = [
             prompt_latents(self._pipe, prompts[first : first + size], steps=steps, seed=seed + first, **options)

@@ -9,6 +9,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.diffusers import BaseModel
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import FILTERS, degrade
 from fmboost_jax.evaluation.image_set import ImageSet
@@ -126,12 +127,12 @@ class Prompts:
         captions: captions by name.
         protocol: protocol with the settings of base model and flow.
         boosters: one booster, or a cascade.
-        pipe: diffusers pipeline of the base model; the first booster takes its latents.
+        base: base model; the first booster takes its latents.
     """
 
-    def __init__(self, captions: dict[str, str], protocol: Protocol, boosters: list[Booster], pipe: Any):
+    def __init__(self, captions: dict[str, str], protocol: Protocol, boosters: list[Booster], base: BaseModel):
         self.names = list(captions)
-        self._captions, self._protocol, self._boosters, self._pipe = captions, protocol, boosters, pipe
+        self._captions, self._protocol, self._boosters, self._base = captions, protocol, boosters, base
         self._number = {name: number for number, name in enumerate(self.names)}
 
     def load(self, name: str) -> str:
@@ -140,13 +141,10 @@ class Prompts:
 
     def batch(self, names: list[str], loaded: list[str]) -> Batch:
         """Run base model, flow and decoder; the time is that of all three."""
-        from fmboost_jax.boosting.diffusers import prompt_latents
-
         protocol, first = self._protocol, self._boosters[0]
         seed = protocol.seed + self._number[names[0]]
-        options: dict[str, Any] = {"guidance_scale": protocol.guidance}
-        if protocol.low_res:
-            options |= {"height": protocol.low_res, "width": protocol.low_res}
+        side = protocol.low_res or None
+        options: dict[str, Any] = {"guidance": protocol.guidance, "height": side, "width": side}
         seeds = np.array([seed + index for index in range(len(names))])
 
         def boost(latents: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -154,7 +152,7 @@ class Prompts:
             return first.decode(first.cascade(latents, self._boosters[1:], **options))
 
         with CompileClock() as clock:
-            latents = np.asarray(prompt_latents(self._pipe, loaded, steps=protocol.base_steps, seed=seed, **options))
+            latents = np.asarray(self._base.latents(loaded, steps=protocol.base_steps, seed=seed, **options))
             images = map_batches(boost, [latents, seeds], protocol.batch_size)
         return Batch(list(images), None, clock.elapsed - clock.compiling)
 

@@ -24,6 +24,7 @@ def load_base(
     devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
     lora: Sequence[str | os.PathLike] = (),
     scheduler: str = "",
+    quiet: bool = False,
 ) -> BaseModel:
     """Load a base model. Where "auto" takes PyTorch, one line on stderr says why.
 
@@ -33,6 +34,7 @@ def load_base(
         backend: a key of `BACKENDS`.
         devices: of JAX; default: the first one. It computes in float32 on CPUs, in bfloat16 elsewhere.
         lora, scheduler: see `fmboost_jax.boosting.diffusers.load_pipeline`.
+        quiet: no progress bars of diffusers.
 
     Raises:
         InputError: an unknown backend, no such pipeline, another autoencoder than the boosters'; with "jax": a pipeline
@@ -53,4 +55,6 @@ def load_base(
                 raise
             print(f"base model in PyTorch: {error}", file=sys.stderr, flush=True)
             pipe = load_pipeline(base, **changes)
+    if quiet:
+        pipe.set_progress_bar_config(disable=True)
     return TorchBase(pipe, name)

@@ -44,7 +44,6 @@ class Flux2Klein:
     parts: ClassVar[tuple[str, ...]] = ("text_encoder", "transformer")
     latent_multiple: ClassVar[int] = 2
     zeros_for_no_negative: ClassVar[bool] = False
-    token_arrays: ClassVar[int] = 2
     encoder: TorchFunction
     denoiser: TorchFunction
     tokenizer: Any
@@ -102,6 +101,11 @@ class Flux2Klein:
     def tokenizers(self) -> tuple[Any, ...]:
         """The one tokenizer."""
         return (self.tokenizer,)
+
+    @property
+    def token_lengths(self) -> tuple[int, ...]:
+        """Of the token numbers, and of the mask of those that are no padding."""
+        return (self.text_length, self.text_length)
 
     @property
     def text_template(self) -> str:

@@ -9,6 +9,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.generation.flux2 import Flux2Klein
 from fmboost_jax.generation.sampling import Tables
 from fmboost_jax.generation.stable_diffusion import StableDiffusion, StableDiffusionXL
+from fmboost_jax.generation.stable_diffusion3 import StableDiffusion3
 from fmboost_jax.generation.texts import Tokens
 from fmboost_jax.generation.torch_models import Weights
 from fmboost_jax.registry import choose
@@ -23,8 +24,7 @@ class TextToImage(Protocol):
         downsampling: pixels per latent position and axis.
         latent_multiple: what the latents' sides must be multiples of.
         channels: of the latents.
-        text_length: tokens of a text.
-        token_arrays: arrays that `tokens` returns.
+        token_lengths: lengths of the arrays that `tokens` returns.
         tokenizers: of the host, one for each text encoder.
         text_template: text around a prompt, which stands at its %s.
         zeros_for_no_negative: a prompt without a negative one is guided away from zeros, not from the empty text.
@@ -43,9 +43,7 @@ class TextToImage(Protocol):
     @property
     def channels(self) -> int: ...
     @property
-    def text_length(self) -> int: ...
-    @property
-    def token_arrays(self) -> int: ...
+    def token_lengths(self) -> tuple[int, ...]: ...
     @property
     def tokenizers(self) -> tuple[Any, ...]: ...
     @property
@@ -107,6 +105,7 @@ class TextToImage(Protocol):
 PIPELINES: dict[str, type[StableDiffusion] | type[Flux2Klein]] = {
     "Flux2KleinPipeline": Flux2Klein,
     "LatentConsistencyModelPipeline": StableDiffusion,
+    "StableDiffusion3Pipeline": StableDiffusion3,
     "StableDiffusionPipeline": StableDiffusion,
     "StableDiffusionXLPipeline": StableDiffusionXL,
 }

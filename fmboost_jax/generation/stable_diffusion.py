@@ -99,14 +99,9 @@ class StableDiffusion:
         return pipeline, {"denoiser": weights, **{name: weights for name, (_, weights) in encoders.items()}}
 
     @property
-    def text_length(self) -> int:
-        """Tokens of a text."""
-        return CLIP_LENGTH
-
-    @property
-    def token_arrays(self) -> int:
-        """One array of token numbers for each encoder."""
-        return len(self.encoders)
+    def token_lengths(self) -> tuple[int, ...]:
+        """Tokens of a text for each encoder."""
+        return (CLIP_LENGTH,) * len(self.encoders)
 
     def tables(self, steps: int, size: tuple[int, int]) -> Tables:
         """The sampler's tables for so many steps; the latents' size does not matter here."""
@@ -120,12 +115,12 @@ class StableDiffusion:
             UserWarning: a text that was cut; the warning shows what was cut off.
         """
         found = []
-        for tokenizer in self.tokenizers:
-            length = tokenizer.model_max_length
+        for tokenizer, length in zip(self.tokenizers, self.token_lengths, strict=True):
             options = {"padding": "max_length", "max_length": length, "truncation": True, "return_tensors": "np"}
             found.append(np.asarray(tokenizer(list(texts), **options)["input_ids"], np.int32))
-        tokenizer = self.tokenizers[0]
-        warn_of_cut(tokenizer, texts, tokenizer.model_max_length)
+        # The encoder that reads the most of a text decides what is lost.
+        longest = max(range(len(found)), key=self.token_lengths.__getitem__)
+        warn_of_cut(self.tokenizers[longest], texts, self.token_lengths[longest])
         return tuple(found)
 
     def guides(self, guidance: float) -> bool:
@@ -197,7 +192,7 @@ class StableDiffusion:
         def network(state, time):
             state = state.astype(self.dtype)
             state = jnp.concatenate([state, state]) if guided else state
-            output = self.denoiser(weights["denoiser"], state, time, return_dict=False, **conditions)[0]
+            output = self.predict(weights["denoiser"], state, time, conditions)
             return guide(output, guidance, rescale) if guided else output
 
         def step_noise(step):
@@ -206,6 +201,10 @@ class StableDiffusion:
 
         state = sample(tables, network, to_channels_first(noise), step_noise)
         return jnp.transpose(state, (0, 2, 3, 1))
+
+    def predict(self, weights: Weights, state: Array, time: Array, conditions: dict[str, Any]) -> Array:
+        """One call of the denoiser."""
+        return self.denoiser(weights, state, time, return_dict=False, **conditions)[0]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

@@ -115,7 +115,7 @@ def prompt_to_image(
         return to_uint8(model.decode(boosters[0].first_stage.spec.unscale(latents)))
 
     shapes = jax.tree.map(lambda array: jax.ShapeDtypeStruct(array.shape, array.dtype), weights)
-    tokens = (jax.ShapeDtypeStruct((batch_size, pipeline.text_length), jnp.int32),) * pipeline.token_arrays
+    tokens = tuple(jax.ShapeDtypeStruct((batch_size, length), jnp.int32) for length in pipeline.token_lengths)
     seeds = jax.ShapeDtypeStruct((batch_size,), jnp.uint32)
     guidance = jax.ShapeDtypeStruct((), jnp.float32)
     return export.export(jax.jit(program), platforms=PLATFORMS)(shapes, tokens, seeds, guidance)
@@ -135,10 +135,10 @@ def _write_tokenizers(folder: pathlib.Path, pipeline: Any) -> list[str]:
     import tokenizers
 
     names = []
-    for number, tokenizer in enumerate(pipeline.tokenizers):
+    for number, (tokenizer, length) in enumerate(zip(pipeline.tokenizers, pipeline.token_lengths, strict=False)):
         own = tokenizers.Tokenizer.from_str(tokenizer.backend_tokenizer.to_str())
-        own.enable_truncation(pipeline.text_length)
-        own.enable_padding(length=pipeline.text_length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
+        own.enable_truncation(length)
+        own.enable_padding(length=length, pad_id=tokenizer.pad_token_id, pad_token=tokenizer.pad_token)
         names.append(f"tokenizer_{number}.json")
         own.save(str(folder / names[-1]))
     return names
@@ -148,7 +148,7 @@ def _page(generator: Generator, names: list[str], guided: bool, batch_size: int)
     pipeline = generator.pipeline
     prompts = json.dumps([f"prompt {number + 1}" for number in range(batch_size)])
     scale = "of classifier-free guidance" if guided else "read by models with an input for it, such as LCMs, alone"
-    fields = ["ids", "attention_mask"][: pipeline.token_arrays - len(names) + 1]
+    fields = ["ids", "attention_mask"][: len(pipeline.token_lengths) // len(names)]
     return f"""# Prompt to image without PyTorch
 
 One program for {", ".join(PLATFORMS)}, made with jax {jax.__version__}. It needs jax, flatbuffers, tokenizers and

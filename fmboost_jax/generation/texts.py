@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Array, Int
 
 # Numbers of the texts' tokens, one array for each text encoder, and masks where an encoder reads one.
-Tokens = tuple[Int[np.ndarray | Array, "texts n"], ...]
+Tokens = tuple[Int[np.ndarray | Array, "texts _"], ...]
 
 
 def warn_of_cut(tokenizer: Any, texts: Sequence[str], length: int) -> None:

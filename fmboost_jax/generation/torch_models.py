@@ -68,15 +68,18 @@ def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights
     """
     environment = _environment()
     module = module.eval().requires_grad_(False)
-    weights = {}
-    for name, tensor in (*module.named_parameters(), *module.named_buffers()):
-        if tensor.is_meta:
-            kind = dtype if tensor.is_floating_point() else "int32"
-            weights[name] = jax.ShapeDtypeStruct(tuple(tensor.shape), kind)
-            continue
-        array = (tensor.float() if tensor.is_floating_point() else tensor).cpu().numpy()
-        weights[name] = jnp.asarray(array, dtype if np.issubdtype(array.dtype, np.floating) else np.int32)
+    named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
+    # A weight that two layers share, such as T5's embedding, has two names and one array.
+    arrays = {id(tensor): _to_jax(tensor, dtype) for tensor in {id(tensor): tensor for _, tensor in named}.values()}
+    weights = {name: arrays[id(tensor)] for name, tensor in named}
     return TorchFunction(module.to("meta"), environment), weights
+
+
+def _to_jax(tensor: Any, dtype: str) -> jax.Array | jax.ShapeDtypeStruct:
+    floating = tensor.is_floating_point()
+    if tensor.is_meta:
+        return jax.ShapeDtypeStruct(tuple(tensor.shape), dtype if floating else "int32")
+    return jnp.asarray((tensor.float() if floating else tensor).cpu().numpy(), dtype if floating else np.int32)
 
 
 def _environment() -> Any:

@@ -171,8 +171,8 @@ def lower_base(
 
     weights = shapes(weights, everywhere)
     denoiser = {"denoiser": weights.pop("denoiser")}
-    numbers = jax.ShapeDtypeStruct((batch, pipeline.text_length), jnp.int32, sharding=examples)
-    tokens = (numbers,) * pipeline.token_arrays
+    lengths = pipeline.token_lengths
+    tokens = tuple(jax.ShapeDtypeStruct((batch, length), jnp.int32, sharding=examples) for length in lengths)
     text = jax.jit(lambda weights, tokens: pipeline.conditions(weights, tokens, (side, side), 0))
     conditions = shapes(jax.eval_shape(text, weights, tokens), examples)
     noise = jax.ShapeDtypeStruct((batch, side, side, pipeline.channels), jnp.float32, sharding=batch_sharding(mesh))

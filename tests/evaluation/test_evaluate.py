@@ -276,14 +276,13 @@ def test_a_dataset(originals, tmp_path, monkeypatch):
     assert values(found) == values(evaluate(tmp_path / "folder", "--images", originals, *words))
 
 
-class Pipe:
-    """Stands for a diffusers pipeline, which tests/test_pipelines.py has; latents are of their seed alone."""
+class Base:
+    """Stands for a base model, which tests/generation has; latents are of their seed alone."""
 
-    def set_progress_bar_config(self, disable):
-        assert disable
+    name = backend = "seeded"
 
-    def latents(self, prompts, *, steps, seed, guidance_scale, height, width):
-        assert (steps, guidance_scale) == (2, 7.5)
+    def latents(self, prompts, *, steps=None, seed=0, guidance=None, batch_size=None, height=None, width=None):
+        assert (steps, guidance) == (2, 7.5)
         drawn = [np.random.default_rng(seed + i).uniform(-1, 1, (height, width, 3)) for i in range(len(prompts))]
         return np.asarray(drawn, np.float32)
 
@@ -301,11 +300,9 @@ def test_prompts(bundle, tmp_path, monkeypatch):
         seen.update(zip(texts, images, strict=True))
         return [float(len(text)) for text in texts]
 
-    pipe, pipelines = Pipe(), "fmboost_jax.boosting.diffusers."
+    base = Base()
     monkeypatch.setattr("fmboost_jax.metrics.table.CLIPScore", lambda path: score)
-    monkeypatch.setattr(pipelines + "load_pipeline", lambda path: pipe)
-    monkeypatch.setattr(pipelines + "check_pipeline", lambda pipe, booster: None)
-    monkeypatch.setattr(pipelines + "prompt_latents", lambda pipe, prompts, **options: pipe.latents(prompts, **options))
+    monkeypatch.setattr("fmboost_jax.generation.base.load_base", lambda *arguments, **options: base)
     words = ("--config", "configs/protocols/coco5k.py", "--images", tmp_path / "images", "--metrics", "clip", *SMALL)
     words = (*words, "--config.base_steps=2", "--base", "base")
     captioned = ("--captions", tmp_path / "captions.json")
@@ -313,7 +310,7 @@ def test_prompts(bundle, tmp_path, monkeypatch):
     assert values(results) == {"clip": pytest.approx((5 + 5 + 7) / 3)}
     assert results["warnings"] == ["the protocol has 5000 images, 3 were measured: not comparable with other sets"]
     booster = Booster.load(bundle)
-    latent = pipe.latents([""], steps=2, seed=2, guidance_scale=7.5, height=16, width=16)
+    latent = base.latents([""], steps=2, seed=2, guidance=7.5, height=16, width=16)
     expected = booster.decode(booster.boost(latent, steps=1, seed=2))[0]
     assert np.abs(seen["a house"].astype(int) - expected).max() <= 1
     with pytest.raises(InputError, match="needs a diffusers pipeline"):

@@ -84,6 +84,45 @@ def small_pipeline(kind: str) -> Any:
     return pipe
 
 
+def small_sd3(*, t5: bool = True) -> Any:
+    """Stable Diffusion 3: latents of 4 channels, 2× smaller than the image, normalised by nothing."""
+    from transformers import T5Config, T5EncoderModel
+
+    torch.manual_seed(0)
+    words, base = tokenizer(), small_pipeline("sd")
+    text = {"vocab_size": len(words), "hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2}
+    config = CLIPTextConfig(
+        **text, num_attention_heads=2, projection_dim=16, bos_token_id=512, eos_token_id=513, pad_token_id=513
+    )
+    long = T5Config(vocab_size=len(words), d_model=40, d_kv=8, d_ff=16, num_layers=1, num_heads=2)
+    transformer = diffusers.SD3Transformer2DModel(
+        sample_size=8,
+        patch_size=2,
+        in_channels=4,
+        num_layers=2,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=40,
+        caption_projection_dim=16,
+        pooled_projection_dim=32,
+        out_channels=4,
+        pos_embed_max_size=8,
+    )
+    pipe = diffusers.StableDiffusion3Pipeline(
+        transformer=transformer,
+        scheduler=diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=base.vae,
+        text_encoder=CLIPTextModelWithProjection(config),
+        tokenizer=words,
+        text_encoder_2=CLIPTextModelWithProjection(config),
+        tokenizer_2=words,
+        text_encoder_3=T5EncoderModel(long).eval() if t5 else None,
+        tokenizer_3=words if t5 else None,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
 def small_flux2(distilled: bool = True) -> Any:
     """FLUX.2 [klein]: latents of 4 channels, 2× smaller than the image."""
     torch.manual_seed(0)

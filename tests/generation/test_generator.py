@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from fmboost_jax import web
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.diffusers import TorchBase
 from fmboost_jax.boosting.latent_formats import scaled_latents
@@ -21,7 +22,7 @@ from fmboost_jax.models.unet import UNet
 from fmboost_jax.runtime.timing import CompileClock
 from tests.boosting.test_pipelines import UNET
 from tests.conftest import relative_error
-from tests.generation.small_pipelines import small_flux2, small_pipeline
+from tests.generation.small_pipelines import small_flux2, small_pipeline, small_sd3
 from tests.random_models import random_model
 
 pytest.importorskip("torchax")
@@ -99,6 +100,16 @@ def test_second_call_compiles_nothing(generator):
     assert relative_error(alone[0], generator.latents(PROMPTS, steps=3, seed=3)[1]) < 1e-5
 
 
+def test_web_page_boosts_a_prompt(generator, booster):
+    settings = web.Settings(steps=1, seed=3)
+    found = web.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
+    expected = booster.boost(generator.latents(["a cat"], seed=3), steps=1, seed=3)
+    np.testing.assert_array_equal(found.after, booster.decode(expected)[0])
+    assert (found.settings["base_backend"], found.settings["prompt"]) == ("jax", "a cat")
+    with pytest.raises(InputError, match="type a prompt first"):
+        web.boost_prompt(booster, "small", generator, " ", settings, report=lambda *_: None)
+
+
 def test_devices_share_a_batch(booster, generator):
     shared = Generator(small_pipeline("lcm"), [booster], devices=jax.devices()[:2], fsdp=2)
     found = shared.latents(PROMPTS, steps=3, seed=3)
@@ -136,6 +147,17 @@ def test_refused_before_weights_move(booster):
     assert pipe.unet.device.type == "cpu"
     with pytest.raises(InputError, match="pipeline 'Linear' is unknown; expected one of Flux2Klein"):
         Generator(torch.nn.Linear(1, 1), [booster])
+
+
+@pytest.mark.parametrize("t5", [True, False])
+def test_sd3_agrees_with_diffusers(t5):
+    pipe = small_sd3(t5=t5)
+    noise = np.random.default_rng(0).standard_normal((2, 8, 4, 4), np.float32)
+    options = {"num_inference_steps": 2, "height": 16, "width": 8, "guidance_scale": 3.0}
+    planes = pipe(PROMPTS, latents=torch.tensor(noise.transpose(0, 3, 1, 2)), output_type="latent", **options).images
+    generator = Generator(pipe)
+    found = generator.latents(PROMPTS, steps=2, noise=noise, height=16, width=8, guidance=3.0)
+    assert relative_error(found, planes.numpy().transpose(0, 2, 3, 1)) < 1e-4
 
 
 def test_flux2_agrees_with_diffusers():
