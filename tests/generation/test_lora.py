@@ -8,6 +8,7 @@ from safetensors.torch import save_file
 from fmboost_jax.boosting.diffusers import TorchBase, load_pipeline
 from fmboost_jax.errors import InputError
 from fmboost_jax.generation.generator import Generator
+from tests.commands import call_refused
 from tests.conftest import relative_error
 from tests.generation.small_pipelines import small_pipeline
 
@@ -67,6 +68,8 @@ def test_refused(base, tmp_path):
     other = _write_lora("sdxl", tmp_path / "sdxl")
     with pytest.raises(InputError, match=r"LoRA .*sdxl was made for another model than StableDiffusionPipeline \("):
         load_pipeline(str(base), lora=[other])
+    words = ("--prompt", "a cat", "--base", base, "--lora", other, "--out", tmp_path / "out")
+    assert "was made for another model" in call_refused("sample", *words)
     names = tmp_path / "names.safetensors"
     save_file(
         {"unet.elsewhere.lora_A.weight": torch.ones(2, 32), "unet.elsewhere.lora_B.weight": torch.ones(8, 2)}, names
