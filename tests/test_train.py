@@ -181,6 +181,18 @@ def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, capsys):
     assert "step 4 of 4" in capsys.readouterr().out
 
 
+def test_a_changed_byte_of_a_checkpoint_is_named_and_the_last_whole_one(pairs, whole_run, tmp_path):
+    shutil.copytree(whole_run[0], tmp_path / "run")
+    folder = tmp_path / "run" / "checkpoints"
+    arrays = max((folder / "12" / "state").rglob("d/*"), key=lambda path: path.stat().st_size)
+    content = bytearray(arrays.read_bytes())
+    content[len(content) // 2] ^= 1
+    arrays.write_bytes(content)
+    line = call_refused("train", *train_words(pairs, tmp_path / "run", *RESUMABLE))
+    assert re.search(rf"checkpoint {folder}/12 is damaged \(array (parameters|ema|optimizer)\.\S+ changed after", line)
+    assert "the last whole one is step 9" in line
+
+
 def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_path):
     call("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
     good = load_weights(str(tmp_path))[0]

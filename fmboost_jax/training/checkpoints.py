@@ -3,6 +3,7 @@
     WORKDIR/checkpoints/<step>/state    step, parameters, ema, optimizer
                                data     where each process's data iterator stood, for version 0.1
                                config   the config as JSON, with what the latents are
+                               checksums  of the arrays and the config
 
 A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
 Every process writes the parts that it holds; the checkpoint gets its name when all have. Any number of processes on any
@@ -15,6 +16,7 @@ import os
 import shutil
 import sys
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import numpy as np
@@ -23,10 +25,11 @@ from grain.checkpoint import CheckpointSave
 from orbax.checkpoint.checkpoint_managers import preservation_policy
 
 from fmboost_jax.data.pipeline import seek
-from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.errors import InputError, one_line, some
 from fmboost_jax.files import utf8_path
 from fmboost_jax.runtime.lock import FolderLock
 from fmboost_jax.tables import size
+from fmboost_jax.training.checksums import check_arrays, check_config, describe, path_name
 from fmboost_jax.training.state import TrainState
 
 
@@ -74,10 +77,12 @@ class Checkpoints:
         if free < needed:
             reason = f"it needs {size(needed)}, the disk has {size(free)} left"
             raise InputError(f"checkpoint {step} cannot be saved to {self.directory}: {reason}; {self._last()}")
+        content = state.to_dict()
         arguments = ocp.args.Composite(
-            state=ocp.args.StandardSave(state.to_dict()),
+            state=ocp.args.StandardSave(content),
             data=CheckpointSave(iterator),
             config=ocp.args.JsonSave(config),
+            checksums=ocp.args.JsonSave(describe(content, config)),
         )
         self._guard(lambda: self._manager.save(step, args=arguments))
 
@@ -92,7 +97,7 @@ class Checkpoints:
             InputError: the checkpoint is damaged; the last whole one is named.
         """
         with _naming_damage(self.directory, step):
-            return self._manager.restore(step, args=ocp.args.Composite(config=ocp.args.JsonRestore()))["config"]
+            return _read_config(os.path.join(self.directory, str(step)))
 
     def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
         """Restore the state in the shapes and shardings of `abstract_state`, and the iterator's place.
@@ -100,11 +105,14 @@ class Checkpoints:
         Raises:
             InputError: the checkpoint is damaged, in which case the last whole one is named, or has other shapes.
         """
-        state = ocp.args.StandardRestore(abstract_state.to_dict())
-        with _naming_damage(self.directory, step):
-            restored = self._manager.restore(step, args=ocp.args.Composite(state=state))
+        wanted = abstract_state.to_dict()
+        state = ocp.args.StandardRestore(wanted)
+        with _naming_damage(self.directory, step, wanted):
+            restored = self._manager.restore(step, args=ocp.args.Composite(state=state))["state"]
+            if kept := _read_checksums(os.path.join(self.directory, str(step))):
+                check_arrays(restored, kept)
         seek(iterator, step)
-        return TrainState(**restored["state"])
+        return TrainState(**restored)
 
     def close(self) -> None:
         """Wait for the last save and stop the threads."""
@@ -140,8 +148,14 @@ def _leave_failures_to_us() -> None:
 
 
 @contextlib.contextmanager
-def _naming_damage(directory: str, step: int) -> Iterator[None]:
-    """Turn what Orbax and TensorStore raise for a damaged checkpoint into one line that says how to go on."""
+def _naming_damage(directory: str, step: int, wanted: dict | None = None) -> Iterator[None]:
+    """Turn what Orbax and TensorStore raise for a damaged checkpoint into one line that says how to go on.
+
+    Args:
+        directory: of the checkpoints.
+        step: of the one that is read.
+        wanted: shapes of the arrays that the run has; None: those of the checkpoint.
+    """
     try:
         yield
     except InputError:
@@ -150,8 +164,8 @@ def _naming_damage(directory: str, step: int) -> Iterator[None]:
         folder, reason = os.path.join(directory, str(step)), one_line(error, 150)
         # Whether a checkpoint is whole is found by reading it; processes would wait for each other in that.
         alone = jax.process_count() == 1
-        if alone and _is_whole(folder):
-            raise InputError(f"checkpoint {folder} does not fit this run ({reason}); choose another workdir") from error
+        if wanted and alone and (misfit := _misfit(folder, wanted)):
+            raise InputError(f"checkpoint {folder} does not fit this run ({misfit}); choose another workdir") from error
         others = [other for other in reversed(_steps(directory)) if other != step]
         whole = next((other for other in others if not alone or _is_whole(os.path.join(directory, str(other)))), None)
         if whole is None:
@@ -164,19 +178,54 @@ def _naming_damage(directory: str, step: int) -> Iterator[None]:
         raise InputError(f"checkpoint {folder} is damaged ({reason}); {remedy}") from error
 
 
-def _is_whole(folder: str) -> bool:
-    """Whether all arrays of one step's checkpoint, and its config, can be read."""
+def _misfit(folder: str, wanted: dict) -> str:
+    """Arrays that a checkpoint and a run do not have in the same shape; empty where the checkpoint cannot be read."""
     try:
-        with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-            reader.restore(os.path.join(folder, "config"))
+        with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
+            found = _shapes(reader.metadata(os.path.join(folder, "state")).item_metadata.tree)
+    except Exception:  # the checkpoint is damaged
+        return ""
+    expected = _shapes(wanted)
+    names = sorted(name for name in found.keys() | expected.keys() if found.get(name) != expected.get(name))
+    return some([f"{n}: expected {expected.get(n, 'none')}, found {found.get(n, 'none')}" for n in names], 3)
+
+
+def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:
+    return {path_name(path): tuple(leaf.shape) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+
+
+def _is_whole(folder: str) -> bool:
+    """Whether all arrays of one step's checkpoint, and its config, can be read and are what was saved."""
+    try:
+        _read_config(folder)
         with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
             state = os.path.join(folder, "state")
             tree = reader.metadata(state).item_metadata.tree
             arrays = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), tree)
-            reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=arrays))
+            restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=arrays))
+        if kept := _read_checksums(folder):
+            check_arrays(restored, kept)
     except Exception:  # whatever it is, the checkpoint cannot be used
         return False
     return True
+
+
+def _read_json(folder: str) -> dict:
+    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
+        return reader.restore(folder)
+
+
+def _read_checksums(folder: str) -> dict | None:
+    """What `describe` returned for one step; None for a checkpoint of before there were checksums."""
+    path = os.path.join(folder, "checksums")
+    return _read_json(path) if os.path.isdir(path) else None
+
+
+def _read_config(folder: str) -> dict:
+    config = _read_json(os.path.join(folder, "config"))
+    if kept := _read_checksums(folder):
+        check_config(config, kept)
+    return config
 
 
 def _steps(directory: str) -> list[int]:
@@ -215,8 +264,7 @@ def load_weights(directory: str, *, step: int | None = None, ema: bool = True) -
 
 def _read(folder: str, name: str) -> tuple[dict, dict]:
     """The config and one dictionary of the state of one step's checkpoint."""
-    with ocp.Checkpointer(ocp.JsonCheckpointHandler()) as reader:
-        config = reader.restore(os.path.join(folder, "config"))
+    config = _read_config(folder)
     with ocp.Checkpointer(ocp.PyTreeCheckpointHandler()) as reader:
         state = os.path.join(folder, "state")
         shapes = reader.metadata(state).item_metadata[name]
@@ -232,4 +280,6 @@ def _read(folder: str, name: str) -> tuple[dict, dict]:
                 partial_restore=True,
             ),
         )
+    if kept := _read_checksums(folder):
+        check_arrays({name: restored[name]}, kept)
     return config, restored[name]
