@@ -81,7 +81,7 @@ def parse_arguments(
 
     Raises:
         InputError: a config file that is missing or fails, an unknown field, a value of the wrong type or out of range,
-            the address of an object store.
+            the address of an object store, an option that is empty.
     """
     parser.add_argument(
         "--config",
@@ -94,6 +94,9 @@ def parse_arguments(
     add_import_option(parser)
     parser.allow_abbrev = False
     arguments, rest = parser.parse_known_args(argv)
+    for name, value in vars(arguments).items():
+        if value == "" and parser.get_default(name) != "":
+            raise InputError(f"--{name.replace('_', '-')} is empty; give it a value, or leave it out")
     refuse_addresses(vars(arguments))
     import_extensions(arguments.extensions)
     config = read_config(arguments.config, [*rest, *flag_overrides(arguments)], schema)

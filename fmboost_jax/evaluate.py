@@ -45,7 +45,7 @@ from fmboost_jax.evaluation.image_sources import (
 from fmboost_jax.evaluation.metrics import Metrics
 from fmboost_jax.evaluation.partial_results import PartialResults, refuse_other_settings
 from fmboost_jax.evaluation.protocol import Protocol
-from fmboost_jax.files import read_json
+from fmboost_jax.files import local_path, read_json
 from fmboost_jax.parallel.distributed import check_share
 from fmboost_jax.parallel.mesh import make_mesh
 
@@ -181,7 +181,7 @@ def evaluate(
     """
     check_share(process_index, process_count)
     warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # images that are far too large are skipped
-    out, images = pathlib.Path(out), ImageSet(photos, protocol)
+    out, images = pathlib.Path(local_path(out, "out")), ImageSet(photos, protocol)
     texts = _read_captions(protocol, captions, images)
     reference_set = images
     if protocol.source == "prompts":

@@ -46,11 +46,13 @@ def local_path(path: str | os.PathLike, what: str) -> str:
         what: the option's name, for the message.
 
     Raises:
-        InputError: an empty path, or the address of an object store such as gs://.
+        InputError: an empty path, one with a NUL character, or the address of an object store such as gs://.
     """
     path = os.fspath(path)
     if not path:
         raise InputError(f"{what} is empty; name a file or folder")
+    if "\0" in path:
+        raise InputError(f"{what} {printable(path)}: no file's name has a NUL character; choose another name")
     if _ADDRESS.match(path):
         raise InputError(
             f"{what} {printable(path)}: object stores and other addresses are not read or written here; use a local or "

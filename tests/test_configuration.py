@@ -39,6 +39,13 @@ def test_arguments_may_come_in_any_order():
     assert config.seed == 3
 
 
+def test_an_option_without_a_value_is_refused():
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--photo-folder")
+    with pytest.raises(InputError, match="--photo-folder is empty; give it a value, or leave it out"):
+        parse_arguments(parser, ["--config=demo.py", "--photo-folder", ""], TrainingConfig)
+
+
 @pytest.mark.parametrize(
     ("config", "overrides", "expected"),
     [
@@ -137,6 +144,9 @@ def test_extensions_are_imported_before_the_config_is_read(tmp_path):
         ("profile.steps=(3,)", r"profile.steps is \(3,\), expected the first and the last step"),
         ("network=dit", "network 'dit' is unknown; expected one of unet"),
         ("path=cubic", "linear, gvp"),
+        ("path=linear(sigma_min=5.0)", "sigma_min is 5.0, expected 0 or more and less than 1"),
+        ("seed=-1", "seed is -1, expected 0 or more"),
+        ("seed=4294967296", "seed is 4294967296, expected 4294967295 or less"),
     ],
 )
 def test_nonsense_is_refused_at_the_door(override, message):

@@ -79,7 +79,7 @@ def test_names_at_the_limit_of_the_file_system(tmp_path, name):
     assert len(os.listdir(tmp_path)) == 2
 
 
-@pytest.mark.parametrize("path", ["", "gs://bucket/file", "gs:/bucket/file", "https://host/file"])
+@pytest.mark.parametrize("path", ["", "a\0b", "gs://bucket/file", "gs:/bucket/file", "https://host/file"])
 def test_what_is_no_local_path_is_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     for write in (fill, fill_folder):

@@ -377,7 +377,9 @@ def test_files_of_latents(tmp_path):
         np.savez(tmp_path / f"{name}.npz", array)
     (tmp_path / "cut.npz").write_bytes(content[: len(content) // 2])
     (tmp_path / "flipped.npz").write_bytes(content[:80] + bytes(20) + content[100:])
+    (tmp_path / "other.npz").write_bytes(b"other")
     os.mkfifo(tmp_path / "pipe.npz")
-    for name in (*bad, "cut", "flipped", "missing", "pipe"):
-        with pytest.raises(InputError, match=f"latents .*{name}"):
+    for name in (*bad, "cut", "flipped", "missing", "pipe", "other"):
+        with pytest.raises(InputError, match=f"latents .*{name}") as caught:
             read_latents(str(tmp_path / f"{name}.npz"), spec)
+        assert "allow_pickle" not in str(caught.value)

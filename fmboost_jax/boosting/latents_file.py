@@ -14,6 +14,8 @@ from fmboost_jax.interop.safetensors_file import read_safetensors
 from fmboost_jax.models.first_stage import LatentSpec
 
 SUFFIXES = (".npz", ".npy", ".latent")
+# A zip archive, also an empty one, and an array of NumPy's.
+_MAGIC = (b"PK\x03\x04", b"PK\x05\x06", b"\x93NUMPY")
 # ComfyUI files without this key hold Stable Diffusion 1.x latents that are scaled.
 _COMFY_VERSION, _COMFY_OLD_SCALE = "latent_format_version_0", 0.18215
 
@@ -67,6 +69,9 @@ def _read(path: str) -> tuple[np.ndarray, bool]:
             raise InputError(f"latents {printable(path)}: expected ComfyUI's latent_tensor, found {', '.join(tensors)}")
         old = 1.0 if _COMFY_VERSION in tensors else _COMFY_OLD_SCALE
         return tensors["latent_tensor"].astype(np.float32) / old, True
+    with open(path, "rb") as file:
+        if not file.read(6).startswith(_MAGIC):
+            raise InputError(f"latents {printable(path)}: expected a file of np.savez or np.save, found another format")
     loaded: Any = np.load(path, allow_pickle=False)
     if isinstance(loaded, np.ndarray):
         return loaded, False

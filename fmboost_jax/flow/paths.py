@@ -30,10 +30,17 @@ class Path(abc.ABC):
     too); where the flow starts at a low-res latent, they are only a formal change of variables.
 
     Attributes:
-        sigma_min: standard deviation of the noise that blurs x_t along the whole path; 0 for none.
+        sigma_min: standard deviation of the noise that blurs x_t along the whole path; 0 for none, and less than 1.
+
+    Raises:
+        InputError: a sigma_min outside this range.
     """
 
     sigma_min: float = 0.0
+
+    def __post_init__(self):
+        if not 0 <= self.sigma_min < 1:
+            raise InputError(f"a path's sigma_min is {self.sigma_min}, expected 0 or more and less than 1")
 
     @abc.abstractmethod
     def alpha(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:

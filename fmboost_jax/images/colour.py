@@ -1,6 +1,6 @@
 """Colour correction: a result's statistics or frequencies are replaced by those of its input."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from jaxtyping import Float, UInt
@@ -49,6 +49,9 @@ def consistency(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c
 
 
 FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet, "consistency": consistency}
+# From how many rows of the small image away, and of the large one, a pixel's correction depends. Others need all rows.
+REACH = {"wavelet": (3, 2**WAVELET_LEVELS), "consistency": (3 * ROUNDS, 0)}
+STRIP = 2**26  # values of a large image that are corrected at once, where the correction's reach allows it
 NO_FIX = "none"  # the name of no correction, where commands and pages offer a choice
 
 
@@ -66,10 +69,32 @@ def fix_colour(
     Raises:
         InputError: an unknown fix.
     """
-    correct, dtype = choose("colour fix", fix, FIXES), images.dtype
-    pairs = zip(images.astype(np.float32), low_res.astype(np.float32), strict=True)
-    fixed = (np.clip(np.round(correct(image, low)), 0, np.iinfo(dtype).max) for image, low in pairs)
-    return np.stack([image.astype(dtype) for image in fixed])
+    correct = choose("colour fix", fix, FIXES)
+    result = np.empty_like(images)
+    for image, low, fixed in zip(images, low_res, result, strict=True):
+        for rows, inner, small in _strips(image.shape, low.shape, REACH.get(fix)):
+            strip = correct(image[rows].astype(np.float32), low[small].astype(np.float32))[inner]
+            top = rows.start + inner.start
+            fixed[top : top + len(strip)] = np.clip(np.round(strip), 0, np.iinfo(images.dtype).max)
+    return result
+
+
+def _strips(
+    shape: tuple[int, ...], low_shape: tuple[int, ...], reach: tuple[int, int] | None
+) -> Iterator[tuple[slice, slice, slice]]:
+    """Rows of a large image with those they depend on; the rows of a strip within these; rows of the small image."""
+    height, low_height = shape[0], low_shape[0]
+    factor, rest = divmod(height, low_height)
+    if reach is None or rest:
+        yield slice(0, height), slice(0, height), slice(0, low_height)
+        return
+    margin = reach[0] + -(-reach[1] // factor)
+    step = max(STRIP // (shape[1] * shape[2] * factor), 1)
+    for top in range(0, low_height, step):
+        first, last = max(top - margin, 0), min(top + step + margin, low_height)
+        end = min(top + step, low_height)
+        inner = slice((top - first) * factor, (end - first) * factor)
+        yield slice(first * factor, last * factor), inner, slice(first, last)
 
 
 def enlarge(image: Float[np.ndarray, "h w c"], size: tuple[int, int]) -> Float[np.ndarray, "H W c"]:

@@ -61,6 +61,8 @@ def read_safetensors(path: str | os.PathLike, what: str = "weights") -> dict[str
             header = json.loads(file.read(length).decode("utf-8"))
         start, size = _LENGTH_BYTES + length, size - length
         content = np.memmap(path, np.uint8, "r", start, size) if size else np.zeros(0, np.uint8)
+    except InputError:
+        raise
     except OSError as error:
         raise InputError(f"{name}: cannot be read ({error.strerror or error})") from error
     except (ValueError, RecursionError) as error:

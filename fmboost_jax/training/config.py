@@ -7,7 +7,14 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from fmboost_jax.configuration import chosen_by, from_mapping, require, require_at_least, to_mapping
+from fmboost_jax.configuration import (
+    chosen_by,
+    from_mapping,
+    require,
+    require_at_least,
+    require_at_most,
+    to_mapping,
+)
 from fmboost_jax.data.crops import CropsConfig
 from fmboost_jax.data.dataset import DataConfig
 from fmboost_jax.errors import InputError
@@ -184,6 +191,12 @@ class ProfileConfig:
         require("profile.", self, "steps", "the first and the last step, such as 10,20", holds)
 
 
+def _check_seed(config: Any) -> None:
+    """Refuse seeds of more than 32 bits: without 64-bit integers JAX drops their upper half."""
+    require_at_least("", config, seed=0)
+    require_at_most("", config, seed=2**32 - 1)
+
+
 def _networks() -> Mapping[str, type]:
     return {name: kind.config for name, kind in NETWORKS.items()}
 
@@ -193,7 +206,7 @@ class TrainingConfig:
     """Config of `fmboost_jax.train`, and of the commands that need a part of it.
 
     Attributes:
-        seed: of weights, batches, noise and times.
+        seed: of weights, batches, noise and times; 0 to 2^32 − 1.
         path: entry of the table of paths, with its settings: "linear(sigma_min=0.001)".
         objective: entry of the table of objectives, with its settings: "flow(time='logit_normal')".
         network: entry of the table of networks; the section of that name has its settings.
@@ -223,6 +236,7 @@ class TrainingConfig:
     compilation_cache: str = "auto"
 
     def __post_init__(self):
+        _check_seed(self)
         choose("network", self.network, _networks())
         make_path(self.path)
         if self.source.context_mode is not None and self.data.upsampling != "lsu":
@@ -326,3 +340,6 @@ class AutoencoderTrainingConfig:
     train: AutoencoderTrainConfig = dataclasses.field(default_factory=AutoencoderTrainConfig)
     checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
     evaluate: AutoencoderEvaluateConfig = dataclasses.field(default_factory=AutoencoderEvaluateConfig)
+
+    def __post_init__(self):
+        _check_seed(self)

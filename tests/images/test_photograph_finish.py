@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.images import colour
 from fmboost_jax.images.colour import FIXES, fix_colour
 from fmboost_jax.images.photos import load_photo, with_alpha
 from fmboost_jax.images.png import read_settings, write_png
@@ -110,3 +111,21 @@ def test_the_clock_counts_nested_compilations_once():
     with CompileClock() as clock:
         jax.monitoring.record_event_duration_secs(compile_, 3.0)
     assert clock.compiling == pytest.approx(3.0)
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+@pytest.mark.parametrize("fix", FIXES)
+def test_strips_give_the_same_colours(fix, factor, monkeypatch):
+    """A photograph of 200 megapixels is corrected a few rows at a time."""
+    numbers = np.random.default_rng(0)
+    low = numbers.integers(0, 256, (1, 90, 12, 3), dtype=np.uint8)
+    large = numbers.integers(0, 256, (1, 90 * factor, 12 * factor, 3), dtype=np.uint8)
+    whole = fix_colour(large, low, fix)
+    sizes = []
+    correct = FIXES[fix]
+    monkeypatch.setitem(FIXES, fix, lambda image, low: sizes.append(len(low)) or correct(image, low))
+    monkeypatch.setattr(colour, "STRIP", 7 * 12 * factor * factor * 3)
+    difference = np.abs(fix_colour(large, low, fix).astype(int) - whole)
+    assert difference.max() <= 1
+    assert np.mean(difference) < 1e-3
+    assert max(sizes) <= 7 + 2 * 19 if fix != "adain" else sizes == [90]
