@@ -11,8 +11,6 @@ machine, and uploads and results are removed after an hour.
 """
 
 import argparse
-import dataclasses
-import hashlib
 import ipaddress
 import os
 import pathlib
@@ -23,119 +21,19 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
 from fmboost_jax.assets import DEFAULT_BOOSTER
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.diffusers import BACKEND_HELP, BaseModel
+from fmboost_jax.boosting.interactive import Boosted, Settings, boost_photograph, boost_prompt
 from fmboost_jax.errors import InputError, one_line, run
 from fmboost_jax.files import refuse_addresses
-from fmboost_jax.images.colour import FIXES, NO_FIX, fix_colour
-from fmboost_jax.images.photos import UnusablePhoto, load_photo, photo_size, with_alpha
+from fmboost_jax.images.colour import FIXES, NO_FIX
+from fmboost_jax.images.photos import UnusablePhoto, load_photo, photo_size
 from fmboost_jax.images.png import write_png
-from fmboost_jax.images.resize import resize_pixels
 
 USER = "fmboost"
 KEEP_SECONDS = 3600
-QUEUE = 32  # visitors that wait; more are sent away
-
-Report = Callable[[float, str], None]
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What the page's controls say.
-
-    Attributes:
-        passes: how often the booster is applied: 2 passes of ×2 enlarge ×4.
-        steps: Euler steps of each pass, 1 or more.
-        seed: of the noise, 0 or more.
-        noise_step: diffusion step of the noise augmentation, 0 to 999; None: as trained.
-        colour_fix: a key of `FIXES`; None: no correction.
-    """
-
-    passes: int = 1
-    steps: int = 4
-    seed: int = 0
-    noise_step: int | None = None
-    colour_fix: str | None = None
-
-
-@dataclasses.dataclass(frozen=True)
-class Boosted:
-    """A result.
-
-    Attributes:
-        before: the input, enlarged bicubically to the result's size.
-        after: the result, with the input's alpha channel where it has one.
-        settings: all that made it, for the PNG's metadata.
-    """
-
-    before: UInt8[np.ndarray, "h w 3"]
-    after: UInt8[np.ndarray, "h w c"]
-    settings: dict[str, Any]
-
-
-def boost_photograph(
-    booster: Booster, name: str, path: str | os.PathLike, settings: Settings, *, max_side: int, report: Report
-) -> Boosted:
-    """Enlarge a photograph.
-
-    Args:
-        booster: what enlarges it.
-        name: of the booster, for the metadata.
-        path: the photograph's file.
-        settings: of the boost.
-        max_side: longest side allowed, in pixels.
-        report: called with the fraction that is done and what comes next.
-
-    Raises:
-        InputError: not a photograph, one that is too large, or settings that the booster refuses.
-    """
-    size = photo_size(path)
-    if size is not None and max(size) > max_side:
-        raise InputError(
-            f"{size[0]}×{size[1]} pixels: the longest side may have {max_side}; shrink the photograph first"
-        )
-    try:
-        photo = load_photo(path)
-    except UnusablePhoto as error:
-        raise InputError(f"this file is no photograph that can be read: {error}") from error
-    small = large = photo.pixels
-    for number in range(settings.passes):
-        height, width = (side * booster.factor for side in large.shape[:2])
-        report(0.1 + 0.8 * number / settings.passes, f"Boosting to {width}×{height}")
-        before = large
-        options = {"steps": settings.steps, "seed": settings.seed, "noise_step": settings.noise_step}
-        large = np.asarray(booster.upscale(before[None], **options))[0]
-        if settings.colour_fix is not None:
-            large = fix_colour(large[None], before[None], settings.colour_fix)[0]
-    content = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
-    facts = {**_facts(booster, name, settings), "input": {"name": os.path.basename(path), "sha256": content}}
-    after = large if photo.alpha is None else with_alpha(large, photo.alpha)
-    return Boosted(resize_pixels(small, large.shape[:2]), after, facts)
-
-
-def boost_prompt(
-    booster: Booster, name: str, base: BaseModel, prompt: str, settings: Settings, *, report: Report
-) -> Boosted:
-    """Run a base model to its latents and boost them; `Settings.passes` and `colour_fix` are not used.
-
-    Raises:
-        InputError: an empty prompt, or settings that the base model or the booster refuses.
-    """
-    if not prompt.strip():
-        raise InputError("type a prompt first")
-    report(0.1, "Running the base model")
-    latents = base.latents([prompt], seed=settings.seed)
-    report(0.6, "Boosting its latents")
-    options = {"steps": settings.steps, "seed": settings.seed, "noise_step": settings.noise_step}
-    large = booster.decode(booster.boost(latents, **options))[0]
-    small = booster.decode(latents)[0]
-    described = {"prompt": prompt, "base": base.name, "base_backend": base.backend}
-    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1, colour_fix=None)), **described}
-    return Boosted(resize_pixels(small, large.shape[:2]), large, facts)
+QUEUE = 32  # visitors that wait; more are refused
 
 
 def build_page(boosters: dict[str, Booster], *, base: BaseModel | None = None, max_side: int = 1024) -> Any:
@@ -209,7 +107,7 @@ def build_page(boosters: dict[str, Booster], *, base: BaseModel | None = None, m
             text,
         )
 
-    def boost(path, name, factor, steps, noise, seed, fix, progress=gr.Progress()):  # noqa: B008 (gradio's way)
+    def boost(path, name, factor, steps, noise, seed, fix, progress=gr.Progress()):  # noqa: B008 (gradio injects it)
         if path is None:
             raise gr.Error("Drop a photograph first.", title="Nothing to boost", print_exception=False)
         settings = settings_of(name, factor, steps, noise, seed, fix)
@@ -462,20 +360,6 @@ def _is_local(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
-
-
-def _facts(booster: Booster, name: str, settings: Settings) -> dict[str, Any]:
-    coupling = booster.coupling
-    facts = {
-        "checkpoint": " → ".join([name] * settings.passes),
-        "factor": booster.factor**settings.passes,
-        "steps": settings.steps,
-        "method": "euler",
-        "seed": settings.seed,
-        "noise_step": coupling.noise_step if settings.noise_step is None else settings.noise_step,
-        "start": coupling.start,
-    }
-    return facts if settings.colour_fix is None else {**facts, "colour_fix": settings.colour_fix}
 
 
 def _factors(factor: int) -> list[tuple[str, int]]:

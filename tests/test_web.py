@@ -14,6 +14,7 @@ import skimage.data
 from PIL import Image
 
 from fmboost_jax import web
+from fmboost_jax.boosting import interactive
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.errors import InputError
 from fmboost_jax.images.png import read_settings
@@ -44,8 +45,8 @@ def photograph(tmp_path_factory) -> pathlib.Path:
 
 def test_a_photograph_with_all_settings(booster, photograph):
     reports = []
-    settings = web.Settings(passes=2, steps=1, seed=3, noise_step=100, colour_fix="adain")
-    boosted = web.boost_photograph(
+    settings = interactive.Settings(passes=2, steps=1, seed=3, noise_step=100, colour_fix="adain")
+    boosted = interactive.boost_photograph(
         booster, "demo-x2", photograph, settings, max_side=64, report=lambda *words: reports.append(words)
     )
     assert boosted.before.shape == boosted.after.shape == (192, 192, 3)
@@ -59,11 +60,11 @@ def test_a_photograph_with_all_settings(booster, photograph):
 def test_refusals(booster, photograph, tmp_path):
     common = {"report": lambda *_: None}
     with pytest.raises(InputError, match="48×48 pixels: the longest side may have 40"):
-        web.boost_photograph(booster, "b", photograph, web.Settings(), max_side=40, **common)
+        interactive.boost_photograph(booster, "b", photograph, interactive.Settings(), max_side=40, **common)
     broken = tmp_path / "broken.png"
     broken.write_bytes(photograph.read_bytes()[:300])
-    with pytest.raises(InputError, match="no photograph that can be read"):
-        web.boost_photograph(booster, "b", broken, web.Settings(), max_side=64, **common)
+    with pytest.raises(InputError, match="cannot be read as a photograph"):
+        interactive.boost_photograph(booster, "b", broken, interactive.Settings(), max_side=64, **common)
     with pytest.raises(InputError, match="--max-side must be"):
         web.main(["--max-side", "0"])
     with pytest.raises(InputError, match=r"--password-file .* cannot be read"):

@@ -10,9 +10,10 @@ from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.flow.guidance import guided
 from fmboost_jax.flow.objectives import FlowMatching, Objective
 from fmboost_jax.flow.sde import StochasticSolver
-from fmboost_jax.flow.solvers import Solver, guided, integrate_mean_velocity
+from fmboost_jax.flow.solvers import Solver, integrate_mean_velocity
 from fmboost_jax.parallel.sharding import shared
 
 _FLOW = FlowMatching()

@@ -134,7 +134,7 @@ def noise_augment(
 
 
 def source_keys(keys: Key[Array, "b"]) -> tuple[Key[Array, "b"], Key[Array, "b"]]:
-    """Two independent keys for each example: of the noise of x0, and of the noise that upsamples."""
+    """Two independent keys for each example: for the noise of x0, and for noise upsampling."""
     noise_keys, upsampling_keys = jax.vmap(lambda key: jax.random.split(key, 2))(keys).T
     return noise_keys, upsampling_keys
 
@@ -145,7 +145,7 @@ def record_keys(seed: int, records: Integer[Array, "b"]) -> Key[Array, "b"]:
 
 
 def sample_noise(keys: Key[Array, "b"], shape: tuple) -> Float[Array, "b *shape"]:
-    """Standard normal noise of `shape` for each example from its own key; use the keys for no other draw.
+    """Standard normal noise of `shape` for each example from its own key; do not reuse the keys.
 
     Dimensions may be symbolic, as in a program exported for any size.
     """
@@ -155,10 +155,10 @@ def sample_noise(keys: Key[Array, "b"], shape: tuple) -> Float[Array, "b *shape"
 def sample_noise_field(
     keys: Key[Array, "b"], offsets: Int[Array, "b 2"], shape: tuple[int, int, int]
 ) -> Float[Array, "b h w c"]:
-    """Standard normal noise of windows of an unbounded field, one field a key: windows that overlap agree there.
+    """Standard normal noise of windows of an unbounded field, one field a key; overlapping windows agree.
 
     Args:
-        keys: one an example; they may serve no other draw.
+        keys: one an example; do not reuse them.
         offsets: row and column of each window's upper left position, 0 or more.
         shape: height, width and channels of a window.
     """
@@ -183,7 +183,7 @@ def pixel_space_upsample(
     The paper's choice (arXiv 2312.07360): images interpolate better than an autoencoder's latents.
 
     Args:
-        latent: as `decode` takes it.
+        latent: in the scale that `decode` expects.
         size: the result's (height, width), or one number for a square.
         encode: image (b, f·H, f·W, 3) → latent (b, H, W, c).
         decode: latent (b, h, w, c) → image (b, f·h, f·w, 3).

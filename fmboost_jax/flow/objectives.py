@@ -110,11 +110,11 @@ class FlowMatching:
 
 @dataclasses.dataclass(frozen=True)
 class Reflow(FlowMatching):
-    """Flow matching on pairs (x0, x1) that a trained flow joins: x1 is what it makes of x0.
+    """Flow matching on pairs (x0, x1) of a trained flow: x1 is its result for x0.
 
     The paths between such pairs cross less, so the new flow is straighter and needs fewer steps (rectified flow, Liu et
     al. 2022, arXiv 2209.03003, section 2.2). `python -m fmboost_jax.precompute --teacher` makes the pairs; each record
-    keeps its noise, so that x0 and x1 stay a pair.
+    keeps its noise, so that x0 and x1 remain paired.
     """
 
 
@@ -141,10 +141,10 @@ def make_objective(text: str) -> Objective:
 
 
 def sampling_objective(text: str, time_inputs: int) -> Objective:
-    """Return the objective that says how a trained network is sampled.
+    """Return the objective that determines how a trained network is sampled.
 
-    Networks with one time are sampled in one way, so for them it is flow matching, whatever the name says: it may be
-    one of an extension that is not imported.
+    For networks with one time it is flow matching, even for an unknown name: all of them are sampled alike, and the
+    name may belong to an extension that is not imported.
 
     Raises:
         InputError: an objective of the table with another number of times than the network's, or an unknown one for a

@@ -134,7 +134,7 @@ class Path(abc.ABC):
         raise unknown("diffusion form", form, DIFFUSION_FORMS)
 
     def _wronskian(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """α′σ − ασ′, which is never zero: x_t and its velocity determine x0 and x1."""
+        """α′σ − ασ′, which is never zero, so that x_t and its velocity determine x0 and x1."""
         return self.alpha_dot(t) * self.sigma(t) - self.alpha(t) * self.sigma_dot(t)
 
 

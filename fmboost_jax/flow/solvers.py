@@ -10,8 +10,8 @@ one more than steps.
 
 Sources: Hairer, Nørsett, Wanner, "Solving Ordinary Differential Equations I", 2nd edition, sections II.1 (tableaus) and
 II.4 (step size control); Dormand and Prince, "A family of embedded Runge-Kutta formulae", 1980; Bogacki and Shampine,
-"A 3(2) pair of Runge-Kutta formulas", 1989; Ho and Salimans, "Classifier-Free Diffusion Guidance", arXiv 2207.12598;
-Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206, equation 23 (shifted times).
+"A 3(2) pair of Runge-Kutta formulas", 1989; Esser et al., "Scaling Rectified Flow Transformers", arXiv 2403.03206,
+equation 23 (shifted times).
 """
 
 import dataclasses
@@ -19,11 +19,10 @@ from collections import ChainMap
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jaxtyping import Array, Bool, Float, Int, PyTree
+from jaxtyping import Array, Bool, Float, Int
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.registry import build, choose
@@ -131,7 +130,7 @@ class ShiftedGrid:
         return (1 - tau) / (1 + (self.shift - 1) * tau)
 
 
-# Both tables as one, with the entries of extensions.
+# Both tables as one, including entries of extensions.
 METHODS: Mapping[str, Tableau] = ChainMap(ADAPTIVE, FIXED_GRID)
 
 
@@ -227,15 +226,15 @@ def integrate(
         x: state at t = 0, or at t = 1 when `reverse`.
         method: entry of `FIXED_GRID` or `ADAPTIVE`.
         steps: intervals of the time grid. An adaptive method takes as many steps as it needs and hits its points.
-        reverse: go from t = 1 to t = 0. Default: False.
+        reverse: integrate from t = 1 to t = 0. Default: False.
         return_trajectory: return the states at all steps + 1 points, in the order of integration. Default: False.
         grid: entry of `GRIDS`, with its settings. A reverse integration takes the same steps from t = 1. Default:
             "uniform".
         rtol, atol, max_steps: tolerances of an adaptive method, see `integrate_adaptive`.
 
     Returns:
-        The state at the end, or the trajectory; float32. NaN where an adaptive method gave up: an intermediate
-        state is no result.
+        The state at the end, or the trajectory; float32. NaN where an adaptive method gave up, since an
+        intermediate state is not a result.
 
     Raises:
         InputError: an unknown method or grid, fewer than 1 step, or a velocity whose shape is not the state's.
@@ -333,9 +332,9 @@ class Solution(NamedTuple):
 
     Attributes:
         x: the state at the end, or where the integration gave up.
-        trajectory: states at the points of the grid, the start included; NaN after the integration gave up.
-        evaluations: network evaluations (NFE), rejected steps included.
-        steps: steps, rejected ones included.
+        trajectory: states at the points of the grid, including the start; NaN after the integration gave up.
+        evaluations: network evaluations (NFE), including rejected steps.
+        steps: steps, including rejected ones.
         reached_end: False if the integration gave up: at max_steps, or because no step size makes the error small
             enough (or finite).
         reached_max_steps: True if it gave up at max_steps.
@@ -380,10 +379,10 @@ def integrate_adaptive(
         method: entry of `ADAPTIVE`. Default: "dopri5" (Dormand and Prince's 5(4) pair).
         steps: intervals of the time grid, whose points the solution hits. Default: 1, only the end.
         grid: entry of `GRIDS`, with its settings. Default: "uniform".
-        reverse: go from t = 1 to t = 0. Default: False.
+        reverse: integrate from t = 1 to t = 0. Default: False.
         rtol: error allowed relative to the state's magnitude. Default: 1e-5.
         atol: error allowed in addition. Default: 1e-6.
-        max_steps: give up after this many steps, rejected ones included. Default: 1000.
+        max_steps: give up after this many steps, including rejected ones. Default: 1000.
 
     Raises:
         InputError: an unknown method or grid, fewer than 1 step, or a velocity whose shape is not the state's.
@@ -435,47 +434,6 @@ def integrate_adaptive(
     return Solution(x, trajectory, calls, tries, reached_end, ~reached_end & (tries == max_steps))
 
 
-def guided(
-    velocity_fn: Callable[[Array, Array, PyTree], Array],
-    conditional: PyTree[Array],
-    unconditional: PyTree[Array],
-    scale: float | Float[Array, ""],
-) -> Velocity:
-    """Classifier-free guidance v_u + scale · (v_c − v_u), both evaluated in one call on a doubled batch.
-
-    Args:
-        velocity_fn: (x, t, conditioning) → dx/dt; called with batch 2b, the unconditional half first.
-        conditional: conditioning; any pytree of arrays whose first axis is the batch.
-        unconditional: the same tree; a first axis of 1 is broadcast to all examples.
-        scale: 0 is unconditional, 1 conditional, more is guidance.
-
-    Returns:
-        (x, t) → velocity, for `integrate` and `integrate_sde`. It counts as one evaluation of twice the batch.
-
-    Raises:
-        InputError: the two conditionings do not match.
-    """
-
-    def both(without, given):
-        if without.shape not in (given.shape, (1, *given.shape[1:])):
-            raise InputError(f"unconditional conditioning has shape {without.shape}, expected {given.shape} or batch 1")
-        return jnp.concatenate([jnp.broadcast_to(without, given.shape), given])
-
-    if jax.tree.structure(conditional) != jax.tree.structure(unconditional):
-        raise InputError(
-            f"conditional and unconditional conditioning differ in structure: {jax.tree.structure(conditional)} and "
-            f"{jax.tree.structure(unconditional)}; guidance needs the same tree twice"
-        )
-    conditioning = jax.tree.map(both, unconditional, conditional)
-
-    def velocity(x, t):
-        doubled = velocity_fn(jnp.concatenate([x, x]), jnp.concatenate([t, t]), conditioning)
-        without, given = jnp.split(doubled.astype(jnp.float32), 2)
-        return without + scale * (given - without)
-
-    return velocity
-
-
 def _positive(name: str, count: int) -> int:
     if count < 1:
         raise InputError(f"{name} must be at least 1, found {count}")
@@ -485,7 +443,7 @@ def _positive(name: str, count: int) -> int:
 def _times(grid: str, steps: int) -> Float[Array, "n"]:
     times = np.asarray(build("grid", grid, GRIDS)(_positive("steps", steps)), np.float32)
     if times.shape != (steps + 1,) or times[0] != 0 or times[-1] != 1 or not (np.diff(times) > 0).all():
-        raise InputError(f"grid {grid!r} must give {steps + 1} rising times from 0 to 1")
+        raise InputError(f"grid {grid!r} must return {steps + 1} rising times from 0 to 1")
     return jnp.asarray(times)
 
 

@@ -6,10 +6,11 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fmboost_jax.flow.guidance import guided
 from fmboost_jax.flow.loss import flow_matching_loss
 from fmboost_jax.flow.paths import GVPPath, LinearPath
 from fmboost_jax.flow.sde import integrate_sde
-from fmboost_jax.flow.solvers import guided, integrate, integrate_adaptive
+from fmboost_jax.flow.solvers import integrate, integrate_adaptive
 from fmboost_jax.interop import load_unet
 from tests.conftest import relative_error
 

@@ -10,7 +10,8 @@ import torch
 import torchdiffeq
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.solvers import ADAPTIVE, FIXED_GRID, GRIDS, METHODS, Solver, evaluations, guided, integrate
+from fmboost_jax.flow.guidance import guided
+from fmboost_jax.flow.solvers import ADAPTIVE, FIXED_GRID, GRIDS, METHODS, Solver, evaluations, integrate
 
 QUARTER_TURN = jnp.array([[0.0, -1.0], [1.0, 0.0]])
 START = np.array([[1.0, 0.3], [-0.4, 2.0]])

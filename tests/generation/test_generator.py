@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmboost_jax import web
+from fmboost_jax.boosting import interactive
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.diffusers import TorchBase
 from fmboost_jax.boosting.latent_formats import scaled_latents
@@ -101,13 +101,13 @@ def test_second_call_compiles_nothing(generator):
 
 
 def test_web_page_boosts_a_prompt(generator, booster):
-    settings = web.Settings(steps=1, seed=3)
-    found = web.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
+    settings = interactive.Settings(steps=1, seed=3)
+    found = interactive.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
     expected = booster.boost(generator.latents(["a cat"], seed=3), steps=1, seed=3)
     np.testing.assert_array_equal(found.after, booster.decode(expected)[0])
     assert (found.settings["base_backend"], found.settings["prompt"]) == ("jax", "a cat")
     with pytest.raises(InputError, match="type a prompt first"):
-        web.boost_prompt(booster, "small", generator, " ", settings, report=lambda *_: None)
+        interactive.boost_prompt(booster, "small", generator, " ", settings, report=lambda *_: None)
 
 
 def test_devices_share_a_batch(booster, generator):
