@@ -49,13 +49,13 @@ class Booster(Shareable):
         network: the velocity network.
         first_stage: the autoencoder whose latents it was trained on.
         coupling: how its flow starts.
-        factor: by how much it was trained to enlarge.
+        factor: the enlargement that it was trained for.
         path: the path it was trained on, for stochastic sampling.
         objective: what the network was trained for, see `fmboost_jax.flow.objectives`. Default: "flow".
-        steps: integration steps where a call gives none. Default: 4, or 1 for a network with two times.
+        steps: default number of integration steps. Default: 4, or 1 for a network with two times.
         statistics: of the latents it was trained on, to recognise latents of another scale. Default: not known.
         name: where it came from, for `repr`.
-        devices: those to work on, each with a copy of the weights; default: the first one.
+        devices: devices that share the batch, each with a copy of the weights; default: the first one.
         spatial: number of devices that share the height of one image; the other devices share the batch.
 
     Raises:
@@ -99,18 +99,18 @@ class Booster(Shareable):
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         spatial: int = 1,
     ) -> "Booster":
-        """Load a booster from a bundle or a training run: its averaged weights, and what its config says.
+        """Load a booster from a bundle or a training run: its averaged weights and its config.
 
         Args:
             directory: packaged weights (`photo-x2`, `photo-x4`), a bundle's folder, a run's working directory, its
                 `checkpoints` folder, one step's folder, or a bundle's hub id (`owner/name`; needs huggingface_hub).
             step: which checkpoint of a run; default: the latest.
             dtype: "float32" or "bfloat16" that network and autoencoder compute in; default: as they were trained.
-            first_stage: folder or hub id of the autoencoder's weights, where they have moved.
+            first_stage: folder or hub id of the autoencoder's weights; default: the one in the config.
             devices, spatial: see the class; `devices=jax.devices()` shares every batch among all.
 
         Raises:
-            InputError: nothing of the kind there, a first stage that does not fit; as for the class.
+            InputError: the path holds neither a bundle nor a run, or the first stage does not fit; as for the class.
         """
         network, stage, config = read_weights(directory, step=step, dtype=dtype, first_stage=first_stage)
         booster = cls(
@@ -170,17 +170,16 @@ class Booster(Shareable):
             latents: scaled, as a diffusion model returns them (`output_type="latent"`), NHWC.
             steps: intervals of the time grid, 1 or more; default: what the booster recommends (4, or 1 for a network
                 that takes whole steps). 4 Euler steps are 4 network evaluations.
-            method: a fixed-grid or adaptive method of `fmboost_jax.flow.solvers`, such as midpoint or dopri5; default:
-                euler.
+            method: method of `fmboost_jax.flow.solvers`, such as midpoint or dopri5; default: euler.
             solver: method, steps, time grid and tolerances in one, in place of `steps` and `method`.
             stochastic: sample the SDE instead, with a booster whose flow starts from noise.
-            guidance: scale of classifier-free guidance with a context of zeros; for networks that were trained to do
-                without context now and then. Doubles the batch.
+            guidance: scale of classifier-free guidance with a context of zeros, for networks trained with context
+                dropout. Doubles the batch.
             seed: 0 to 2^64 − 1; image i draws its noise from seed + i, or from its own number of a sequence.
-            noise_step: diffusion step of the noise augmentation, of 1000; default: as it was trained. More noise lets
-                the flow invent more and keep less.
-            upsampling: "psu" (through pixels) or "lsu" (the latent itself); default: as it was trained.
-            batch_size: images at once; default: all. Halved automatically where the memory does not suffice.
+            noise_step: diffusion step of the noise augmentation, 0 to 999; default: the training's. More noise adds
+                detail and reduces fidelity.
+            upsampling: "psu" (through pixels) or "lsu" (the latent itself); default: the training's.
+            batch_size: images at once; default: all. Halved automatically when memory runs out.
             return_trajectory: return the latents at all points of the time grid, on a new first axis.
 
         Returns:
@@ -239,7 +238,7 @@ class Booster(Shareable):
     def encode(self, images: Images, *, batch_size: int | None = None) -> Float[Array, "b h w c"]:
         """Encode images of one size as scaled latents; the inverse of `decode`.
 
-        Raw latents, as the encoder returns them and datasets store them, are `first_stage.encode_raw`'s.
+        `first_stage.encode_raw` returns raw latents, which datasets store.
 
         Args:
             images: as for `upscale`; their sides are multiples of `first_stage.image_multiple`.
@@ -305,12 +304,12 @@ class Booster(Shareable):
         An image larger than a tile is cut into tiles that overlap by an eighth and are blended; they draw one field of
         noise. A smaller one is mirrored at its edges to a square of a tile's side, a half, a quarter or an eighth of
         it, and cropped afterwards. Networks trained on crops are closer to the original in tiles than on a whole
-        photograph, since their norms see what they saw in training.
+        photograph, since the statistics of their norms are those of training.
 
         Args:
             images: a PIL image, an array (h, w, 3) or (b, h, w, 3) of uint8 or uint16 in RGB order, or a list of the
-                first two, of any sizes. PIL images become upright sRGB; their alpha channel is resized, given back.
-            factor: what the booster was trained for, or None for the same.
+                first two, of any sizes. PIL images become upright sRGB; their alpha channel is resized.
+            factor: must equal the booster's. Default: None.
             steps, method, solver, stochastic, guidance, seed, noise_step, batch_size: as for `boost`.
             tile: side of a tile in pixels of the small image; 0 for the whole image, whose edges are repeated to a size
                 that the network takes. Images whose height is shared by devices (`spatial`), and trajectories, are
@@ -325,7 +324,7 @@ class Booster(Shareable):
             InputError: an array that is not uint8 or uint16 RGB, with a hint; another factor; as for `boost`.
         """
         if factor is not None and factor != self.factor:
-            raise InputError(f"this booster was trained to enlarge ×{self.factor}; a factor of {factor} was asked for")
+            raise InputError(f"this booster was trained to enlarge ×{self.factor}; found factor {factor}")
         integrate = self._integrator(noise_step, None, steps, method, solver, stochastic, guidance, encoded=True)
         if tile < 0:
             raise InputError(f"tile must be 0 (the whole image) or more, found {tile}")
@@ -379,12 +378,12 @@ class Booster(Shareable):
 
     @property
     def size_multiple(self) -> int:
-        """What the sides of low-res latents must be multiples of for the network to halve them once they have grown."""
+        """Required multiple of the sides of low-res latents."""
         multiple = self.network_config.size_multiple
         return multiple // math.gcd(multiple, self.factor)
 
     def check_size(self, height: int, width: int) -> None:
-        """Refuse low-res latents that the network cannot halve once they have grown.
+        """Refuse low-res latents whose enlarged size the network cannot halve.
 
         Raises:
             InputError: sides that do not fit.
@@ -397,7 +396,7 @@ class Booster(Shareable):
             )
 
     def coupling_with(self, noise_step: int | None = None, upsampling: str | None = None) -> Coupling:
-        """The coupling it was trained with, except for what is given.
+        """The training's coupling with the given fields replaced.
 
         Raises:
             InputError: a noise step outside 0 to 999, or an unknown upsampling.
@@ -422,16 +421,12 @@ class Booster(Shareable):
     ) -> Callable[..., Array]:
         """A function (low-res latents, keys, size) → high-res latents; `encoded`: PSU was done before encoding."""
         coupling, ode = self.coupling_with(noise_step, upsampling), self.solver_with(solver, steps, method)
-        if stochastic is not None:
-            check_solver(self.objective, stochastic)
         if guidance is not None and not self.network_config.context_channels:
             raise InputError("guidance needs a network with context; this one has none")
         if stochastic is not None:
+            check_solver(self.objective, stochastic)
             if coupling.start != "noise":
-                raise InputError(
-                    "stochastic sampling needs a booster whose flow starts from noise; this one starts from low-res "
-                    "latents"
-                )
+                raise InputError("stochastic sampling needs a booster whose flow starts from noise, not from latents")
             if solver is not None or steps is not None or method is not None:
                 raise InputError("give either stochastic=StochasticSolver(method, steps, …), or an ODE's solver")
 
@@ -488,7 +483,7 @@ class Booster(Shareable):
         return to_integers(np.asarray(images), dtype)
 
     def _image_multiple(self) -> int:
-        """What the sides of a small image must be multiples of for the autoencoder and the network to halve them."""
+        """Required multiple of the sides of a small image, for the autoencoder and the network."""
         whole, stage = self.first_stage.image_multiple, self.first_stage.downsampling
         if self.coupling.upsampling == "lsu":
             return math.lcm(whole, stage * self.size_multiple)

@@ -1,11 +1,11 @@
-"""Boost bundles: all that boosting needs of a trained network, in one folder that can be shared.
+"""Boost bundles: a trained network with its settings in one folder that can be shared.
 
     BUNDLE/config.json        network, source, path, factor, sizes, and the autoencoder it was trained for
-           unet.safetensors   the averaged weights under our parameters' names
+           unet.safetensors   the averaged weights, by parameter name
            README.md          the model card
 
 `python -m fmboost_jax.export` writes one; `Booster.load` reads it from a folder or a hub id. The autoencoder's weights
-stay where they are: the bundle says which ones, and a first stage of other channels or scale is refused.
+are not copied: the bundle names them, and a first stage of other channels or scale is refused.
 """
 
 import dataclasses
@@ -39,16 +39,16 @@ def _networks() -> Mapping[str, type]:
 
 @dataclasses.dataclass(frozen=True)
 class BundleConfig:
-    """What `config.json` says.
+    """Contents of `config.json`.
 
     Attributes:
-        architecture: the network; in `config.json` the section is called `unet`, or as `network` says.
+        architecture: settings of the network; their section in `config.json` has the name `network`, default "unet".
         source: how its flow starts.
         path: "linear" or "gvp", the path it was trained along.
-        factor: by how much it enlarges.
+        factor: enlargement.
         low_res, high_res: sizes in pixels of the images it was trained on.
-        latents: of which autoencoder.
-        step: training steps behind the weights.
+        latents: spec of the autoencoder's latents.
+        step: training step of the weights.
         network: key of the network in `NETWORKS`.
         objective: what the network was trained for: an entry of `fmboost_jax.flow.objectives.OBJECTIVES`, with its
             settings. Default: "flow".
@@ -94,7 +94,7 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     tensors = {name: np.ascontiguousarray(array, dtype) for name, array in parameters.items()}
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **to_mapping(config)}
-    # Fields that version 0.1 does not know are left out where they have their default, so that it reads the bundle.
+    # Version 0.1 refuses newer fields; those with their default value are omitted so that it can read the bundle.
     for name in ("network", "objective", "steps", "statistics"):
         if description[name] == _DEFAULTS[name]:
             del description[name]
@@ -105,10 +105,10 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
 
 
 def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
-    """Weights and config of a bundle.
+    """Read weights and config of a bundle.
 
     Raises:
-        InputError: a config or weights that are damaged, or that do not belong together.
+        InputError: the config or the weights are damaged, or do not fit each other.
     """
     folder = pathlib.Path(folder)
     fields = read_json(folder / CONFIG)
@@ -129,7 +129,7 @@ def read_bundle(folder: str | os.PathLike) -> tuple[Parameters, BundleConfig]:
         name = wrong[0]
         raise InputError(
             f"{folder / WEIGHTS}: {len(wrong)} parameters do not fit {CONFIG}, such as {name}: expected "
-            f"{expected.get(name, 'none')}, found {found.get(name, 'none')}; fetch both from one place"
+            f"{expected.get(name, 'none')}, found {found.get(name, 'none')}; download both from the same source"
         )
     return {name: jnp.asarray(tensor, jnp.float32) for name, tensor in tensors.items()}, config
 

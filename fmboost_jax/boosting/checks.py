@@ -17,7 +17,7 @@ USUAL_DEVIATIONS = (0.3, 2.5)
 # In units of the training data's. Small latents of held-out photographs have 0.7 to 1.02 with TAEF2, and 0.55 to 1.56
 # with photo-autoencoder (95% are below 1.2); FLUX.2's before their norm have 1.77 times as much.
 RELATIVE_DEVIATIONS = (0.55, 1.4)
-FLAT = 0.1  # pictures without detail have less; they are no mix-up
+FLAT = 0.1  # images without detail have less; no warning for them
 # FLUX.2's have 0.7 to 0.85 on photographs; before their norm, as diffusers returns them, 1.77 times as much.
 NORMALIZED_DEVIATIONS = (0.3, 1.2)
 
@@ -27,14 +27,14 @@ def latents_array(latents: Any, spec: LatentSpec) -> Float[Array, "b h w c"]:
 
     Args:
         latents: an array of any library, NHWC; PyTorch's may have a gradient.
-        spec: what their autoencoder makes.
+        spec: the latents that are expected.
 
     Raises:
         InputError: no array, or one of another shape.
     """
     try:
         array = jnp.asarray(_detached(latents), jnp.float32)
-    # Other libraries' arrays raise what they like.
+    # Other libraries' arrays raise exceptions of any type.
     except Exception as error:
         raise InputError(f"latents cannot become an array: {error}") from error
     if array.ndim != 4 or array.shape[-1] != spec.channels or not array.size:
@@ -79,10 +79,10 @@ def warn_of_scale(
 def _advice(spec: LatentSpec) -> str:
     if spec.normalized:
         return (
-            "Boosts take normalised latents; diffusers returns FLUX.2's without their norm, "
+            "Boosters expect normalised latents; diffusers returns FLUX.2's before their norm, "
             "fmboost_jax.boosting.prompt_latents applies it"
         )
-    return f"Boosts take scaled latents, (latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once"
+    return f"Boosters expect scaled latents, (latent − {spec.shift_factor}) · {spec.scaling_factor}, scaled once"
 
 
 def check_finite(array: Array, what: str, weights: Any = None) -> Array:
@@ -99,7 +99,7 @@ def check_finite(array: Array, what: str, weights: Any = None) -> Array:
     if _all_finite(array):
         return array
     if weights is None:
-        raise InputError(f"{what} hold NaN or infinite values; no image can be made from them")
+        raise InputError(f"{what} hold NaN or infinite values; expected finite values")
     parameters = weights if isinstance(weights, dict) else split(weights)[1]
     bad = [name for name in sorted(parameters) if not _all_finite(parameters[name])]
     reason = f"{len(bad)} of its weights are not finite, such as {bad[0]}" if bad else "its weights are finite"

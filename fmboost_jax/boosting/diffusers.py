@@ -1,7 +1,7 @@
 """Any text-to-image pipeline of diffusers as a base model: prompt → latents in PyTorch → boost in JAX.
 
-Needs the extra `[diffusers]`. PyTorch stays on its device and JAX on its own; the latents go over by DLPack, without a
-copy where both see the same device.
+Needs the extra `[diffusers]`. PyTorch and JAX keep their own devices; latents are exchanged by DLPack, without a copy
+on a shared device.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[dif
 
 @runtime_checkable
 class BaseModel(Protocol):
-    """A text-to-image model that hands over its latents; PyTorch's is `TorchBase`, JAX's is `Generator`.
+    """A text-to-image model that returns its latents; PyTorch's is `TorchBase`, JAX's is `Generator`.
 
     Attributes:
         name: of its folder or hub id.
@@ -80,7 +80,7 @@ def load_pipeline(base: str, *, on_gpu: bool = True, lora: Sequence[str | os.Pat
     variant = "fp16" if _only_in_half_precision(base) else None
     try:
         pipe = DiffusionPipeline.from_pretrained(base, use_safetensors=True, variant=variant)
-    # A missing folder, a hub that cannot be reached and a pipeline of unknown parts each raise their own kind.
+    # A missing folder, an unreachable hub and unknown components raise exceptions of different types.
     except Exception as error:
         raise InputError(
             f"base model {base}: expected a diffusers pipeline's folder or hub id ({one_line(error)})"
@@ -134,7 +134,7 @@ def prompt_latents(
         options: for the pipeline's call, such as `guidance_scale`, `negative_prompt`, `height` and `width`.
 
     Raises:
-        InputError: latents of another shape than the pipeline's class says.
+        InputError: the latents do not have the shape of the pipeline's class.
     """
     try:
         import torch
@@ -213,7 +213,7 @@ def boost_pipeline(
         options: for the pipeline's call, such as `guidance_scale` and `negative_prompt`.
 
     Raises:
-        InputError: an autoencoder that differs in channels, size or scale, before anything is run; diffusers missing.
+        InputError: an autoencoder that differs in channels, size or scale (checked first), or diffusers is missing.
     """
     check_pipeline(pipe, booster)
     latents = prompt_latents(pipe, prompt, steps=base_steps, seed=seed, **options)

@@ -1,4 +1,4 @@
-"""What identifies a booster by its content, whatever its folder's name."""
+"""A fingerprint of a booster's settings and weights, independent of its folder's name."""
 
 import dataclasses
 import hashlib

@@ -31,7 +31,7 @@ COMPARISON = "_comparison"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """What became of a folder run.
+    """Results of a folder run.
 
     Attributes:
         written: images that were boosted.
@@ -48,7 +48,7 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class _Loaded:
-    """A decoded photograph, and the settings that its result gets."""
+    """A decoded photograph and the settings written into its result."""
 
     source: Input
     photo: Photo
@@ -75,25 +75,25 @@ def boost_folder(
 ) -> Report:
     """Boost photographs into PNG files of the same names, with the settings in its text chunk `fmboost`.
 
-    No file is overwritten that this function with the same settings did not write. What cannot be read is reported and
-    the rest goes on.
+    Only files that this function wrote with the same settings are overwritten. Unreadable inputs are reported and
+    skipped.
 
     Args:
         boosters: one, or the stages of a cascade.
         inputs: files and folders, see `find_inputs`.
         out: folder of the results; made if needed.
         batch_size: photographs of one size at once.
-        seed: every photograph draws its noise from it.
+        seed: seed of every photograph's noise.
         colour_fix: see `fix_colour`.
         comparison: shrink each photograph by the factor, boost that, and write `NAME_comparison.png`: low-res,
             bilinear, boosted and original side by side.
         intermediates: also write `NAME_stage1.png` … of a cascade.
         trajectory: also write `NAME_t0.png` …, the images at the points of the time grid; of one booster.
-        resume: leave out photographs whose result with these settings is there.
+        resume: skip photographs whose result with these settings exists.
         tile: side of the tiles of large photographs, 0 for the whole photograph; see `Booster.upscale`.
-        keep_metadata: results have their photograph's EXIF without its place, its ICC profile, and 16 bits a channel
-            where it has them; see `load_photo`.
-        keep_place: results have the place, too.
+        keep_metadata: keep the photograph's EXIF without its GPS position, its ICC profile, and 16 bits a channel where
+            it has them; see `load_photo`.
+        keep_place: keep the GPS position, too.
         max_pixels: of a photograph; see `load_photo`.
         options: of `Booster.upscale`, such as steps and method.
 
@@ -110,7 +110,7 @@ def boost_folder(
     if keep_metadata:
         settings["keep_metadata"] = "with place" if keep_place else "without place"
     if (keep_place and not keep_metadata) or (keep_metadata and comparison):
-        raise InputError("keeping the place needs keeping the metadata, which a comparison does not do")
+        raise InputError("keep_place needs keep_metadata, which a comparison does not support")
     extras = [COMPARISON] if comparison else []
     extras += [f"_stage{number}" for number in range(1, len(boosters))] if intermediates else []
     if trajectory:
@@ -244,7 +244,7 @@ def boost_prompts(
     seed: int = 0,
     **options: Any,
 ) -> Report:
-    """Boost what a diffusion model makes of prompts into `00000.png`, `00001.png`, …
+    """Sample a diffusion model's latents of prompts and boost them into `00000.png`, `00001.png`, …
 
     Args:
         boosters: one, or the stages of a cascade.
@@ -283,7 +283,7 @@ def boost_prompts(
 
 
 def run_settings(boosters: Sequence[Booster], *, seed: int, **options: Any) -> dict:
-    """Describe what determines the pixels of a run, as it is written into its files.
+    """Describe the settings that determine the pixels of a run, for its files' metadata.
 
     Args:
         boosters: identified by the content of their weights.
@@ -337,14 +337,14 @@ def print_report(report: Report) -> None:
 
 
 class _SizeBatches:
-    """Collects photographs of one size and depth, so that a batch is one array; few are held at any time."""
+    """Collects photographs of one size and depth into batches; bounds how many wait at any time."""
 
     def __init__(self, batch_size: int):
         self._batch_size = batch_size
         self._waiting: dict[tuple[tuple[int, int], bool], list[_Loaded]] = {}
 
     def add(self, loaded: _Loaded) -> Iterator[list[_Loaded]]:
-        """The batch that is full now; or the largest of those that wait where too many do."""
+        """Return a full batch; or the largest waiting one where too many photographs wait."""
         kind = loaded.photo.rgb.size, loaded.photo.deep is not None
         self._waiting.setdefault(kind, []).append(loaded)
         largest = max(self._waiting, key=lambda kind: len(self._waiting[kind]))
@@ -353,7 +353,7 @@ class _SizeBatches:
             yield self._waiting.pop(largest)
 
     def rest(self) -> Iterator[list[_Loaded]]:
-        """Those that still wait, by size."""
+        """Return the remaining photographs, by size."""
         yield from self._waiting.values()
 
 

@@ -15,11 +15,11 @@ from fmboost_jax.models.parameters import Parameters
 
 
 class Shareable:
-    """What a booster does to be shared.
+    """Methods that write and upload a booster's bundle.
 
     Attributes:
         parameters: the network's.
-        config: what its bundle's `config.json` says; None for a booster that was not loaded.
+        config: contents of its bundle's `config.json`; None for a booster that was not loaded.
     """
 
     parameters: Parameters
@@ -29,7 +29,7 @@ class Shareable:
         """Write a bundle, which `from_pretrained` reads: weights, config and model card.
 
         Args:
-            folder: must not exist yet; it appears whole or not at all.
+            folder: must not exist yet; it is written atomically.
             dtype: "float32", or "float16" for half the size.
 
         Raises:
@@ -55,9 +55,9 @@ class Shareable:
         """Upload a bundle to the Hugging Face hub, where `from_pretrained(repo_id)` reads it.
 
         Args:
-            repo_id: `owner/name`; made where it does not exist.
+            repo_id: `owner/name`; created if needed.
             dtype: see `save_pretrained`.
-            private: whether a new repository is private; default: as the owner's settings say.
+            private: whether a new repository is private; default: the owner's setting.
             token: of the hub; default: the one of `hf auth login`.
             message: of the commit.
             tag: name of this version, such as "v2"; default: none.
@@ -79,7 +79,7 @@ class Shareable:
         if self.config is not None and os.path.exists(self.config.latents.path):
             warnings.warn(
                 f"the bundle names its autoencoder by a path of this machine, {self.config.latents.path}; other "
-                "readers give theirs with first_stage=",
+                "readers pass theirs as first_stage=",
                 stacklevel=2,
             )
         api = HfApi(token=token)
@@ -91,7 +91,7 @@ class Shareable:
                 commit = api.upload_folder(repo_id=repo_id, folder_path=folder, commit_message=message)
                 if tag is not None:
                     api.create_tag(repo_id, tag=tag, revision=commit.oid)
-            # The hub's client fails in as many ways as the network does.
+            # The hub's client raises exceptions of many types.
             except Exception as error:
-                raise InputError(f"the hub did not take {repo_id}: {one_line(error)}") from error
+                raise InputError(f"the upload to {repo_id} failed: {one_line(error)}") from error
         return str(commit.commit_url)

@@ -1,4 +1,4 @@
-"""The images and seeds that a `Booster` takes, checked: nothing is silently taken for something else."""
+"""Checks of the images and seeds that a `Booster` accepts; ambiguous input is refused."""
 
 import dataclasses
 import operator
@@ -30,7 +30,7 @@ class CheckedImages:
 
     Attributes:
         arrays: one an image, uint8 or uint16 (h, w, 3).
-        restore: the same number of images, of any size, as the kind that was given.
+        restore: converts the same number of images, of any size, back to the input's kind.
     """
 
     arrays: list[UInt[np.ndarray, "_ _ 3"]]
@@ -38,9 +38,9 @@ class CheckedImages:
 
 
 def check_images(images: Images) -> CheckedImages:
-    """Check what a person gives as images.
+    """Check and convert images.
 
-    PIL images are converted as photographs are: to upright sRGB; their alpha channel is resized and given back.
+    PIL images are converted to upright sRGB, as photographs are; `restore` resizes and attaches their alpha channel.
 
     Args:
         images: see `EXPECTED`. Arrays are numpy's, JAX's or of any kind that numpy converts.
@@ -88,7 +88,7 @@ def _array(images: object, name: str) -> UInt[np.ndarray, "*b h w 3"]:
         raise InputError(f"{name}: found the path {images!r}; open it first: PIL.Image.open(path)")
     try:
         array = np.asarray(images)
-    # Other libraries' arrays raise what they like: TypeError of a GPU's tensor, RuntimeError of one with a gradient.
+    # Arrays raise exceptions of any type: TypeError (a GPU's tensor), RuntimeError (a tensor with a gradient), …
     except Exception as error:
         raise InputError(f"{name} cannot become an array ({one_line(error)}); expected {EXPECTED}") from error
     _check_shape(array.shape, name)
@@ -116,7 +116,7 @@ def _check_shape(shape: tuple[int, ...], name: str) -> None:
 
 
 def _advice(array: np.ndarray) -> str:
-    """How to make uint8 of an array of another type."""
+    """Advice on converting an array of another type to uint8."""
     kind = array.dtype.kind
     if kind in "iu" and array.min() >= 0 and array.max() <= 255:
         return "; use images.astype(np.uint8)"
@@ -131,7 +131,7 @@ def _advice(array: np.ndarray) -> str:
         return f"{found}; for values in [−1, 1] use fmboost_jax.images.to_uint8(images)"
     if low >= 0 and high <= 255:
         return f"{found}; for values in [0, 255] use np.round(images).astype(np.uint8)"
-    return f"{found}, a range of no known meaning"
+    return f"{found}, an unknown range"
 
 
 def check_seeds(seed: Seed, count: int) -> list[int]:
@@ -166,6 +166,6 @@ def _seed(seed: object) -> int:
 
 
 def noise_keys(seeds: Sequence[int]) -> Key[Array, "b"]:
-    """One random key a seed, all 64 bits of it; below 2^32 that of `jax.random.key(seed)`."""
+    """One random key for each seed, from all 64 bits; below 2^32 equal to `jax.random.key(seed)`."""
     words = [(seed >> 32, seed & 0xFFFFFFFF) for seed in seeds]
     return jax.random.wrap_key_data(jnp.array(np.array(words, np.uint32)), impl="threefry2x32")

@@ -1,4 +1,4 @@
-"""What diffusers' pipelines hand out as latents, and how it becomes the scaled latents that a booster takes.
+"""Conversion of the latents of diffusers' pipelines to the scaled latents that a booster expects.
 
 Two tables: `AUTOENCODERS` has the facts of an autoencoder's latents by its class, `PIPELINES` the layout of a
 pipeline's latents by its class. Source of both: the classes themselves, in diffusers 0.42.
@@ -15,7 +15,7 @@ Tensor = Any
 
 
 def pipeline_latents(pipe: Any) -> LatentSpec:
-    """Which latents a pipeline makes, by the config of its autoencoder.
+    """The spec of a pipeline's latents, by the config of its autoencoder.
 
     Raises:
         InputError: no autoencoder, or one of a class that `AUTOENCODERS` does not have.
@@ -37,8 +37,8 @@ def pipeline_latents(pipe: Any) -> LatentSpec:
 def scaled_latents(pipe: Any, latents: Any, size: tuple[int | None, int | None] = (None, None)) -> Tensor:
     """A pipeline's latents → scaled ones (b, c, h, w), by the entry of its class in `PIPELINES`.
 
-    FLUX.2's are normalised, whether the pipeline undoes that or not, and so are those of autoencoders with a mean and a
-    deviation for each channel.
+    The results of FLUX.2, and of autoencoders with a mean and a deviation for each channel, are normalised, whether the
+    pipeline undoes that or not.
 
     Args:
         pipe: the pipeline.
@@ -46,7 +46,7 @@ def scaled_latents(pipe: Any, latents: Any, size: tuple[int | None, int | None] 
         size: height and width of the image in pixels; default: the pipeline's.
 
     Raises:
-        InputError: another shape than the pipeline's class says.
+        InputError: the latents do not have the shape of the pipeline's class.
     """
     name = type(pipe).__name__
     shape = tuple(getattr(latents, "shape", ()))
@@ -82,7 +82,7 @@ def _tokens(pipe: Any, latents: Tensor, size: tuple[int | None, int | None]) -> 
 
 
 def _flux2_raw(pipe: Any, latents: Tensor, size: tuple[int | None, int | None]) -> Tensor:
-    """FLUX.2 [klein]'s pipeline undoes the norm; here it is applied again."""
+    """Apply the norm again, which FLUX.2 [klein]'s pipeline undoes."""
     mean, deviation = flux2_statistics(pipe.vae)
     batch, channels, height, width = latents.shape
     patches = latents.float().reshape(batch, channels, height // 2, 2, width // 2, 2)
@@ -93,7 +93,7 @@ def _flux2_raw(pipe: Any, latents: Tensor, size: tuple[int | None, int | None]) 
 ToPlanes: TypeAlias = Callable[[Any, Tensor, tuple[int | None, int | None]], Tensor]
 _DIMENSIONS: dict[ToPlanes, int] = {_planes: 4, _tokens: 3, _flux2_raw: 4}
 
-# Layout of the latents by the pipeline's class; all others hand out the scaled (b, c, h, w) that their denoiser makes.
+# Layout of the latents by the pipeline's class; all others return their denoiser's scaled (b, c, h, w).
 PIPELINES: dict[str, ToPlanes] = {
     "BriaFiboPipeline": _tokens,
     "BriaPipeline": _tokens,
@@ -119,7 +119,7 @@ def _kl(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tiny(config: Mapping[str, Any]) -> dict[str, Any]:
-    # The code is the scaled latent of the autoencoder that the tiny one imitates, whatever that one does to it.
+    # A tiny autoencoder's latent is the scaled latent of the autoencoder that it imitates, whose scale is irrelevant.
     return {**_kl(config), "normalized": None}
 
 

@@ -1,4 +1,4 @@
-"""LoRA files merged into a diffusers pipeline: afterwards its networks are plain ones again."""
+"""LoRA files merged into the weights of a diffusers pipeline."""
 
 import importlib.util
 import os
@@ -24,12 +24,12 @@ def merge_loras(pipe: Any, paths: Sequence[str | os.PathLike]) -> None:
         raise InputError(_MISSING)
     for path in [os.fspath(path) for path in paths]:
         if not hasattr(pipe, "load_lora_weights"):
-            raise InputError(f"LoRA {path}: {type(pipe).__name__} takes no LoRA")
+            raise InputError(f"LoRA {path}: {type(pipe).__name__} does not support LoRA")
         before = {name: part for name, part in pipe.components.items() if hasattr(part, "named_parameters")}
         options: dict[str, Any] = {"unet_config": pipe.unet.config} if hasattr(pipe, "unet") else {}
         try:
             found = pipe.lora_state_dict(path, use_safetensors=True, **options)
-        # A missing file, a hub that cannot be reached and an unknown format each raise their own kind.
+        # A missing file, an unreachable hub and an unknown format raise exceptions of different types.
         except Exception as error:
             raise InputError(f"LoRA {path}: expected a safetensors file or a hub id ({one_line(error)})") from error
         state = found[0] if isinstance(found, tuple) else found
@@ -41,7 +41,7 @@ def merge_loras(pipe: Any, paths: Sequence[str | os.PathLike]) -> None:
         given = sum(".lora" in name and not name.endswith(".alpha") for name in state)
         taken = sum(".lora_" in name for part in before.values() for name, _ in part.named_parameters())
         if not 0 < given <= taken:
-            raise _of_another_model(pipe, path, f"{taken} of {given} weights have a place in its networks")
+            raise _of_another_model(pipe, path, f"{taken} of {given} weights match its networks")
         pipe.fuse_lora(components=[name for name in pipe._lora_loadable_modules if name in before])
         pipe.unload_lora_weights()
 

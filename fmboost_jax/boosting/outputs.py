@@ -1,4 +1,4 @@
-"""Which files a folder run reads and writes: every input its own outputs, no file of a person overwritten."""
+"""The files that a folder run reads and writes: distinct outputs for each input, and no foreign file overwritten."""
 
 import dataclasses
 import hashlib
@@ -58,7 +58,7 @@ def output_folder(path: str | os.PathLike) -> str:
 def find_inputs(
     paths: Sequence[str | os.PathLike], out: str, extras: Sequence[str] = ()
 ) -> tuple[list[Input], list[str]]:
-    """List the images that paths name, each with its own target.
+    """List the images in paths, each with its own target.
 
     Of a folder, the files with the suffix of an image format are taken, those in folders below included; hidden files,
     the output folder and results of this program in it or in folders below are left out.
@@ -85,7 +85,7 @@ def find_inputs(
             problems.append(f"{printable(path)}: {problem}")
         else:
             found.append((os.path.basename(path), path))
-    # One file that is named twice is one input.
+    # A file that is named twice is one input.
     unique = {os.path.realpath(path): (name, path) for name, path in reversed(found)}
     found = [(name, path) for name, path in found if unique[os.path.realpath(path)] == (name, path)]
     found = list(dict.fromkeys(found))
@@ -128,7 +128,7 @@ def distinct_targets(names: Sequence[str], extras: Sequence[str] = ()) -> list[s
 
 
 def same_settings(path: str, settings: dict) -> bool:
-    """Whether a file is a result of this program with these settings, made of any input."""
+    """Whether a file is a result of this program with these settings, for any input."""
     found = read_settings(path)
     return found is not None and _comparable(found) == _comparable(settings)
 
@@ -163,7 +163,7 @@ def _comparable(settings: dict) -> dict:
 
 
 def _files_below(folder: str, out: str, problems: list[str]) -> Iterator[tuple[str, str]]:
-    """Names and paths of the images in a folder and those below that no run of this program wrote."""
+    """Names and paths of the images in a folder and its subfolders, without results of this program."""
     holds_results = identity(folder) == identity(out)
     for name, path in image_files(folder, problems, [identity(out)]):
         if ("/" not in name and not holds_results) or read_settings(path) is None:

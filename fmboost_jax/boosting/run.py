@@ -1,4 +1,4 @@
-"""What boosting needs of a training run."""
+"""Weights, config and latent statistics of a training run, for boosting."""
 
 import jax.numpy as jnp
 
@@ -42,7 +42,7 @@ def read_run(
 
 
 def _statistics(config: TrainingConfig, stage: FirstStage) -> LatentStatistics | None:
-    """Statistics of some of the run's latents; None where its dataset is not here.
+    """Statistics of some of the run's latents; None where its dataset is missing.
 
     The high-res ones: small latents are encoded photographs, too, while PSU's were encoded from enlarged images.
     """

@@ -1,9 +1,9 @@
 """Boost and decode as StableHLO programs that run with jax alone, on CPU, CUDA and TPU, without this package.
 
-Weights are arguments of a program, not constants in it: it stays small, and a large network meets no limit of the file
-format. Batch, height and width are symbols: one program serves every size. Such a program works on whole feature maps,
+Weights are arguments of a program, not constants in it: it is small, and the file format does not limit the size of
+a network. Batch, height and width are symbols: one program serves every size. Such a program works on whole feature maps,
 since it cannot depend on the value of a size. A program for one size has row chunks (`models/row_chunks.py`), and so
-bounded memory: worth it above 1024².
+bounded memory, which matters above 1024².
 """
 
 import importlib.util
@@ -36,11 +36,11 @@ AUTOENCODER = "autoencoder.safetensors"
 def write_programs(
     folder: pathlib.Path, booster: Booster, sizes: Sequence[tuple[int, int]] = (), *, steps: int, method: str
 ) -> None:
-    """Fill a bundle's `stablehlo` folder: programs, the autoencoder's weights and a page that says how to run them.
+    """Write a bundle's `stablehlo` folder: programs, the autoencoder's weights and a README on how to run them.
 
     Args:
-        folder: the function makes it.
-        booster: what to export.
+        folder: created by this function.
+        booster: the booster to export.
         sizes: (height, width) of low-res latents; each gets a program, beside the one for any size.
         steps, method: of the integration, fixed in the programs.
 
@@ -67,7 +67,7 @@ def boost_and_decode(
     """The program (unet weights, autoencoder weights, latents (b, height, width, c), seeds (b,)) → uint8 images.
 
     Args:
-        booster: what to export.
+        booster: the booster to export.
         size: the latents' height and width. Default: any that the network takes.
         steps, method: of the integration.
     """
@@ -97,7 +97,7 @@ def boosted(
     keys: Key[Array, "b"],
     solver: Solver,
 ) -> Float[Array, "b H W c"]:
-    """One boost as a part of a larger program; pure.
+    """One boost as part of a larger program; a pure function.
 
     Args:
         booster: whose network and settings; its weights are not used.

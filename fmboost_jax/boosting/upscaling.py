@@ -32,8 +32,8 @@ def enlarge_images(
         enlarge: see `Enlarge`.
         images: of any sizes; uint8 or uint16, as their results.
         seeds: one an image.
-        factor: by how much `enlarge` enlarges.
-        multiple: what height and width must be multiples of; with tiles, two equal numbers.
+        factor: enlargement of `enlarge`.
+        multiple: required multiples of height and width; with tiles, two equal numbers.
         tile: side of a tile, rounded up to the multiple. 0: every image whole, padded by repeating its edge.
         tiles_at_once: tiles in one call.
         progress: called with the number of finished tiles and of all tiles of a large image.
@@ -68,7 +68,7 @@ def enlarge_images(
             continue
         # Mirrored images keep their statistics, which a repeated edge does not.
         batch = np.stack([_padded(images[index], shape, "symmetric" if tile else "edge") for index in group])
-        # As a single tile at the origin, so that squares of a tile's size share the tiles' program.
+        # A single tile at the origin: squares of a tile's size share the tiles' program.
         corners = np.zeros((len(group), 2), int) if tile else None
         for index, large in zip(group, enlarge(batch, [seeds[index] for index in group], corners), strict=True):
             height, width = images[index].shape[:2]

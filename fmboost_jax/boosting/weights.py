@@ -20,7 +20,7 @@ def read_weights(
     folder = local_folder(os.fspath(directory), "booster")
     if is_bundle(folder):
         if step is not None:
-            raise InputError(f"bundle {directory} holds the weights of one step; step {step} was asked for")
+            raise InputError(f"bundle {directory} holds the weights of one step; found step={step}")
         parameters, config = read_bundle(folder)
         path, kind = first_stage or config.latents.path, config.latents.kind
         # Another autoencoder with the same latents, such as FLUX.2's own in place of its tiny imitation.

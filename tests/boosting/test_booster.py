@@ -174,7 +174,7 @@ def test_unscaled_latents_are_warned_of(latent_booster, booster):
         latent_booster.boost(latents, steps=1)
         booster.boost(0.01 * normal(1, 4, 4, 3), steps=1)  # dark photographs are no mix-up
     for mistaken in (latents / 0.18215, latents * 0.18215):
-        with pytest.warns(UserWarning, match=r"expected about 1\. Boosts take scaled latents"):
+        with pytest.warns(UserWarning, match=r"expected about 1\. Boosters expect scaled latents"):
             latent_booster.boost(mistaken, steps=1)
 
 

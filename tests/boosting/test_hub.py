@@ -155,5 +155,5 @@ def test_hub_and_back(booster, hub):
 
 def test_a_hub_that_refuses(booster, hub, monkeypatch):
     monkeypatch.setattr(hub, "do_POST", lambda self: self._json({"error": "Invalid username or password."}, 401))
-    with pytest.raises(InputError, match=r"the hub did not take somebody/booster: .*401"):
+    with pytest.raises(InputError, match=r"the upload to somebody/booster failed: .*401"):
         booster.push_to_hub("somebody/booster", token="hf_test")
