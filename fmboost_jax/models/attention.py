@@ -72,7 +72,7 @@ def attend(
     if not is_symbolic_dim(n) and n <= QUERY_BLOCK:
         return jax.nn.dot_product_attention(q, k, v)
     count = -(-n // QUERY_BLOCK)
-    filling = cast(int, count * QUERY_BLOCK - n)  # may be symbolic, which jnp.pad takes and its stub does not
+    filling = cast(int, count * QUERY_BLOCK - n)  # may be symbolic, which jnp.pad supports but its stub does not
     blocks = jnp.pad(q, ((0, 0), (0, filling), (0, 0), (0, 0)))
     blocks = blocks.reshape(b, count, QUERY_BLOCK, heads, dim).swapaxes(0, 1)
     out = jax.lax.map(lambda block: jax.nn.dot_product_attention(block, k, v), blocks)

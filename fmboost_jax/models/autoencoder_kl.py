@@ -32,7 +32,7 @@ class AutoencoderKLConfig:
         image_channels: channels of the image.
         latent_channels: channels of the latent (4 in SD 1.x/2.x/SDXL, 16 in SD 3 and FLUX.1).
         channels: feature channels of each level, finest level first; each level but the last halves the size.
-        decoder_channels: those of the decoder, finest level first; empty: as `channels`.
+        decoder_channels: feature channels of the decoder, finest level first; empty: those of `channels`.
         blocks: residual blocks in each level of the encoder; the decoder has one more.
         norm_groups: groups of every group norm.
         quant_convs: a 1×1 convolution after the encoder and one before the decoder.
@@ -80,12 +80,12 @@ class AutoencoderKLConfig:
 
     @property
     def normalized(self) -> bool:
-        """Whether latents have a mean and a deviation taken out for each channel."""
+        """Whether the mean and deviation of each channel of the latents are normalised."""
         return bool(self.latents_mean)
 
     @property
     def patch(self) -> int:
-        """Side of the patches that the statistics are of, in latent positions: 1 or 2."""
+        """Side of the statistics' patches in latent positions: 1 or 2."""
         return 2 if len(self.latents_mean) > self.latent_channels else 1
 
 

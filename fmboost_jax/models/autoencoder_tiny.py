@@ -197,7 +197,7 @@ class AutoencoderTiny(nnx.Module):
         self.weight_names = "diffusers"
 
     def encode(self, image: Float[Array, "b h w i"]) -> tuple[Float[Array, "b H W c"], None]:
-        """Latent of an image, and None: there is no distribution.
+        """Latent of an image, and None, since the encoder is deterministic.
 
         Args:
             image: in [-1, 1]; height and width multiples of `config.downsampling`.

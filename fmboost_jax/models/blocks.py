@@ -74,7 +74,7 @@ def linear(in_features: int, out_features: int, *, zero: bool = False, dtype, rn
 
 
 class GroupNorm(nnx.Module):
-    """Group normalisation (Wu and He 2018, arXiv 1803.08494); statistics and result in float32.
+    """Group normalisation (Wu and He 2018, arXiv 1803.08494); statistics and result are float32.
 
     The map is summed by channel first, then by group. `flax.nnx.GroupNorm` splits the channels into groups first, for
     which TPUs copy the whole map in float32 (bench/tpu.md). The variance is the mean square minus the squared mean,

@@ -3,14 +3,14 @@
 Accelerators run XLA's convolution. CPUs multiply slowly and get the forms of `convolution_cpu.py`, chosen by
 measurement (`python -m bench.convolution`):
 
-* Small maps: im2col. XLA's CPU convolutions are made for large maps. At 16×16 positions and fewer, where a UNet has
+* Small maps: im2col. XLA's CPU convolutions are tuned for large maps. At 16×16 positions and fewer, where a UNet has
   most of its weights, the matrix product runs up to three times as fast.
 * Large maps and 3×3 kernels: Winograd's minimal filtering.
 * 1×1 kernels: one matrix product.
 
-`upsample_conv` upsamples by nearest neighbours and convolves in one operation. A 3×3 kernel on the upsampled map meets
-each value two or four times. The weights that meet the same value are added first: an output then takes 4 products
-instead of 9 (2.25 on CPUs), and the upsampled map never exists.
+`upsample_conv` upsamples by nearest neighbours and convolves in one operation. A 3×3 kernel on the upsampled map reads
+each value two or four times. Weights of the same value are added first: an output then takes 4 products instead of 9
+(2.25 on CPUs), and the upsampled map is never materialised.
 """
 
 from collections.abc import Callable, Sequence

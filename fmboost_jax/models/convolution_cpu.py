@@ -2,7 +2,7 @@
 
 * `im2col`: one matrix product of gathered patches.
 * `winograd`: Winograd's minimal filtering along the height, two multiplications for every four.
-* `upsample_conv_differences`: nearest ×2 and a 3×3 convolution in one, 2.25 products an output for nine.
+* `upsample_conv_differences`: nearest ×2 and a 3×3 convolution in one, 2.25 products an output instead of nine.
 """
 
 import functools

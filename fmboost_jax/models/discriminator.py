@@ -1,8 +1,8 @@
 """A patch discriminator of latents with spectrally normalised convolutions.
 
-Each output position judges a patch of 13×13 latent positions (Isola et al. 2017, arXiv 1611.07004, section
+Each output position classifies a patch of 13×13 latent positions (Isola et al. 2017, arXiv 1611.07004, section
 2.2.2). Kernels are divided by their largest singular value (Miyato et al. 2018, arXiv 1802.05957, equation 8), so that
-the judgement cannot grow without bound.
+the logits are bounded.
 """
 
 import dataclasses
@@ -44,7 +44,7 @@ class PatchDiscriminator(nnx.Module):
         self.layers = nnx.List(conv(before, after, dtype=jnp.float32, rngs=rngs) for before, after in layers)
 
     def __call__(self, latent: Float[Array, "b h w c"], context: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 1"]:
-        """Return the logit of each patch: positive where it looks like an original's."""
+        """Return the logit of each patch: positive for patches classified as original."""
         x = jnp.concatenate([latent, context], axis=-1)
         for i, layer in enumerate(self.layers):
             weights = {name: array.get_value() for name, array in nnx.state(layer).items()}

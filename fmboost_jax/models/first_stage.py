@@ -79,8 +79,8 @@ class LatentSpec:
         downsampling: image pixels per latent position and axis.
         scaling_factor: scaled = (raw − shift_factor) · scaling_factor.
         shift_factor: see above; 0 for most autoencoders.
-        normalized: whether the latents also have a mean and a deviation taken out for each channel, as FLUX.2's; None
-            where that is not known.
+        normalized: whether the latents are also normalised by each channel's mean and deviation, as FLUX.2's are; None
+            if unknown.
     """
 
     kind: str
@@ -113,7 +113,7 @@ class LatentSpec:
         return latent / self.scaling_factor + self.shift_factor
 
     def check(self, other: "LatentSpec", name: str) -> None:
-        """Refuse latents that a network trained on these cannot take.
+        """Refuse latents that do not fit a network trained on these.
 
         Args:
             other: the latents that were found.
@@ -142,7 +142,7 @@ class Autoencoder(Protocol):
     """The network of a first stage. Images are NHWC in [-1, 1]; latents are raw."""
 
     def encode(self, image: Float[Array, "b H W 3"]) -> tuple[Float[Array, "b h w c"], Float[Array, "b h w c"] | None]:
-        """Mean and log-variance of the latent's distribution; the log-variance is None where the code is a point."""
+        """Mean and log-variance of the latent's distribution; the log-variance is None for a deterministic encoder."""
         ...
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W 3"]:
@@ -237,7 +237,7 @@ class FirstStage:
 
     @property
     def image_multiple(self) -> int:
-        """What the sides of an image must be multiples of."""
+        """Required multiple of an image's sides."""
         return self.downsampling * getattr(self.model.config, "patch", 1)
 
     @property

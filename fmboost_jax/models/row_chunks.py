@@ -1,7 +1,7 @@
 """Exact convolutions over feature maps that are too large to activate, pad and convolve at once.
 
 A 3×3 convolution needs one row of neighbours above and below. A map is cut into chunks of rows, each with that halo:
-the numbers are those of the whole map, and only one chunk's temporaries exist at a time. Group norms take their
+the result is that of the whole map, and only one chunk's temporaries exist at a time. Group norms take their
 statistics over the whole map first and apply them inside each chunk.
 
 A map is one chunk where it is small, where several devices share its height (the `spatial` axis of the mesh in

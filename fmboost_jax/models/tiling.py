@@ -27,7 +27,7 @@ def decode_tiled(
     Args:
         decode: from a latent to its image, such as `FirstStage.decode`; called with one size only, so that it
             compiles once.
-        latent: as `decode` takes it, scaled or raw.
+        latent: scaled or raw, as `decode` expects it.
         tile: height and width of a tile in latent positions. Default: 64.
         overlap: latent positions that neighbours share at least, blended linearly. Default: 16.
 
