@@ -1,9 +1,9 @@
 """Boost and decode as StableHLO programs that run with jax alone, on CPU, CUDA and TPU, without this package.
 
 Weights are arguments of a program, not constants in it: it is small, and the file format does not limit the size of
-a network. Batch, height and width are symbols: one program serves every size. Such a program works on whole feature maps,
-since it cannot depend on the value of a size. A program for one size has row chunks (`models/row_chunks.py`), and so
-bounded memory, which matters above 1024².
+a network. Batch, height and width are symbols: one program serves every size. Such a program works on whole feature
+maps, since it cannot depend on the value of a size. A program for one size has row chunks (`models/row_chunks.py`) and
+so bounded memory, which matters above 1024².
 """
 
 import importlib.util
