@@ -1,5 +1,6 @@
 """A folder has one holder at a time: real processes, a real SIGKILL, and hosts that share nothing but the disk."""
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -115,22 +116,30 @@ def test_a_holder_that_writes_nothing_leaves_nothing(tmp_path, folder):
     assert (tmp_path / folder / NAME).read_bytes() == b""
 
 
-def test_a_file_that_its_holder_removes_while_another_opens_it_is_opened_again(tmp_path, monkeypatch):
-    """The second process has the removed file open, whose lock is free: it must not hold that one."""
+@pytest.mark.parametrize("third", [False, True])
+def test_a_file_that_its_holder_removes_while_another_opens_it_is_opened_again(tmp_path, monkeypatch, third):
+    """The second process has the removed file open, whose lock is free; a third may have made a new one."""
     first, flock = FolderLock(tmp_path / "run"), fcntl.flock
     first.__enter__()
+    with contextlib.ExitStack() as held:
 
-    def ends_first(*arguments):
-        monkeypatch.setattr(fcntl, "flock", flock)
-        first.__exit__()
-        assert not (tmp_path / "run").exists()
-        flock(*arguments)
+        def ends_first(*arguments):
+            monkeypatch.setattr(fcntl, "flock", flock)
+            first.__exit__()
+            assert not (tmp_path / "run").exists()
+            if third:
+                held.enter_context(FolderLock(tmp_path / "run"))
+            flock(*arguments)
 
-    monkeypatch.setattr(fcntl, "flock", ends_first)
-    with FolderLock(tmp_path / "run") as second:
-        second.check()
-        with pytest.raises(InputError, match="in use by another"):
-            take(tmp_path / "run")
+        monkeypatch.setattr(fcntl, "flock", ends_first)
+        if third:
+            with pytest.raises(InputError, match="in use by another"):
+                take(tmp_path / "run")
+            return
+        with FolderLock(tmp_path / "run") as second:
+            second.check()
+            with pytest.raises(InputError, match="in use by another"):
+                take(tmp_path / "run")
 
 
 @pytest.mark.parametrize("content", [b"\0" * 512, b"{", b"[]", b'{"token": 1}'])
