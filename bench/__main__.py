@@ -21,7 +21,7 @@ import sys
 import tempfile
 
 from bench import processes, sample, storage, tpu
-from bench.contest import contest, table
+from bench.alternation import alternate, table
 from bench.decoders import decoding, write_decoder
 from bench.growth import growth
 from bench.networks import Work, sampling, training, write_weights
@@ -41,7 +41,7 @@ def main() -> None:
     parser.add_argument("--latent", type=int, default=32, help="height and width of the latents (32)")
     parser.add_argument("--batch", type=int, default=2, help="latents at once (2)")
     parser.add_argument("--steps", type=int, default=4, help="Euler steps of sampling (4)")
-    parser.add_argument("--repeats", type=int, default=5, help="of each contestant, the first call not counted (5)")
+    parser.add_argument("--repeats", type=int, default=5, help="of each implementation, the first call not counted (5)")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.parts) - set(PARTS))
     if unknown:
@@ -68,19 +68,19 @@ def tables(part: str, folder: pathlib.Path, arguments: argparse.Namespace):
     match part:
         case "sampling":
             title = f"Sampling: {arguments.steps} Euler steps of {size}"
-            yield table(title, contest(sampling(work), repeats=repeats))
+            yield table(title, alternate(sampling(work), repeats=repeats))
         case "training":
-            yield table(f"Training: one step of {size}", contest(training(work), repeats=repeats))
+            yield table(f"Training: one step of {size}", alternate(training(work), repeats=repeats))
         case "decoding":
             title = f"Decoding: {arguments.batch} × {8 * arguments.latent}²"
-            yield table(title, contest(decoding(folder / "vae", arguments.batch, arguments.latent), repeats=repeats))
+            yield table(title, alternate(decoding(folder / "vae", arguments.batch, arguments.latent), repeats=repeats))
         case "large":
             yield from sample.tables(latent=128, batch=1, steps=[4], width=arguments.width, repeats=min(3, repeats))
         case "growth":
             yield growth(work.weights, unet, repeats=min(3, repeats))
         case "data":
             title = f"Data: {storage.RECORDS} records of two 128×128×4 latents in batches of {storage.BATCH}"
-            yield table(title, contest(storage.reading(folder / "records"), repeats=repeats))
+            yield table(title, alternate(storage.reading(folder / "records"), repeats=repeats))
         case "processes":
             title = "Training in several processes, the wait for data included"
             yield f"### {title}\n\n{processes.table(processes.rows([1, 2, 4]))}"
@@ -89,12 +89,12 @@ def tables(part: str, folder: pathlib.Path, arguments: argparse.Namespace):
         case "checkpoints":
             title = f"parameters, average and moments, {4 * work.weights.stat().st_size / 1e9:.1f} GB"
             for name, who in (("Saving", storage.saving), ("Restoring", storage.restoring)):
-                found = contest(who(work.weights, folder / "records"), repeats=min(3, repeats))
+                found = alternate(who(work.weights, folder / "records"), repeats=min(3, repeats))
                 yield table(f"{name} {title}", found)
         case "precompute":
             photos = storage.write_photos(folder / "photos")
             title = f"Precompute: pairs of {storage.CROP_SIZE}², {storage.CROPS} of each photograph of the demo"
-            yield table(title, contest(storage.precomputing(photos, folder / "vae"), repeats=min(3, repeats)))
+            yield table(title, alternate(storage.precomputing(photos, folder / "vae"), repeats=min(3, repeats)))
 
 
 def heading() -> str:

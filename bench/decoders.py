@@ -5,7 +5,7 @@ import pathlib
 
 import numpy as np
 
-from bench.contest import Contestant
+from bench.alternation import Implementation
 
 # SD 1.x: widths, blocks, four latent channels.
 SETTINGS = {
@@ -29,7 +29,7 @@ def write_decoder(folder: pathlib.Path) -> None:
     AutoencoderKL(**SETTINGS).save_pretrained(folder)
 
 
-def decoding(folder: pathlib.Path, batch: int, latent: int) -> list[Contestant]:
+def decoding(folder: pathlib.Path, batch: int, latent: int) -> list[Implementation]:
     """Who decodes: ours first."""
     peers = {
         "diffusers, eager": {},
@@ -38,8 +38,11 @@ def decoding(folder: pathlib.Path, batch: int, latent: int) -> list[Contestant]:
     }
     shape = (batch, latent, latent, 4)
     return [
-        Contestant("fmboost_jax", functools.partial(decode_ours, folder, shape)),
-        *(Contestant(name, functools.partial(decode_diffusers, folder, shape, **how)) for name, how in peers.items()),
+        Implementation("fmboost_jax", functools.partial(decode_ours, folder, shape)),
+        *(
+            Implementation(name, functools.partial(decode_diffusers, folder, shape, **how))
+            for name, how in peers.items()
+        ),
     ]
 
 

@@ -10,8 +10,8 @@ import functools
 
 import numpy as np
 
-from bench.contest import Contestant, Result, contest
-from bench.networks import Work, sample_ours, sample_twin
+from bench.alternation import Implementation, Result, alternate
+from bench.networks import Work, sample_ours, sample_torch
 
 LATENTS = (32, 64, 128, 256)
 BATCHES = (1, 2, 4, 8, 16)
@@ -29,11 +29,11 @@ def growth(weights, config: dict, *, repeats: int) -> str:
 
 def _table(title: str, works: dict[str, tuple[int, Work]], repeats: int) -> str:
     amounts = [amount for amount, _ in works.values()]
-    ways = {"fmboost_jax": sample_ours, "PyTorch twin, eager, channels last": _twin}
+    ways = {"fmboost_jax": sample_ours, "PyTorch model, eager, channels last": _torch}
     found: dict[str, list[Result]] = {name: [] for name in ways}
     for _, work in works.values():
-        contestants = [Contestant(name, functools.partial(way, work)) for name, way in ways.items()]
-        for result in contest(contestants, repeats=repeats):
+        implementations = [Implementation(name, functools.partial(way, work)) for name, way in ways.items()]
+        for result in alternate(implementations, repeats=repeats):
             found[result.name].append(result)
     heads = [f"{name}, {unit}" for name in ways for unit in ("s", "GiB")]
     lines = [f"### {title}", "", f"| | {' | '.join(heads)} |", f"|{' --- |' * (1 + len(heads))}"]
@@ -58,5 +58,5 @@ def exponent(amounts, costs) -> float:
     return float(np.polyfit(np.log(amounts), np.log(costs), 1)[0])
 
 
-def _twin(work: Work):
-    return sample_twin(work, channels_last=True)
+def _torch(work: Work):
+    return sample_torch(work, channels_last=True)

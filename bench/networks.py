@@ -1,8 +1,8 @@
-"""The UNet at work, ours and the PyTorch twin of the tests: sampling and training with the same weights.
+"""The UNet at work, ours and the PyTorch model of the tests: sampling and training with the same weights.
 
 Both get their random weights from one file. On a GPU both compute in bfloat16 (PyTorch by autocast), elsewhere in
-float32. The twin runs as it is, and with channels last, which PyTorch advises for convolutions, in eager mode and
-under `torch.compile`.
+float32. The PyTorch model runs in its own layout and in channels last, which PyTorch advises for convolutions, in eager
+mode and under `torch.compile`.
 """
 
 import dataclasses
@@ -13,12 +13,12 @@ import types
 import numpy as np
 from safetensors.numpy import load_file, save_file
 
-from bench.contest import Contestant
+from bench.alternation import Implementation
 
-TWINS = {
-    "PyTorch twin, eager": {},
-    "PyTorch twin, eager, channels last": {"channels_last": True},
-    "PyTorch twin, torch.compile, channels last": {"channels_last": True, "compiled": True},
+TORCH_MODES = {
+    "PyTorch model, eager": {},
+    "PyTorch model, eager, channels last": {"channels_last": True},
+    "PyTorch model, torch.compile, channels last": {"channels_last": True, "compiled": True},
 }
 LEARNING_RATE = 3e-5
 
@@ -58,16 +58,16 @@ def write_weights(path: pathlib.Path, config: dict) -> None:
     save_file(tensors, path)
 
 
-def sampling(work: Work) -> list[Contestant]:
-    """Who samples: ours first."""
-    twins = [Contestant(name, functools.partial(sample_twin, work, **how)) for name, how in TWINS.items()]
-    return [Contestant("fmboost_jax", functools.partial(sample_ours, work)), *twins]
+def sampling(work: Work) -> list[Implementation]:
+    """Return the implementations of sampling; ours is the first."""
+    peers = [Implementation(name, functools.partial(sample_torch, work, **mode)) for name, mode in TORCH_MODES.items()]
+    return [Implementation("fmboost_jax", functools.partial(sample_ours, work)), *peers]
 
 
-def training(work: Work) -> list[Contestant]:
-    """Who trains: loss, gradient, Adam and the average of the weights; ours first."""
-    twins = [Contestant(name, functools.partial(train_twin, work, **how)) for name, how in TWINS.items()]
-    return [Contestant("fmboost_jax", functools.partial(train_ours, work)), *twins]
+def training(work: Work) -> list[Implementation]:
+    """Return the implementations of a training step: loss, gradient, Adam, weight average; ours is the first."""
+    peers = [Implementation(name, functools.partial(train_torch, work, **mode)) for name, mode in TORCH_MODES.items()]
+    return [Implementation("fmboost_jax", functools.partial(train_ours, work)), *peers]
 
 
 def latents(work: Work) -> tuple[np.ndarray, np.ndarray]:
@@ -140,11 +140,11 @@ def _load_ours(work: Work):
     return split(load_unet(load_file(work.weights), config))
 
 
-def sample_twin(work: Work, channels_last: bool = False, compiled: bool = False):
+def sample_torch(work: Work, channels_last: bool = False, compiled: bool = False):
     """The same flow in PyTorch."""
     import torch
 
-    net, device = _load_twin(work, channels_last, compiled)
+    net, device = _load_torch(work, channels_last, compiled)
     x0, context = (_image(array, channels_last, device) for array in latents(work))
 
     def run():
@@ -157,11 +157,11 @@ def sample_twin(work: Work, channels_last: bool = False, compiled: bool = False)
     return run
 
 
-def train_twin(work: Work, channels_last: bool = False, compiled: bool = False):
+def train_torch(work: Work, channels_last: bool = False, compiled: bool = False):
     """The same step in PyTorch: Adam in its fused form, the average by one multi-tensor call."""
     import torch
 
-    net, device = _load_twin(work, channels_last, compiled)
+    net, device = _load_torch(work, channels_last, compiled)
     parameters = list(net.parameters())
     average = [parameter.detach().clone() for parameter in parameters]
     adam = torch.optim.Adam(parameters, lr=LEARNING_RATE, fused=True)
@@ -184,7 +184,7 @@ def train_twin(work: Work, channels_last: bool = False, compiled: bool = False):
     return run
 
 
-def _load_twin(work: Work, channels_last: bool, compiled: bool):
+def _load_torch(work: Work, channels_last: bool, compiled: bool):
     import torch
     from safetensors.torch import load_file
 

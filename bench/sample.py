@@ -1,17 +1,17 @@
-"""Seconds an image for the flow and the decoder at 1024², against the PyTorch twin and diffusers' decoder.
+"""Seconds an image for the flow and the decoder at 1024², against the PyTorch model and diffusers' decoder.
 
     python -m bench.sample                              # base UNet, 128×128 latents, 4, 20 and 40 Euler steps
     python -m bench.sample --steps 4 --repeats 1        # the quick look
     python -m bench.sample --latent 32 --batch 2        # as the table in bench/results.md
 
-Random weights of the real sizes, the same for all, from one file; see `bench.contest` for how the repeats alternate.
+All read the same random weights of the real sizes from one file; `bench.alternation` orders the repeats.
 """
 
 import argparse
 import pathlib
 import tempfile
 
-from bench.contest import contest, table
+from bench.alternation import alternate, table
 from bench.decoders import decoding, write_decoder
 from bench.networks import Work, sampling, write_weights
 from fmboost_jax.errors import run
@@ -26,7 +26,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1, help="images at once (1)")
     parser.add_argument("--steps", type=int, nargs="+", default=[4, 20, 40], help="Euler steps (4 20 40)")
     parser.add_argument("--width", type=int, default=128, help="the UNet's model_channels (128)")
-    parser.add_argument("--repeats", type=int, default=3, help="of each contestant, the first call not counted (3)")
+    parser.add_argument("--repeats", type=int, default=3, help="of each implementation, the first call not counted (3)")
     arguments = parser.parse_args()
     for text in tables(**vars(arguments)):
         print(text, end="\n\n", flush=True)
@@ -39,11 +39,11 @@ def tables(*, latent: int, batch: int, steps: list[int], width: int, repeats: in
         write_weights(weights, config)
         for count in steps:
             title = f"flow, {batch} × {latent}×{latent}×4, {count} Euler steps"
-            yield table(title, contest(sampling(Work(weights, config, batch, latent, count)), repeats=repeats))
+            yield table(title, alternate(sampling(Work(weights, config, batch, latent, count)), repeats=repeats))
         decoder = pathlib.Path(folder) / "vae"
         write_decoder(decoder)
         title = f"decoder, {batch} × {8 * latent}² pixels"
-        yield table(title, contest(decoding(decoder, batch, latent), repeats=repeats))
+        yield table(title, alternate(decoding(decoder, batch, latent), repeats=repeats))
 
 
 if __name__ == "__main__":

@@ -21,18 +21,18 @@ import tempfile
 
 import numpy as np
 
-from bench.contest import Contestant
+from bench.alternation import Implementation
 
 RECORDS, BATCH = 2048, 32
 LOADERS = 2  # threads of ours, processes of the peer
 CROPS, CROP_SIZE = 4, 256  # of each photograph
 
 
-def reading(folder: pathlib.Path) -> list[Contestant]:
+def reading(folder: pathlib.Path) -> list[Implementation]:
     """Who reads one epoch of the records in `folder`, in a random order; ours first."""
     return [
-        Contestant("fmboost_jax", functools.partial(read_ours, folder)),
-        Contestant("PyTorch DataLoader, 2 workers", functools.partial(read_torch, folder)),
+        Implementation("fmboost_jax", functools.partial(read_ours, folder)),
+        Implementation("PyTorch DataLoader, 2 workers", functools.partial(read_torch, folder)),
     ]
 
 
@@ -82,19 +82,19 @@ class _Pairs:
         return {name: np.array(pair[name]) for name in ("low", "high")}
 
 
-def saving(weights: pathlib.Path, records: pathlib.Path) -> list[Contestant]:
+def saving(weights: pathlib.Path, records: pathlib.Path) -> list[Implementation]:
     """Who saves a run's state, durably; ours first."""
     return [
-        Contestant("fmboost_jax (Orbax)", functools.partial(save_ours, weights, records)),
-        Contestant("torch.save, fsync, rename", functools.partial(save_torch, weights)),
+        Implementation("fmboost_jax (Orbax)", functools.partial(save_ours, weights, records)),
+        Implementation("torch.save, fsync, rename", functools.partial(save_torch, weights)),
     ]
 
 
-def restoring(weights: pathlib.Path, records: pathlib.Path) -> list[Contestant]:
+def restoring(weights: pathlib.Path, records: pathlib.Path) -> list[Implementation]:
     """Who restores it; ours first."""
     return [
-        Contestant("fmboost_jax (Orbax)", functools.partial(restore_ours, weights, records)),
-        Contestant("torch.load", functools.partial(restore_torch, weights)),
+        Implementation("fmboost_jax (Orbax)", functools.partial(restore_ours, weights, records)),
+        Implementation("torch.load", functools.partial(restore_torch, weights)),
     ]
 
 
@@ -175,12 +175,12 @@ def _folder(beside: pathlib.Path) -> pathlib.Path:
     return pathlib.Path(tempfile.mkdtemp(dir=beside.parent))
 
 
-def precomputing(photos: pathlib.Path, autoencoder: pathlib.Path) -> list[Contestant]:
+def precomputing(photos: pathlib.Path, autoencoder: pathlib.Path) -> list[Implementation]:
     """Who makes latent pairs of photographs; ours first."""
     return [
-        Contestant("fmboost_jax", functools.partial(precompute_ours, photos, autoencoder)),
-        Contestant("PyTorch loop, diffusers", functools.partial(precompute_torch, photos, autoencoder)),
-        Contestant(
+        Implementation("fmboost_jax", functools.partial(precompute_ours, photos, autoencoder)),
+        Implementation("PyTorch loop, diffusers", functools.partial(precompute_torch, photos, autoencoder)),
+        Implementation(
             "PyTorch loop, diffusers, channels last", functools.partial(precompute_torch, photos, autoencoder, True)
         ),
     ]

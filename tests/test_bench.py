@@ -1,4 +1,4 @@
-"""The benchmarks' own arithmetic: contestants in processes of their own, failures, exponents; what was predicted."""
+"""The benchmarks: implementations in separate processes, failures, exponents, predictions."""
 
 import functools
 import os
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from bench import accelerator, headline
-from bench.contest import Contestant, contest, table
+from bench.alternation import Implementation, alternate, table
 from bench.growth import exponent
 from bench.memory import peak_gib
 from fmboost_jax.configuration import read_config
@@ -39,7 +39,7 @@ def _die():
 
 def test_ours_meets_each_peer_and_failures_stop_nobody():
     ways = {"ours": functools.partial(_busy, 1), "slow": functools.partial(_busy, 3000), "raises": _raise, "dies": _die}
-    found = {result.name: result for result in contest([Contestant(*way) for way in ways.items()], repeats=3)}
+    found = {result.name: result for result in alternate([Implementation(*way) for way in ways.items()], repeats=3)}
     assert list(found) == list(ways)
     assert found["slow"].ratio > 1
     assert found["slow"].seconds > found["ours"].seconds > 0
@@ -66,7 +66,7 @@ def test_an_accelerators_part_is_measured(mode):
 def test_peaks_are_each_processs_own():
     ballast = np.ones(2**27)  # 1 GiB here, which a child must not report
     ways = {"small": functools.partial(_busy, 1), "large": functools.partial(_hold, 0.05)}
-    small, large = contest([Contestant(*way) for way in ways.items()], repeats=1)
+    small, large = alternate([Implementation(*way) for way in ways.items()], repeats=1)
     assert peak_gib() > ballast.nbytes / 2**30
     assert small.peak < 1
     assert large.peak > small.peak + 0.3

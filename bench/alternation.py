@@ -17,12 +17,12 @@ Prepare = Callable[[], Callable[[], object]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Contestant:
+class Implementation:
     """An implementation to measure.
 
     Attributes:
         name: name in the table.
-        prepare: a module-level function or a `functools.partial` of one, called in the contestant's process.
+        prepare: a module-level function or a `functools.partial` of one, called in the implementation's process.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Result:
     Attributes:
         name: name of the implementation.
         seconds: median of the repeats.
-        ratio: to the first contestant's median over the repeats that alternated with these.
+        ratio: to the first implementation's median over the repeats that alternated with these.
         first: seconds of building and of the first call, compilation included.
         peak: largest resident memory of its process in GiB.
         passing: peak during a repetition above the resident memory before it, in GiB.
@@ -52,16 +52,16 @@ class Result:
     failure: str = ""
 
 
-def contest(contestants: list[Contestant], *, repeats: int = 5) -> list[Result]:
+def alternate(implementations: list[Implementation], *, repeats: int = 5) -> list[Result]:
     """Return the results in the order of the implementations; a failure does not stop the others.
 
     Repetitions of the first implementation alternate with those of each other one. At most two processes run at the
     same time, to bound memory.
     """
-    with _Child(contestants[0]) as ours:
+    with _Child(implementations[0]) as ours:
         first, mine, results = ours.prepare(), [], []
-        for contestant in contestants[1:]:
-            with _Child(contestant) as peer:
+        for implementation in implementations[1:]:
+            with _Child(implementation) as peer:
                 first_of_peer, pairs = peer.prepare(), []
                 for _ in range(repeats):
                     pairs.append((ours.ask("run"), peer.ask("run")))
@@ -79,13 +79,13 @@ def _result(child: "_Child", first: float, pairs: list[tuple[float, float]]) -> 
 
 
 class _Child:
-    """A contestant's process, from the outside."""
+    """A implementation's process, from the outside."""
 
-    def __init__(self, contestant: Contestant):
+    def __init__(self, implementation: Implementation):
         context = multiprocessing.get_context("spawn")
-        self.name, self.failure = contestant.name, ""
+        self.name, self.failure = implementation.name, ""
         self._pipe, theirs = context.Pipe()
-        self.process = context.Process(target=_serve, args=(theirs, contestant.prepare))
+        self.process = context.Process(target=_serve, args=(theirs, implementation.prepare))
         self.process.start()
         theirs.close()
 
@@ -139,7 +139,7 @@ def _answers(pipe, prepare: Prepare) -> Iterator[float | str]:
         try:
             run = prepare() if building else run
             run()
-        except Exception as error:  # whatever a library raises, the others go on
+        except Exception as error:  # any library error; the others continue
             yield f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"[:160]
             return
         seconds, peak = time.perf_counter() - started, peak_gib()
