@@ -346,7 +346,7 @@ def require_at_least(section: str, config: Any, **least: int) -> None:
     """Check fields of a section.
 
     Args:
-        section: its name with a dot behind it, for messages.
+        section: its name and a dot, for messages.
         config: the section.
         least: smallest value by field.
 
@@ -362,7 +362,7 @@ def require_at_most(section: str, config: Any, **most: int) -> None:
     """Check fields of a section against a largest value, so that no absurd number costs hours or all memory.
 
     Args:
-        section: its name with a dot behind it, for messages.
+        section: its name and a dot, for messages.
         config: the section.
         most: largest value by field.
 

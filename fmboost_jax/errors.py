@@ -1,7 +1,7 @@
-"""How commands end: exit codes, and how they speak of input that they cannot use.
+"""Exit codes of commands, and messages about bad input.
 
-0: done. 2: input that a person must mend, one clear line, no traceback. 143 (128 + SIGTERM): stopped by SIGTERM, all is
-saved, the same command goes on. Anything else: it broke, the same command goes on from what was saved last.
+0: success. 2: bad input; one clear line, no traceback. 143 (128 + SIGTERM): stopped by SIGTERM, all is
+saved, the same command resumes. Any other code: a failure; the same command resumes from the last save.
 """
 
 import errno

@@ -151,7 +151,7 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
         terminated=terminated,
     )
     if first_process:
-        reason = "finished" if finished else "SIGTERM: stopped, the same command goes on"
+        reason = "finished" if finished else "SIGTERM: stopped, the same command resumes"
         print(f"{reason}; step {int(state.step)} of {config.train.steps}, checkpoints in {checkpoints.directory}")
     return finished
 
@@ -208,7 +208,7 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
     if others and not allow_change:
         raise InputError(
             f"the config has changed since checkpoint {where}: {', '.join(others)}; set it back, choose another "
-            "--workdir, or go on with --allow-config-change"
+            "--workdir, or continue with --allow-config-change"
         )
 
 
@@ -240,7 +240,7 @@ def _describe(
 ) -> str:
     memory, cost = program.memory_analysis(), program.cost_analysis()
     rows = {
-        "workdir": f"{os.path.abspath(workdir)}, {f'going on from step {start}' if start else 'from the beginning'}",
+        "workdir": f"{os.path.abspath(workdir)}, {f'resuming from step {start}' if start else 'from the beginning'}",
         "data": f"{info.folder}: {info.records:,} pairs, latents {info.low_shape} → {info.high_shape}",
         "flow": f"{config.path} path from {config.source.start}, noise step {config.source.noise_step}",
         "UNet": f"{count(state.parameters):,} parameters, computes in {config.architecture.dtype}",

@@ -120,7 +120,7 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
         write_autoencoder(os.path.join(workdir, "autoencoder"), merge(graph, state.ema), held_out)
         print(f"finished; {workdir}/autoencoder")
     else:
-        print(f"SIGTERM: stopped, the same command goes on; step {int(state.step)} of {config.train.steps}")
+        print(f"SIGTERM: stopped, the same command resumes; step {int(state.step)} of {config.train.steps}")
 
 
 def _to_device(batch):

@@ -273,7 +273,7 @@ def test_a_process_makes_its_own_shards_only(config, photos, tmp_path, whole, ca
     assert "2 of 5 shards are finished" in capsys.readouterr().out
     with pytest.raises(InputError, match="precompute has not finished"):
         DatasetInfo.read(out)
-    # Another number of processes may go on with it.
+    # Another number of processes may continue it.
     precompute(config, photos, out)
     assert content(out) == whole
 

@@ -309,7 +309,7 @@ def test_nothing_of_a_person_is_overwritten(run, photographs, tmp_path):
         sample("--steps", 1, "--input", folder, "--out", folder / "boosted", "--resume")
 
 
-def test_a_full_disk_leaves_no_litter_and_the_run_goes_on(booster, tmp_path):
+def test_a_full_disk_leaves_no_partial_file_and_the_run_continues(booster, tmp_path):
     """A limit on the size of files stands for the disk: the system refuses to write more."""
     folder, out = tmp_path / "photographs", tmp_path / "out"
     folder.mkdir()

@@ -95,7 +95,7 @@ def read_metadata(path: str | os.PathLike) -> dict[str, Any]:
 
 @dataclasses.dataclass(frozen=True)
 class _Entry:
-    """What the header says of a tensor: its type, its shape, its first byte and the one behind its last."""
+    """Header entry of a tensor: its type, its shape, its first byte and the byte after its last."""
 
     dtype: str
     shape: tuple[int, ...]

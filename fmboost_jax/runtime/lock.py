@@ -1,7 +1,7 @@
 """One training at a time in a folder, also where several hosts share its disk.
 
 The file FOLDER/.lock holds a random token, the host, and a count that the holder raises every few seconds. It is empty
-while nobody holds the lock. A holder is gone by one of two signs:
+while the lock is free. Two signs show that a holder has ended:
 
 - On the holder's own machine, the kernel drops the file's lock (`flock`) when the process ends, however it ends.
 - From another machine, or where the file system has no `flock`, the count stands still. The observer's own clock
@@ -11,7 +11,7 @@ A holder that leaves nothing else behind, because its config was refused for ins
 that it made. Whoever opened the file before then finds that its name is gone, and opens a new one.
 
 Process ids play no part. A holder that finds another token in the file has been taken for dead, for instance because
-its machine was suspended. It must stop (`FolderLock.check`), so two holders never go on together.
+its machine was suspended. It must stop (`FolderLock.check`), so two holders never run together.
 """
 
 import contextlib
@@ -110,7 +110,7 @@ class FolderLock:
         os.close(self._file)
 
     def check(self) -> None:
-        """Refuse to go on where another has taken the lock over; to be called before anything is committed.
+        """Raise if another holder has taken the lock over; call it before each commit.
 
         Raises:
             InputError: the lock is lost.

@@ -7,7 +7,7 @@
 
 A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
 Every process writes the parts that it holds; the checkpoint gets its name when all have. Any number of processes on any
-mesh can go on from it: the step alone says which batch is next.
+mesh can resume from it: the step alone determines the next batch.
 """
 
 import contextlib
@@ -149,7 +149,7 @@ def _leave_failures_to_us() -> None:
 
 @contextlib.contextmanager
 def _naming_damage(directory: str, step: int, wanted: dict | None = None) -> Iterator[None]:
-    """Turn what Orbax and TensorStore raise for a damaged checkpoint into one line that says how to go on.
+    """Turn what Orbax and TensorStore raise for a damaged checkpoint into one line with the remedy.
 
     Args:
         directory: of the checkpoints.

@@ -18,7 +18,7 @@ class EmaConfig:
     Attributes:
         decay: share of the old average that stays at an update, after the warm-up.
         copy_until: updates of the warm-up, in which the average is a copy.
-        takes_in: which parameters an update's average takes in: those "before" it, the reference's order, or those
+        takes_in: which parameters enter the average of an update: those "before" it, the reference's order, or those
             "after" it, ours in version 0.1.
     """
 

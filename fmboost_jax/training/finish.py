@@ -72,7 +72,7 @@ class FinishConfig:
         return any((self.pixels, self.perceptual, self.consistency, self.detail))
 
     def discriminator(self, network: NetworkConfig) -> DiscriminatorConfig | None:
-        """Return the config of the discriminator beside a network; None where no weight asks for one."""
+        """Return the config of the discriminator beside a network; None if no weight needs one."""
         channels = network.state_channels + network.context_channels
         return DiscriminatorConfig(channels, self.discriminator_width) if self.adversarial else None
 
@@ -126,7 +126,7 @@ class Finish:
             x0: sources, scaled latents.
             x1: targets, scaled latents.
             key: of the crops' corners.
-            judge: the discriminator, where `config.adversarial` asks for one.
+            judge: the discriminator, if `config.adversarial` is set.
         """
         start, end = jnp.zeros(len(x0)), jnp.ones(len(x0))
         second = objective.second_time(start, end)

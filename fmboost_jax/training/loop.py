@@ -44,7 +44,7 @@ class Evaluation:
         run: averaged parameters → scores by name, and an image grid.
         every: updates from one evaluation to the next; 0 for none but `at_end`.
         name: of the image grid's files.
-        at_end: evaluate at the end whatever `every` says.
+        at_end: evaluate at the end for any `every`.
     """
 
     run: Callable[[Parameters], tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]]
@@ -88,7 +88,7 @@ def run(
         saved_config: what a checkpoint keeps of the config.
         start: step to start from.
         evaluation: of the averaged parameters; None for none.
-        profile: traces the steps that the config asks for.
+        profile: traces the steps that the config names.
         terminated: step → whether to save and stop; every process calls it at every step.
 
     Returns:

@@ -153,7 +153,7 @@ def test_resumes_from_an_orbax_checkpoint(info, tmp_path):
 
 
 @pytest.mark.parametrize("transfer", [None, to_devices], ids=["host", "devices"])
-def test_seek_goes_on_in_another_number_of_processes(info, transfer):
+def test_seek_continues_in_another_number_of_processes(info, transfer):
     whole = take(batches(info, batch_size=4, seed=1), 9)
     for first in (0, 5):
         parts = []

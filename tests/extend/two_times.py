@@ -10,7 +10,7 @@ from fmboost_jax.flow.objectives import OBJECTIVES
 
 @dataclasses.dataclass(frozen=True)
 class TwoTimes:
-    """Flow matching of a network that is told t twice."""
+    """Flow matching of a network with t as both time inputs."""
 
     latest: float = 1.0
 

@@ -1,4 +1,4 @@
-"""The velocity network's weights: the reference's numbers, a PyTorch twin layer by layer, the way back, bad input."""
+"""The velocity network's weights: the reference's numbers, a PyTorch model layer by layer, the way back, bad input."""
 
 import json
 

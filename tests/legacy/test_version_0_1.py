@@ -39,7 +39,7 @@ def test_a_dataset_is_read(legacy):
     assert np.isfinite(pairs["high"].astype(np.float32)).all()
 
 
-def test_a_run_goes_on(legacy, capsys):
+def test_a_run_resumes(legacy, capsys):
     """Its saved config has neither `network` nor `objective`: the defaults stand for what there was. Updates keep
     that version's order."""
     run = legacy / "run"
@@ -52,5 +52,5 @@ def test_a_run_goes_on(legacy, capsys):
         train=dataclasses.replace(config.train, steps=3, batch_size=8),  # one for each of the virtual devices
     )
     assert train(config, str(run), allow_config_change=True)
-    assert "going on from step 2" in capsys.readouterr().out
+    assert "resuming from step 2" in capsys.readouterr().out
     assert (run / "checkpoints/3").is_dir()

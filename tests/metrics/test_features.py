@@ -71,7 +71,7 @@ def test_what_is_not_there_is_named(monkeypatch):
 
 @pytest.fixture(scope="module")
 def inception(tmp_path_factory):
-    """A PyTorch twin with random weights, the file of its weights, and our network with them."""
+    """A PyTorch model with random weights, the file of its weights, and our network with them."""
     twin = randomise(Inception())
     path = str(tmp_path_factory.mktemp("inception") / "random.pth")
     # As the usual file was written: before PyTorch 1.6.

@@ -1,4 +1,4 @@
-"""AutoencoderKL against the reference's numbers, a PyTorch twin, diffusers, and itself in row chunks."""
+"""AutoencoderKL against the reference's numbers, a PyTorch model, diffusers, and itself in row chunks."""
 
 import dataclasses
 import json

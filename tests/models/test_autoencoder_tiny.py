@@ -1,4 +1,4 @@
-"""AutoencoderTiny against diffusers, a PyTorch twin of its pool branch, and real weights on real photographs."""
+"""AutoencoderTiny against diffusers, a PyTorch model of its pool branch, and real weights on real photographs."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""Real processes as one run: they share the data, are killed, stop together, and go on in any number."""
+"""Real processes as one run: they share the data, are killed, stop together, and resume in any number."""
 
 import gzip
 import json
@@ -44,7 +44,7 @@ TINY = (
     "--config.evaluate.steps=1",
     "--config.processes.timeout=30",
 )
-# What launchers tell each process.
+# Variables that launchers set.
 SLURM = {
     "SLURM_JOB_ID": 7,
     "SLURM_STEP_NODELIST": "localhost",
@@ -195,7 +195,7 @@ def test_one_process_with_two_devices(launch, whole):
     assert list((launch.home / "fmboost_jax").glob("jit_train_step*"))
 
 
-def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_path):
+def test_killed_while_saving_and_resumed_with_the_same_bits(launch, whole, tmp_path):
     """A run of one process is continued by two, one of which dies inside a save.
 
     The other ends in time, and half a checkpoint counts for nothing.
@@ -209,7 +209,7 @@ def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_p
     assert checkpoints(tmp_path) == [3]
     assert [name for name in os.listdir(tmp_path / "checkpoints") if name.startswith("6.")]
     (first, _), (second, _) = end(launch(2, tmp_path, environ=OPEN_MPI))
-    assert "going on from step 3" in first
+    assert "resuming from step 3" in first
     assert "2 × cpu, 2 process(es)" in first
     assert re.search(r"[1-9] program\(s\) found in \S+/compilation_cache", first)
     assert "finished" not in second
@@ -220,8 +220,8 @@ def test_killed_while_saving_and_gone_on_with_the_same_bits(launch, whole, tmp_p
     assert checkpoints(tmp_path) == [3, 6, 9]
 
 
-def test_sigterm_to_one_stops_all_and_any_number_goes_on(launch, tmp_path):
-    """Two processes are stopped, four go on until one is killed, one finishes; beside it one does it all."""
+def test_sigterm_to_one_stops_all_and_any_number_resumes(launch, tmp_path):
+    """two processes are stopped, four resume until one is killed, one finishes; beside it one does it all."""
     plain = "--config.evaluate.every=0"
     stopped = launch(
         2, tmp_path / "many", plain, "--config.train.steps=100000", "--config.checkpoint.every=100000", environ=SLURM

@@ -1,4 +1,4 @@
-"""Small PyTorch twins of the networks, written from the mathematics: witnesses that are independent of ours.
+"""Small PyTorch models of the networks, written from the mathematics: witnesses that are independent of ours.
 
 Modules carry the names of the reference's (UNet) and CompVis' (autoencoder) state dicts; everything is NCHW float32.
 """

@@ -1,4 +1,4 @@
-"""Updates of the paper's config against the reference's own trainer (recorded) and against a PyTorch twin."""
+"""Updates of the paper's config against the reference's own trainer (recorded) and against a PyTorch model."""
 
 import dataclasses
 import functools

@@ -1,4 +1,4 @@
-"""A checkpoint that was cut, emptied, changed or lost a file: which one it is, which one is whole, how to go on."""
+"""A checkpoint that was cut, emptied, changed or lost a file: which one it is, which one is whole, how to resume."""
 
 import pathlib
 import random
