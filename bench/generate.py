@@ -91,7 +91,7 @@ def small(kind: str, repeats: int) -> None:
     """Print a small pipeline's row: its default steps, its own decoder."""
     make = small_flux2 if kind == "flux2" else lambda: small_pipeline(kind)
     pipe = make()
-    _, theirs = timed(lambda: pipe("a cat", output_type="np").images, repeats)
+    _, theirs = timed(lambda: pipe(prompt="a cat", output_type="np").images, repeats)
     generator = Generator(pipe)
     _, ours = timed(lambda: generator("a cat", seed=0), repeats)
     name = f"{type(pipe).__name__}, {generator.pipeline.default_steps} steps"
