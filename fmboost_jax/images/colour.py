@@ -8,11 +8,11 @@ from PIL import Image
 
 from fmboost_jax.registry import choose
 
-# Blurs of 1, 2, 4, 8 and 16 pixels: what is coarser than all of them is colour, the rest detail.
+# Blurs of 1, 2, 4, 8 and 16 pixels: frequencies below all of them are colour, the rest is detail.
 WAVELET_LEVELS = 5
 
 
-# Rounds of back-projection; more change no value by half a level.
+# Iterations of back-projection; further ones change every value by less than half a level.
 ROUNDS = 5
 
 
@@ -36,9 +36,9 @@ def wavelet(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c"]) 
 
 
 def consistency(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c"]) -> Float[np.ndarray, "H W c"]:
-    """The image changed until its area average is the small one.
+    """The image, corrected so that its area average equals the small one.
 
-    What an autoencoder loses of the frequencies that the small image has comes back; the detail above them stays.
+    It restores the frequencies of the small image that an autoencoder loses; the detail above them is unchanged.
 
     Source: iterative back-projection, Irani and Peleg, "Improving resolution by image registration", 1991, equation 3,
     with area averaging as the blur and bicubic interpolation as the back-projection.
@@ -49,10 +49,10 @@ def consistency(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c
 
 
 FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet, "consistency": consistency}
-# From how many rows of the small image away, and of the large one, a pixel's correction depends. Others need all rows.
+# Reach of a pixel's correction in rows of the small image and of the large one. Other fixes need all rows.
 REACH = {"wavelet": (3, 2**WAVELET_LEVELS), "consistency": (3 * ROUNDS, 0)}
 STRIP = 2**26  # values of a large image that are corrected at once, where the correction's reach allows it
-NO_FIX = "none"  # the name of no correction, where commands and pages offer a choice
+NO_FIX = "none"  # choice of commands and pages for no correction
 
 
 def fix_colour(

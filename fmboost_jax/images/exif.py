@@ -1,4 +1,4 @@
-"""The EXIF of photographs: which way is up, and what stays true of an enlarged copy."""
+"""The EXIF of photographs: orientation, and the tags that are valid for an enlarged copy."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ _NOT_CAMERA = (37500, 40961, 40962, 40963, 40965)
 
 
 def upright(image: Image.Image) -> Image.Image:
-    """Turn and mirror an image as its EXIF says; one whose EXIF is damaged stays as it is, as in viewers."""
+    """Turn and mirror an image by its EXIF orientation; damaged EXIF is ignored, as in viewers."""
     # A decoder may raise anything over broken bytes.
     with contextlib.suppress(Exception):
         return ImageOps.exif_transpose(image)
@@ -26,7 +26,7 @@ def enlarged_exif(image: Image.Image, *, place: bool) -> bytes | None:
 
     Args:
         image: opened by Pillow, and loaded.
-        place: whether the GPS data are kept, too.
+        place: whether to keep the GPS data.
 
     Returns:
         TIFF structure, as a PNG's chunk eXIf holds it; None where there is no EXIF, or only a damaged one.

@@ -13,13 +13,13 @@ Identity = tuple[int, int]
 def image_files(
     folder: str | os.PathLike, problems: list[str], leave_out: Iterable[Identity | None] = ()
 ) -> Iterator[tuple[str, str]]:
-    """List the files whose suffix is that of an image format, by name in each folder; hidden ones are left out.
+    """List the files whose suffix is that of an image format, by name in each folder; hidden ones are skipped.
 
     Symbolic links are followed, and every folder is visited once.
 
     Args:
         folder: where to look.
-        problems: gets a line for each folder that cannot be read, and for each pipe, socket, device or dead link.
+        problems: receives a line for each folder that cannot be read, and for each pipe, socket, device or dead link.
         leave_out: identities of folders below that are not visited.
 
     Yields:
@@ -59,7 +59,7 @@ def identity(path: str | os.PathLike) -> Identity | None:
 
 
 def not_a_file(path: str) -> str | None:
-    """Why a path cannot be read as a file; opening a pipe would wait for ever."""
+    """Why a path cannot be read as a file; opening a pipe would block."""
     try:
         mode = os.stat(path).st_mode
     except OSError as error:

@@ -1,13 +1,13 @@
-"""Photographs as a person means them: upright, sRGB, 8 bits, on white; and the square crops that are taken of them.
+"""Photographs, decoded to upright sRGB of 8 bits on white; and square crops of them.
 
 - EXIF rotation and mirroring are applied.
 - Colours become sRGB by the file's ICC profile or a PNG's gamma and primaries; CMYK without a profile is converted by
   Pillow's plain formula.
 - Greyscale becomes RGB. 16-bit greyscale and floats in [0, 1] are scaled to 8 bits; other floats and 32-bit integers,
   whose white is unknown, are refused.
-- Colours are composited on white, because what is under a transparent pixel is often black or noise. The alpha channel
+- Colours are composited on white, because the colour of a transparent pixel is often black or noise. The alpha channel
   is kept beside them.
-- Of an animation, the first frame is taken.
+- An animation is read as its first frame.
 """
 
 import contextlib
@@ -35,7 +35,7 @@ ImageFile = str | os.PathLike | io.BufferedIOBase
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)  # EXIF orientations that turn an image by a quarter
 _PHOTOMETRIC = 262  # a TIFF tag; 0: white is zero
-_DARKEST = 4096  # of 65535: below, a picture is black to a viewer
+_DARKEST = 4096  # of 65535: darker images look black
 
 
 # Formats that Pillow opens by running another program, or only recognises.
@@ -109,7 +109,7 @@ def load_photo(
     except Image.UnidentifiedImageError as error:
         raise UnusablePhoto("not an image, or one of an unknown kind") from error
     except Image.DecompressionBombError as error:
-        raise UnusablePhoto(f"{one_line(error).rstrip('.')}; a larger limit of megapixels reads it") from error
+        raise UnusablePhoto(f"{one_line(error).rstrip('.')}; a larger limit of megapixels allows it") from error
     # A decoder may raise anything over broken bytes: OSError, SyntaxError, struct.error, zlib.error, …
     except Exception as error:
         raise UnusablePhoto(one_line(error)) from error
@@ -173,7 +173,7 @@ def with_alpha(image: UInt[np.ndarray, "H W 3"], alpha: UInt8[np.ndarray, "h w"]
 
 @contextlib.contextmanager
 def _pixel_limit(pixels: int | None) -> Iterator[None]:
-    """Let Pillow read images of up to so many pixels; None: leave its limit."""
+    """Set Pillow's limit of pixels; None: its default."""
     if pixels is None:
         yield
         return
@@ -188,7 +188,7 @@ def _pixel_limit(pixels: int | None) -> Iterator[None]:
 
 
 def _decode(image: Image.Image, keep_space: bool) -> tuple[Photo, bool]:
-    """The photograph, and whether its colours stayed in the file's own space."""
+    """The photograph, and whether its colours are in the file's own space."""
     # The raw mode is known only before the pixels are decoded.
     deep_rgb = any("RGB;16" in str(tile) for tile in getattr(image, "tile", ()))
     kind = image.format

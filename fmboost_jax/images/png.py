@@ -1,4 +1,4 @@
-"""PNG files that are written whole or not at all, with the settings that made them in their metadata."""
+"""PNG files, written atomically, with the settings that produced them in their metadata."""
 
 import json
 import os
@@ -32,8 +32,8 @@ def write_png(
     Args:
         path: of the file.
         image: uint8, or uint16 for 16 bits a channel.
-        settings: what made it.
-        profile: ICC profile of its colours; None: sRGB, without a word.
+        settings: settings that produced it.
+        profile: ICC profile of its colours; None: sRGB, without a profile.
         exif: TIFF structure of its EXIF data.
 
     Raises:

@@ -23,7 +23,7 @@ def to_srgb(image: Image.Image, info: dict) -> Image.Image:
     """Convert an image without alpha to sRGB.
 
     An ICC profile is applied in the image's own mode. A profile that is damaged or belongs to another mode is ignored,
-    as viewers do. Without a profile, the chunks gAMA and cHRM of a PNG are applied, unless its chunk sRGB is there.
+    as viewers do. Without a profile, the chunks gAMA and cHRM of a PNG are applied if it has no chunk sRGB.
 
     Args:
         image: of mode RGB, L, CMYK, LAB or another that Pillow converts to RGB.
@@ -48,7 +48,7 @@ def own_space(image: Image.Image, info: dict) -> tuple[bool, bytes | None]:
     """Whether an RGB image can be enlarged as it is, in its own colour space, and the profile that names the space.
 
     It can where a grey of half the range looks about as it does in sRGB, as in Adobe RGB, Display P3 and ProPhoto RGB.
-    Linear light cannot: the networks have seen nothing so dark.
+    Linear light cannot: the networks were not trained on images so dark.
 
     Args:
         image: without alpha.

@@ -15,15 +15,15 @@ from fmboost_jax.registry import unknown
 def shrink(image: Float[Array, "b h w c"], size: int) -> Float[Array, "b size size c"]:
     """A smaller image, each pixel the mean of the area that it covers.
 
-    Bilinear interpolation would read but 2×2 of the 4×4 pixels that become one at ×4, and fine detail would fold into
-    patterns that no small photograph has.
+    Bilinear interpolation would read only 2×2 of the 4×4 pixels of one target pixel at ×4, and fine detail would
+    alias.
     """
     rows, columns = (_coverage(side, size) for side in image.shape[1:3])
     return jnp.einsum("Hh,Ww,bhwc->bHWc", rows, columns, image, precision="highest")
 
 
 def _coverage(before: int, after: int) -> Float[np.ndarray, "after before"]:
-    """How much of each of `after` equal parts of a side its `before` pixels make up."""
+    """The share of each of `before` pixels in each of `after` equal parts of a side."""
     edges, pixels = np.linspace(0, before, after + 1), np.arange(before)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     return (overlap.clip(0) * after / before).astype(np.float32)
@@ -131,7 +131,7 @@ def _noise_upsample(latent, size, noise):
     (height, width), (h, w) = size, latent.shape[1:3]
     shape = (latent.shape[0], height, width, latent.shape[3])
     if height % h or width % w:
-        raise InputError(f"upsampling mode 'noise' wants a whole multiple of {h}×{w}, found {height}×{width}")
+        raise InputError(f"upsampling mode 'noise' needs a whole multiple of {h}×{w}, found {height}×{width}")
     if noise is None or noise.shape != shape:
         found = "none" if noise is None else noise.shape
         raise InputError(f"upsampling mode 'noise' needs standard normal noise of shape {shape}, found {found}")

@@ -27,7 +27,7 @@ def map_tiles(
     Args:
         function: (tiles, their upper left corners in the image) → the same tiles, `factor` times as high and wide.
         image: of any size; uint8 or uint16, as the result.
-        factor: by how much the function enlarges.
+        factor: enlargement of the function.
         tile: side of a tile in pixels of the image.
         overlap: pixels that neighbours share at least, fewer than `tile`.
         align: rows and columns of the corners are multiples of this. Default: 1.
@@ -48,7 +48,7 @@ def map_tiles(
     across = _weights(lefts, image.shape[1], tile, overlap, factor)
     down = _weights(tops, image.shape[0], tile, overlap, factor)
     result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), image.dtype)
-    # Rows from `finished` on still miss the share of tiles below; the sum of what they have so far starts there.
+    # Rows from `finished` on lack the contribution of tiles below; `sums` begins at that row.
     finished, band = 0, np.zeros((tile * factor, result.shape[1], 3), np.float32)
     done = 0
     for row, top in enumerate(tops):
