@@ -1,1 +1,1 @@
-"""What a training run keeps: state, optimiser, EMA, checkpoints and logs."""
+"""Training: state, optimiser, EMA, checkpoints, loop and logs."""

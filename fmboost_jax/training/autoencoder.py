@@ -1,4 +1,4 @@
-"""What `fmboost_jax.train_autoencoder` repeats: where its weights start, the loss, and one step."""
+"""Initial weights, loss and train step of `fmboost_jax.train_autoencoder`."""
 
 import dataclasses
 import json
@@ -29,25 +29,24 @@ from fmboost_jax.training.optimizer import clip_by_global_norm, guarded
 from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
 from fmboost_jax.training.state import TrainState
 
-LIFT = 4.0  # deviations by which components are lifted above what a ReLU cuts
+LIFT = 4.0  # bias of components in deviations, for the ReLU
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
 
 
 def initial_parameters(config: AutoencoderTrainingConfig, images: UInt8[np.ndarray, "n h w 3"]) -> Parameters:
-    """Weights to start from: the code of patches by their principal components, exactly.
+    """Initial weights that compute the principal components of patches exactly.
 
-    The encoder's first convolution gives as many components as it has channels, each of unit variance and lifted above
-    what a ReLU cuts; residual branches end in zeros; the latents are the first components. The decoder goes the way
-    back. So training starts where the best linear code of patches stands and learns what is beyond it. Kernels that are
-    not set so get PyTorch's values times √6, which keeps the variance behind a ReLU (He et al. 2015, arXiv 1502.01852,
-    equation 10).
+    The encoder's first convolution computes one component per channel, with unit variance and a bias that makes it
+    positive for the ReLU. Residual branches end in zeros. The latents are the first components, and the decoder is the
+    inverse. Training so starts from the best linear code of patches. Other kernels have PyTorch's values times √6,
+    which preserves the variance behind a ReLU (He et al. 2015, arXiv 1502.01852, equation 10).
 
     Args:
         config: with the sections `autoencoder` and `loss`, and `seed`.
-        images: whose patches to take the components of.
+        images: images whose patches define the components.
 
     Raises:
-        InputError: an architecture that has no room for that.
+        InputError: an architecture that cannot represent these weights.
     """
     architecture = config.autoencoder
     channels, width, scale = architecture.latent_channels, architecture.width, config.loss.deviation
@@ -83,7 +82,7 @@ def load_parameters(config: AutoencoderTrainingConfig) -> Parameters:
     """The weights of the autoencoder in `config.train.init_from`, float32.
 
     Raises:
-        InputError: none there, or one of another architecture.
+        InputError: there is none, or it has another architecture.
     """
     found = load_first_stage("tiny", config.train.init_from).model
     scale = {"scaling_factor": config.autoencoder.scaling_factor, "shift_factor": config.autoencoder.shift_factor}
@@ -106,8 +105,8 @@ def principal_components(images: UInt8[np.ndarray, "n h w 3"], patch_size: int, 
 def decaying_optimizer(config: AutoencoderTrainingConfig) -> optax.GradientTransformationExtraArgs:
     """Muon for the kernels, Adam for the biases, their rates falling to 0 along a cosine over the whole run.
 
-    Muon's steps turn all directions of a kernel alike, so that directions in which the gradient is small get learnt
-    too: 450 steps came further than 1,200 of Adam.
+    Muon's steps have equal length in all directions of a kernel, so that directions of small gradients are learnt,
+    too: 450 steps reached a lower loss than 1,200 of Adam.
 
     Sources: Jordan et al. 2024 (Muon); Loshchilov and Hutter 2017, arXiv 1608.03983, equation 5, without restarts.
     """
@@ -181,10 +180,10 @@ def reconstruction_loss(
 ) -> Float[Array, ""]:
     """L1 and L1 of the gradients at several sizes; the latents' distance from mean 0 and covariance `deviation`² · 1.
 
-    Sizes are 1, 1/2, 1/4, …, `loss.scales` of them. The small ones bring the colours, which the pixels' own L1 leaves
-    to the end; the gradients keep edges sharp without a pretrained network (Mathieu et al. 2016, arXiv 1511.05440,
+    Sizes are 1, 1/2, 1/4, …, `loss.scales` of them. The small ones train the colours, which the L1 of pixels learns
+    last; the gradients keep edges sharp without a pretrained network (Mathieu et al. 2016, arXiv 1511.05440,
     equation 6, here with exponent 1). The covariance term (Bardes et al. 2022, arXiv 2105.04906, equation 4, here with
-    the variances in it) keeps channels from saying the same thing twice.
+    the variances in it) decorrelates the channels.
     """
     positions = latent.reshape(-1, latent.shape[-1]) / loss.deviation
     mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
@@ -197,7 +196,7 @@ def enlargement_loss(
 ) -> Float[Array, ""]:
     """Distance between the decoded enlarged latent of a small image and the enlarged small image, both bilinear.
 
-    A decoder that never saw an enlarged latent makes blocks and false patterns of it. The idea is Kouzelis et al. 2025
+    A decoder not trained on enlarged latents decodes them to blocks. The idea is Kouzelis et al. 2025
     (EQ-VAE, arXiv 2502.09509, equation 4), here for enlarging instead of shrinking and turning.
     """
     small = nnx.avg_pool(image, (factor, factor), strides=(factor, factor))
@@ -251,7 +250,7 @@ GRID_ROWS = 4
 
 
 def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]) -> None:
-    """A diffusers folder: float16 weights, and a config with the scale and shift that these images' latents need.
+    """A diffusers folder: float16 weights, and a config with the scale and shift that these latents need.
 
     Raises:
         InputError: the folder exists.

@@ -1,13 +1,13 @@
 """Orbax checkpoints of a run: state, data iterator and config as one, written in the background, committed by a rename.
 
     WORKDIR/checkpoints/<step>/state    step, parameters, ema, optimizer
-                               data     where each process's data iterator stood, for version 0.1
-                               config   the config as JSON, with what the latents are
+                               data     position of each process's data iterator, for version 0.1
+                               config   the config as JSON, with the spec of the latents
                                checksums  of the arrays and the config
 
 A checkpoint that was interrupted at any byte has no final name, is never the latest, and is removed at the next start.
-Every process writes the parts that it holds; the checkpoint gets its name when all have. Any number of processes on any
-mesh can resume from it: the step alone determines the next batch.
+Every process writes its own parts; the checkpoint is renamed when all have finished. Any number of processes on any
+mesh can continue from it, because the step determines the next batch.
 """
 
 import contextlib
@@ -38,8 +38,8 @@ class Checkpoints:
 
     Args:
         workdir: folder of the run, which holds `checkpoints/`.
-        keep: how many of the last ones stay.
-        keep_every: those whose step is a multiple of this stay as well; 0 for none.
+        keep: number of recent checkpoints that are kept.
+        keep_every: checkpoints whose step is a multiple of this are also kept; 0 for none.
         lock: on the folder, checked before each save; None in processes that do not hold it.
     """
 
@@ -87,7 +87,7 @@ class Checkpoints:
         self._guard(lambda: self._manager.save(step, args=arguments))
 
     def wait(self) -> None:
-        """Wait until what was started is on disk. Raises as `save` does."""
+        """Wait until pending saves are on disk. Raises as `save` does."""
         self._guard(self._manager.wait_until_finished)
 
     def config(self, step: int) -> dict:
@@ -162,14 +162,14 @@ def _naming_damage(directory: str, step: int, wanted: dict | None = None) -> Ite
         raise
     except Exception as error:
         folder, reason = os.path.join(directory, str(step)), one_line(error, 150)
-        # Whether a checkpoint is whole is found by reading it; processes would wait for each other in that.
+        # A checkpoint is checked by reading it, which is a collective operation of all processes.
         alone = jax.process_count() == 1
         if wanted and alone and (misfit := _misfit(folder, wanted)):
             raise InputError(f"checkpoint {folder} does not fit this run ({misfit}); choose another workdir") from error
         others = [other for other in reversed(_steps(directory)) if other != step]
         whole = next((other for other in others if not alone or _is_whole(os.path.join(directory, str(other)))), None)
         if whole is None:
-            remedy = "no other step is whole; start again in another workdir"
+            remedy = "no other step is complete; start again in another workdir"
         else:
             remedy = (
                 f"the last {'whole one' if alone else 'one before it'} is step {whole}: to train on from there, move "
@@ -205,7 +205,7 @@ def _is_whole(folder: str) -> bool:
             restored = reader.restore(state, args=ocp.args.PyTreeRestore(restore_args=arrays))
         if kept := _read_checksums(folder):
             check_arrays(restored, kept)
-    except Exception:  # whatever it is, the checkpoint cannot be used
+    except Exception:  # any error means that the checkpoint cannot be used
         return False
     return True
 
@@ -216,7 +216,7 @@ def _read_json(folder: str) -> dict:
 
 
 def _read_checksums(folder: str) -> dict | None:
-    """What `describe` returned for one step; None for a checkpoint of before there were checksums."""
+    """What `describe` returned for one step; None for a checkpoint without checksums, of an earlier version."""
     path = os.path.join(folder, "checksums")
     return _read_json(path) if os.path.isdir(path) else None
 

@@ -1,6 +1,6 @@
-"""What a training config holds: frozen dataclasses, checked when they are made; `configs/demo.py` explains each field.
+"""Training configs: frozen dataclasses, checked on construction; `configs/demo.py` explains each field.
 
-Defaults are the paper's (arXiv 2312.07360) where it gives a value; `configs/cfm1024.py` marks those that are ours.
+Defaults are the paper's (arXiv 2312.07360) where it gives a value; `configs/cfm1024.py` marks the others.
 """
 
 import dataclasses
@@ -33,14 +33,14 @@ from fmboost_jax.training.ema import EmaConfig
 from fmboost_jax.training.finish import FinishConfig
 from fmboost_jax.training.optimizer import MuonConfig, OptimConfig
 
-# What version 0.1 did where its configs have no field for it.
+# Behaviour of version 0.1 for fields that its configs lack.
 _VERSION_0_1 = {"optim": {"warmup_offset": 0}, "ema": {"takes_in": "after"}}
 
 T = TypeVar("T")
 
 
 def read_saved(schema: type[T], mapping: Mapping[str, Any], where: str) -> T:
-    """Return the config that a checkpoint holds; fields that it lacks get what the version that wrote it did.
+    """Return the config that a checkpoint holds; fields that it lacks have the behaviour of the version that wrote it.
 
     Args:
         schema: `TrainingConfig` or `AutoencoderTrainingConfig`.
@@ -92,8 +92,8 @@ class LoopConfig:
         steps: updates in all.
         batch_size: examples an update, over all devices.
         log_every: updates from one line of `metrics.jsonl` to the next.
-        nan_patience: updates after which a loss that stays not finite ends the run.
-        tracker: experiment tracker that keeps the records, too: "wandb" or "trackio". Default: "", none.
+        nan_patience: consecutive updates with a loss that is not finite after which the run ends.
+        tracker: experiment tracker that also records the metrics: "wandb" or "trackio". Default: "", none.
     """
 
     steps: int = 1_000_000
@@ -123,8 +123,8 @@ class CheckpointConfig:
 
     Attributes:
         every: updates from one checkpoint to the next.
-        keep: how many of the last ones stay.
-        keep_every: those whose step is a multiple of this stay as well; 0 for none.
+        keep: number of recent checkpoints that are kept.
+        keep_every: checkpoints whose step is a multiple of this are also kept; 0 for none.
     """
 
     every: int = 10_000
@@ -166,7 +166,7 @@ class ProcessesConfig:
     """Section `processes`.
 
     Attributes:
-        timeout: seconds without a sign of life of one process after which all others end.
+        timeout: seconds without a heartbeat of one process after which all others exit.
     """
 
     timeout: int = 60
@@ -300,7 +300,7 @@ class AutoencoderTrainConfig(LoopConfig):
 
     Attributes:
         init_from: folder of an autoencoder of the same architecture to start from; "" for the best linear code.
-        decoder_only: the encoder stays as it is, and with it all latents.
+        decoder_only: do not train the encoder, so that latents do not change.
     """
 
     init_from: str = ""
@@ -315,7 +315,7 @@ class AutoencoderEvaluateConfig:
         every: updates from one evaluation to the next; 0 for one at the end only.
         dir: held-out photographs; the training data's where empty.
         size: side of the centred squares that are measured.
-        images: how many.
+        images: number of images.
     """
 
     every: int = 1000

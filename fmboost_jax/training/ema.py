@@ -16,10 +16,10 @@ class EmaConfig:
     """Section `ema`.
 
     Attributes:
-        decay: share of the old average that stays at an update, after the warm-up.
+        decay: weight of the old average in an update, after the warm-up.
         copy_until: updates of the warm-up, in which the average is a copy.
-        takes_in: which parameters enter the average of an update: those "before" it, the reference's order, or those
-            "after" it, ours in version 0.1.
+        takes_in: parameters that an update averages: those "before" it, as in the reference, or those "after" it, as
+            in version 0.1 of this package.
     """
 
     decay: float = 0.999
@@ -33,7 +33,7 @@ class EmaConfig:
 
 
 def ema_decay(update: Int[Array, ""] | int, *, decay: float = 0.999, copy_until: int = 1000) -> Float[Array, ""]:
-    """Share of the old average that stays at update number `update` (the first is 1).
+    """Weight of the old average at update number `update` (the first is 1).
 
     0 (the average is a copy) until update copy_until + 2, then 1 − (update − copy_until)^(−3/4), at most `decay`.
     """

@@ -41,9 +41,9 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
     Pairs are host arrays `low`, `high` of raw latents, and `photograph`, the images (uint8) behind `high`, where they
     are known. Scores are means over them: `psnr`, `ssim` and `sharpness` (gradient energy over the original's) of the
     boosted images against the decoded high-res latents, and those of the other `COMPARISONS` under their prefixes.
-    With the decoded latents the autoencoder's error does not count, with the photographs it does; the scores under
-    `photograph/decoded/` are then the highest that a booster can have. The grid has rows low-res | boosted | original.
-    The noise depends on `config.seed` and the batch size alone, so evaluations compare.
+    Comparison with photographs includes the autoencoder's error, comparison with decoded latents does not; the scores
+    under `photograph/decoded/` are an upper bound for a booster. The grid has rows low-res | boosted | original.
+    The noise depends on `config.seed` and the batch size alone, so evaluations are comparable.
 
     Raises:
         InputError: `config.evaluate`'s method or steps are not those of a network with two times.
@@ -73,7 +73,7 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
 
     @jax.jit
     def score(images):
-        # As pixels of a file would be: decoders leave the range, and a PSNR of such values differs by up to 1 dB.
+        # Clipped, as pixels of a file are: values outside the range change the PSNR by up to 1 dB.
         images = {name: jnp.clip(image, -1, 1) for name, image in images.items()}
         images["low_res"] = upsample(images["low_res"], images["decoded"].shape[1:3], "bilinear")
         return {

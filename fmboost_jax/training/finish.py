@@ -27,7 +27,7 @@ from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_
 
 @dataclasses.dataclass(frozen=True)
 class FinishConfig:
-    """Section `finish`: weights of the terms of the loss; a weight of 0 leaves a term and its cost out.
+    """Section `finish`: weights of the terms of the loss; a weight of 0 omits a term and its cost.
 
     Attributes:
         velocity: weight of the objective's own loss, over all times. At 0 the network becomes a map for one step, and
@@ -36,9 +36,9 @@ class FinishConfig:
         pixels: weight of each image's root mean square error, values in [-1, 1].
         perceptual: weight of the distance in feature maps of efficientnet-lite0.
         consistency: weight of the root mean square error of both images at the small image's size.
-        detail: weight of the root mean square error that consistency with the small image leaves, see
+        detail: weight of the root mean square error that remains after consistency with the small image, see
             `fmboost_jax.images.colour.consistency`.
-        adversarial: weight of a patch discriminator's judgement of the latent, given the context.
+        adversarial: weight of a patch discriminator's loss on the latent, given the context.
         discriminator_width: channels of its first convolution.
         discriminator_every: updates of the network for one of the discriminator.
         crop: side of the decoded part in latent positions, cut at random; 0 for the whole latent.
@@ -72,7 +72,7 @@ class FinishConfig:
         return any((self.pixels, self.perceptual, self.consistency, self.detail))
 
     def discriminator(self, network: NetworkConfig) -> DiscriminatorConfig | None:
-        """Return the config of the discriminator beside a network; None if no weight needs one."""
+        """Return the config of the discriminator beside a network; None where no weight needs one."""
         channels = network.state_channels + network.context_channels
         return DiscriminatorConfig(channels, self.discriminator_width) if self.adversarial else None
 
@@ -85,7 +85,7 @@ class Finish:
         config: section `finish`.
         spec: of the latents.
         decode: (decoder's parameters, raw latents) → images in about [-1, 1].
-        parameters: of the decoder, an argument of the train step, so that they are no constants of its program.
+        parameters: of the decoder, an argument of the train step, not constants of its program.
         factor: by which the images are larger than the small ones.
     """
 
@@ -122,11 +122,11 @@ class Finish:
         Args:
             parameters: of the decoder.
             velocity_fn: see `fmboost_jax.flow.objectives.Network`.
-            objective: says what the network's second time is, where it has one.
+            objective: defines the network's second time, where it has one.
             x0: sources, scaled latents.
             x1: targets, scaled latents.
             key: of the crops' corners.
-            judge: the discriminator, if `config.adversarial` is set.
+            judge: the discriminator, where `config.adversarial` is not 0.
         """
         start, end = jnp.zeros(len(x0)), jnp.ones(len(x0))
         second = objective.second_time(start, end)
@@ -191,11 +191,11 @@ class Judge:
     due: Bool[Array, ""]
 
     def generator_loss(self, result: Float[Array, "b h w c"]) -> Float[Array, ""]:
-        """What the network lowers: its results' mean logit, negated."""
+        """Loss of the network: the negative mean logit of its results."""
         return -jnp.mean(self._logits(jax.lax.stop_gradient(self.parameters), result))
 
     def hinge_loss(self, result: Float[Array, "b h w c"], original: Float[Array, "b h w c"]) -> Float[Array, ""]:
-        """What the discriminator lowers: 0 where originals are above 1 and results below -1."""
+        """Loss of the discriminator: 0 where originals are above 1 and results below -1."""
 
         def loss(parameters):
             false = self._logits(parameters, jax.lax.stop_gradient(result))

@@ -21,7 +21,9 @@ class Logs:
     """
 
     def __init__(self, workdir: str, step: int, tracker: Tracker | None = None):
-        from tensorboardX import SummaryWriter  # Here, since it imports PyTorch where that is installed: seconds.
+        from tensorboardX import (
+            SummaryWriter,
+        )  # Imported here: it imports PyTorch if installed (seconds).
 
         self._workdir = workdir
         self._path = os.path.join(workdir, "metrics.jsonl")
@@ -67,7 +69,7 @@ def _lines(path: str) -> list[bytes]:
 
 
 def _step(line: bytes) -> int | None:
-    """The step of a record; None for what a crash leaves: part of a line, or zeros in place of lines."""
+    """The step of a record; None for the remains of a crash: part of a line, or zeros."""
     try:
         return int(json.loads(line)["step"]) if line.endswith(b"\n") else None
     except (ValueError, TypeError, KeyError):

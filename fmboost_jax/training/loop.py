@@ -44,7 +44,7 @@ class Evaluation:
         run: averaged parameters → scores by name, and an image grid.
         every: updates from one evaluation to the next; 0 for none but `at_end`.
         name: of the image grid's files.
-        at_end: evaluate at the end for any `every`.
+        at_end: evaluate at the end regardless of `every`.
     """
 
     run: Callable[[Parameters], tuple[dict[str, float], UInt8[np.ndarray, "h w 3"]]]
@@ -79,16 +79,16 @@ def run(
 
     Args:
         state: at `start`; donated.
-        iterator: what the steps take; closed at the end.
+        iterator: batches of the steps; closed at the end.
         train_step: compiled, with the state donated.
         workdir: folder of the run.
         config: length of the run.
         checkpoints: of the run; closed at the end.
         checkpoint_every: updates from one checkpoint to the next.
-        saved_config: what a checkpoint keeps of the config.
+        saved_config: the config as checkpoints store it.
         start: step to start from.
-        evaluation: of the averaged parameters; None for none.
-        profile: traces the steps that the config names.
+        evaluation: evaluation of the averaged parameters; None for none.
+        profile: traces the steps in the config's `profile.steps`.
         terminated: step → whether to save and stop; every process calls it at every step.
 
     Returns:

@@ -16,14 +16,14 @@ LAG = 2
 
 
 class NonFiniteMonitor:
-    """Reads every step's metrics a little late and stops a run whose loss or gradient stays not finite.
+    """Reads every step's metrics a little late and stops a run whose loss or gradient is repeatedly not finite.
 
     Such steps change no parameter (see `fmboost_jax.training.step`). The keys of their examples go to
     `nonfinite.json` in the run's folder; those that process p > 0 read, to `nonfinite_<p>.json`.
 
     Args:
         workdir: folder of the run.
-        patience: steps within which a loss that is not finite, and stays so, ends the run.
+        patience: consecutive steps with a loss that is not finite after which the run ends.
     """
 
     def __init__(self, workdir: str, patience: int):
@@ -39,7 +39,7 @@ class NonFiniteMonitor:
 
         Args:
             step: number of the step.
-            metrics: what `train_step` returned, still on the device.
+            metrics: result of `train_step`, still on the device.
             names: arrays `record` and `position`, which identify the examples of the batch.
 
         Raises:

@@ -29,7 +29,7 @@ class OptimConfig:
         lr: learning rate after the warm-up.
         warmup_steps: updates W of the warm-up; 0 for none.
         warmup_offset: with offset o, update k (from 1) has the rate lr · min(1, (k − 1 + o) / W). 1 is the reference's
-            order; 0, a first update of rate 0, was ours in version 0.1.
+            order; 0, a first update of rate 0, is that of version 0.1.
         decay_steps: updates from the first until the rate is 0, along a cosine (Loshchilov and Hutter 2017, arXiv
             1608.03983, equation 5, without restarts); 0 for a constant rate.
         b1, b2, eps: Adam's.
@@ -148,7 +148,7 @@ def guarded_adam(rate: optax.Schedule, b1: float, b2: float, eps: float) -> opta
 
 
 def guarded(optimizer: optax.GradientTransformation) -> optax.GradientTransformationExtraArgs:
-    """Return an optimizer whose `update` also takes `finite`: where it is false, the state stays as it was."""
+    """Return an optimizer whose `update` also takes `finite`: where it is false, the state does not change."""
 
     def update(updates: Any, state: Any, params: Any = None, *, finite: Bool[Array, ""] | bool = True, **_: Any):
         updates, new = optimizer.update(updates, state, params)

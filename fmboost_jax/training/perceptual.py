@@ -27,7 +27,7 @@ def perceptual_distance(
     """Square distance of the first feature maps, each position's features scaled to length 1, summed over the maps.
 
     That is LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, equation 1), in maps of 1/2 and 1/4 of
-    the images' size. It makes a decoder keep texture where pixels' differences alone make it flat.
+    the images' size. A decoder trained with it preserves texture that pixel losses alone smooth.
 
     Args:
         features: see `load_perceptual_network`.

@@ -1,4 +1,4 @@
-"""The training state and what one gradient does to it, for every kind of training."""
+"""The training state and its update by a gradient, for every kind of training."""
 
 import dataclasses
 from typing import Any
@@ -24,7 +24,7 @@ class TrainState:
         parameters: trained by the optimizer.
         ema: their exponential moving average.
         optimizer: the optimizer's state.
-        teacher: frozen parameters that an objective compares with; None where it needs none.
+        teacher: frozen parameters of the objective's teacher; None where it needs none.
         discriminator: `parameters` and `optimizer` of the discriminator; None where the finish has none.
     """
 

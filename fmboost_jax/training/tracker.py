@@ -1,7 +1,7 @@
 """Experiment trackers beside `metrics.jsonl` and TensorBoard: Weights & Biases, or trackio.
 
-Both have one interface: `init`, `log`, `Image`, `finish`. trackio keeps its records on the machine (TRACKIO_DIR). wandb
-does with WANDB_MODE=offline; otherwise it sends them to its server. A run that continues continues its records.
+Both have one interface: `init`, `log`, `Image`, `finish`. trackio stores its records locally (TRACKIO_DIR). wandb
+stores them locally with WANDB_MODE=offline; otherwise it sends them to its server. A resumed run appends to its records.
 """
 
 import hashlib
@@ -67,5 +67,5 @@ class Tracker:
         self._package.log({name: self._package.Image(image)}, step=step)
 
     def close(self) -> None:
-        """Write what is left."""
+        """Write pending records and close."""
         self._package.finish()

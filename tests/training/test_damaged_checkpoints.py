@@ -79,7 +79,7 @@ def test_none_is_whole(run, tmp_path):
     shutil.copytree(run / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
     _without_config(tmp_path / "checkpoints" / "2")
     checkpoints = Checkpoints(str(tmp_path))
-    with pytest.raises(InputError, match=r"checkpoints/2 is damaged .* no other step is whole; start again"):
+    with pytest.raises(InputError, match=r"checkpoints/2 is damaged .* no other step is complete; start again"):
         checkpoints.config(2)
     checkpoints.close()
 
