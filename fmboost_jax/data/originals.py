@@ -1,4 +1,4 @@
-"""The photographs' own pixels behind the pairs of a dataset: its records hold latents, and name photograph and crop."""
+"""The pixels of a dataset's photographs: its records hold latents, and the numbers of photograph and crop."""
 
 import pathlib
 

@@ -51,7 +51,7 @@ def reflow_pairs(
         out: folder of the new dataset.
         process_index, process_count, records_per_shard: as for `fmboost_jax.data.pairs.precompute`.
         batch_size: latents boosted at the same time.
-        batch_multiple: what the size of a batch must be a multiple of: the devices that share it.
+        batch_multiple: required multiple of the batch size: the number of devices that share it.
 
     Returns:
         The dataset; None if shards of other processes are missing.
