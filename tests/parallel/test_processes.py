@@ -229,7 +229,7 @@ def test_sigterm_to_one_stops_all_and_any_number_resumes(launch, tmp_path):
     wait_for_step(stopped[0], 1)
     stopped[1].send_signal(signal.SIGTERM)
     (first, _), _ = end(stopped, [PREEMPTED] * 2)
-    assert "SIGTERM: stopped" in first
+    assert "stopped by SIGTERM" in first
     (step,) = checkpoints(tmp_path / "many")
     assert f"step {step} of" in first
     shutil.copytree(tmp_path / "many", tmp_path / "one")
