@@ -8,5 +8,5 @@ T = TypeVar("T")
 
 
 def cpu_optimization_barrier(tree: T) -> T:
-    """Return the tree; on CPUs all of it is computed before anything that uses it, elsewhere XLA is free."""
+    """Return the tree; on CPUs XLA computes all of it before its users, elsewhere there is no barrier."""
     return jax.lax.platform_dependent(tree, cpu=jax.lax.optimization_barrier, default=lambda same: same)

@@ -1,4 +1,4 @@
-"""The persistent compilation cache: a run that starts again reads its compiled programs from disk."""
+"""The persistent compilation cache: a restarted run reads its compiled programs from disk."""
 
 import os
 
@@ -12,8 +12,8 @@ class CompilationCache:
 
     Args:
         where: a folder; "auto" for `~/.cache/fmboost_jax` (in XDG_CACHE_HOME where that is set) or, with many
-            processes, `WORKDIR/compilation_cache`, since jax lets process 0 alone write and the others read; "" for
-            none.
+            processes, `WORKDIR/compilation_cache`, because in JAX only process 0 writes the cache and the others read
+            it; "" for none.
         workdir: folder of the run.
     """
 
@@ -26,7 +26,7 @@ class CompilationCache:
         if not self._folder and where:
             jax.config.update("jax_compilation_cache_dir", os.path.abspath(where))
         if jax.process_count() > 1:
-            # With XLA's own caches beside it, process 0 would look for its programs under other keys than the others.
+            # With XLA's own caches, process 0 would have other cache keys than the other processes.
             jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
         jax.monitoring.register_event_listener(self._note)
 

@@ -4,14 +4,14 @@ The file FOLDER/.lock holds a random token, the host, and a count that the holde
 while the lock is free. Two signs show that a holder has ended:
 
 - On the holder's own machine, the kernel drops the file's lock (`flock`) when the process ends, however it ends.
-- From another machine, or where the file system has no `flock`, the count stands still. The observer's own clock
+- From another machine, or where the file system has no `flock`, the count stops rising. The observer's own clock
   measures how long.
 
-A holder that leaves nothing else behind, because its config was refused for instance, removes the file, and the folders
-that it made. Whoever opened the file before then finds that its name is gone, and opens a new one.
+A holder that wrote no other file, for example because its config was refused, removes the file and the folders that it
+created. A process that opened the file earlier detects that its name is gone, and opens a new one.
 
-Process ids play no part. A holder that finds another token in the file has been taken for dead, for instance because
-its machine was suspended. It must stop (`FolderLock.check`), so two holders never run together.
+Process ids are not compared. A holder that finds another token in the file was considered dead, for example because
+its machine was suspended. It must stop (`FolderLock.check`), so that two holders never continue together.
 """
 
 import contextlib
@@ -47,7 +47,7 @@ def this_machine() -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Holder:
-    """What the file says of the lock's holder.
+    """Contents of the lock's file: its holder.
 
     Attributes:
         token: random, of one holding of the lock.
@@ -110,7 +110,7 @@ class FolderLock:
         os.close(self._file)
 
     def check(self) -> None:
-        """Raise if another holder has taken the lock over; call it before each commit.
+        """Raise an error if another process has taken the lock; call it before each commit.
 
         Raises:
             InputError: the lock is lost.
@@ -169,7 +169,7 @@ class FolderLock:
         self._write(0)
 
     def _flock(self) -> bool:
-        """Lock the file; whether the file system can. Nothing is known then of other machines."""
+        """Lock the file; whether the file system can. This says nothing about other machines."""
         try:
             fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
@@ -181,9 +181,9 @@ class FolderLock:
         return True
 
     def _watch(self, holder: Holder) -> None:
-        """Wait until the holder shows that it lives, or was silent for so long that it counts as dead."""
+        """Wait until the holder's count rises, or has been constant for so long that the holder counts as dead."""
         print(
-            f"folder {printable(self._folder)} was used by {holder}: waiting {self._stale:g} s for a sign of life",
+            f"folder {printable(self._folder)} was used by {holder}: waiting {self._stale:g} s for its heartbeat",
             file=sys.stderr,
         )
         end = time.monotonic() + self._stale
@@ -205,7 +205,7 @@ class FolderLock:
         for number in itertools.count(1):
             if self._released.wait(self._beat):
                 return
-            with contextlib.suppress(OSError):  # a network disk that is away for a while
+            with contextlib.suppress(OSError):  # a network disk that is temporarily unavailable
                 if not self._is_ours(self._read()):
                     return
                 self._write(number)

@@ -1,4 +1,4 @@
-"""How long JAX compiles and how long it runs, apart."""
+"""Measurement of JAX's compile time and run time."""
 
 import time
 from collections.abc import Callable
@@ -44,7 +44,7 @@ class CompileClock:
 
 
 def seconds_an_image(act: Callable, runs: int, images: int) -> float:
-    """Mean time of `act`, which makes so many images a run, after a first run that compiles."""
+    """Mean time per image of a function that makes several images a call, after a first call that compiles."""
     jax.block_until_ready(act())
     start = time.perf_counter()
     for _ in range(runs):

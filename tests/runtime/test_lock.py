@@ -85,7 +85,7 @@ def test_a_silent_holder_on_another_host_is_taken_over_and_must_stop(tmp_path, w
     with first:
         first.check()
         with FolderLock(tmp_path, beat=0.01, stale=0.05) as second:
-            assert "for a sign of life" in capfd.readouterr().err
+            assert "for its heartbeat" in capfd.readouterr().err
             second.check()
             with pytest.raises(InputError, match="saves nothing more"):
                 first.check()
