@@ -24,7 +24,7 @@ class Command(NamedTuple):
     """A sub-command.
 
     Attributes:
-        summary: what it does, for the list of commands.
+        summary: description for the list of commands.
         positional: the option that takes the words before the first option, as in `fmboost sample photo.jpg`.
     """
 
@@ -33,8 +33,8 @@ class Command(NamedTuple):
 
 
 COMMANDS = {
-    "sample": Command("boost photographs, latents, or what a diffusion model makes of a prompt", "--input"),
-    "web": Command("the same in a browser, on this machine"),
+    "sample": Command("boost photographs, latents, or a diffusion model's latents of a prompt", "--input"),
+    "web": Command("boost photographs in a browser, on this machine"),
     "precompute": Command("encode photographs to pairs of latents, the training data", "--images"),
     "train": Command("train a booster", "--config"),
     "train_autoencoder": Command("train a small autoencoder", "--config"),
@@ -137,7 +137,7 @@ def _parser_of(name: str) -> argparse.ArgumentParser:
 
 
 class _CaughtError(Exception):
-    """Ends a command where it would read its arguments."""
+    """Raised in place of parsing, to end a command after it has built its parser."""
 
 
 @contextlib.contextmanager

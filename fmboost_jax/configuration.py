@@ -130,7 +130,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         overrides: words of a command line; the field must exist and keeps its type.
 
     Returns:
-        The config, for other config files to build on; `read_config` gives the checked form.
+        The config, for other config files to build on; `read_config` returns the checked form.
 
     Raises:
         InputError: a config file that is missing or fails, an unknown field, a value of the wrong type.
@@ -164,7 +164,7 @@ def _build(name: str) -> ConfigDict:
         if not isinstance(config, ConfigDict):
             raise InputError(f"get_config returned {type(config).__name__}, expected a ConfigDict")
         return config
-    # A person's own code may raise anything; the line says what and in which file.
+    # User code may raise any exception; the message has it and the file.
     except Exception as error:
         raise InputError(f"config {name}: {_innermost(error)}") from error
     finally:
@@ -218,8 +218,8 @@ def from_mapping(schema: type[T], mapping: Any, where: str, hint: str = "") -> T
     Args:
         schema: dataclass.
         mapping: values by field name.
-        where: what the mapping was read from, for messages.
-        hint: what a person can do about a bad value, for messages.
+        where: origin of the mapping, for messages.
+        hint: remedy for a bad value, for messages.
 
     Raises:
         InputError: unknown or missing fields, a value of another type, or one that the dataclass refuses.

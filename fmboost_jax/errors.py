@@ -1,7 +1,7 @@
-"""Exit codes of commands, and messages about bad input.
+"""Exit codes of the commands, and messages about bad input.
 
-0: success. 2: bad input; one clear line, no traceback. 143 (128 + SIGTERM): stopped by SIGTERM, all is
-saved, the same command resumes. Any other code: a failure; the same command resumes from the last save.
+0: success. 2: bad input; one line on stderr, no traceback. 143 (128 + SIGTERM): stopped by SIGTERM and saved; the same
+command resumes. Other codes: a failure; the same command resumes from the last checkpoint.
 """
 
 import errno
@@ -19,7 +19,7 @@ BROKEN_PIPE = 141  # 128 + SIGPIPE
 NAMED_AT_MOST = 5
 LONGEST_MESSAGE = 20_000  # characters
 
-# What a person can do about an error of the operating system. Others, as of a disk that does not answer, may pass.
+# Remedies for errors of the operating system. Other errors, such as an unresponsive disk, may be temporary.
 _REMEDIES = {
     errno.EACCES: "change its permissions or name another",
     errno.EPERM: "change its permissions or name another",
@@ -42,7 +42,7 @@ _REMEDIES = {
 
 
 class InputError(ValueError):
-    """Input that a person can mend. The message names the thing, what was expected, what was found, what to do."""
+    """Bad input. The message has the name of the value, what was expected, what was found, and a remedy."""
 
 
 def one_line(error: BaseException, limit: int = 300) -> str:
@@ -80,7 +80,7 @@ def printable(name: str) -> str:
 def explanation(error: BaseException) -> str | None:
     """Return one line for an error that input or environment caused; None for a fault of this program.
 
-    The environment's errors are those of the operating system that a person can mend, memory that is full, and a
+    The environment's errors are errors of the operating system with a known remedy, exhausted memory, and a
     platform in `JAX_PLATFORMS` that this machine does not have.
     """
     if isinstance(error, InputError):
@@ -109,7 +109,7 @@ def _raised_in(error: BaseException) -> str:
 
 
 def report(error: BaseException) -> int:
-    """Print to stderr what ended a command; returns the exit code."""
+    """Print the error that ended a command to stderr; returns the exit code."""
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 1
     if isinstance(error, KeyboardInterrupt):
@@ -125,13 +125,13 @@ def report(error: BaseException) -> int:
 def run(main: Callable[[], None]) -> None:
     """Run a command's main function. What input or environment caused becomes one line on stderr and exit code 2."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a terminal that does not have every letter
+        if isinstance(stream, io.TextIOWrapper):  # a terminal whose encoding lacks some characters
             stream.reconfigure(errors="backslashreplace")
     warnings.formatwarning = lambda message, *_, **__: f"warning: {' '.join(str(message).split())}\n"
     try:
         main()
         sys.stdout.flush()
-    except BrokenPipeError:  # as of `| head`; what Python still holds back has nowhere to go
+    except BrokenPipeError:  # a closed pipe, as of `| head`; the rest of the output is discarded
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(BROKEN_PIPE)
     except (Exception, KeyboardInterrupt) as error:

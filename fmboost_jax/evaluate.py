@@ -166,7 +166,7 @@ def evaluate(
         resize: filter that enlarges them instead.
         captions: file of captions, for text metrics and for source "prompts".
         base: diffusers pipeline of the base model, for source "prompts".
-        base_backend: what runs it: "jax", "torch", or "auto": JAX, or PyTorch for a pipeline that JAX cannot run.
+        base_backend: its backend: "jax", "torch", or "auto": JAX, or PyTorch for a pipeline that JAX cannot run.
         first_stage: path of the boosters' autoencoder. Default: the one that they name.
         weights: file of the feature network's weights. Default: PyTorch's download folder.
         cache: folder of the reference sets' statistics. Default: `~/.cache/fmboost_jax/statistics`.

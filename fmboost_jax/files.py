@@ -35,14 +35,14 @@ def read_json(path: str | os.PathLike) -> dict:
 # Such as gs://bucket/folder; pathlib makes gs:/bucket/folder of it.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 NAME_BYTES = 255  # of a file's name, on nearly every file system
-_TEMPORARY_BYTES = 200  # of a name, so that what a temporary one has beside it fits
+_TEMPORARY_BYTES = 200  # of a name, leaving room for the suffix of a temporary name
 
 
 def local_path(path: str | os.PathLike, what: str) -> str:
     """Return a path of this file system.
 
     Args:
-        path: as a person gave it.
+        path: path of an argument or a config.
         what: the option's name, for the message.
 
     Raises:
@@ -62,7 +62,7 @@ def local_path(path: str | os.PathLike, what: str) -> str:
 
 
 def utf8_path(path: str | os.PathLike, what: str) -> str:
-    """Return a local path for Orbax, which takes no other bytes than UTF-8.
+    """Return a local path for Orbax, which requires UTF-8.
 
     Raises:
         InputError: another path; see also `local_path`.
@@ -76,7 +76,7 @@ def utf8_path(path: str | os.PathLike, what: str) -> str:
 
 
 def refuse_addresses(values: Mapping[str, Any], prefix: str = "") -> None:
-    """Refuse a command line or config that names an object store, before anything is done.
+    """Raise an error for a command line or config that names an object store.
 
     Args:
         values: texts, lists of texts, numbers, and mappings of these.

@@ -1,6 +1,6 @@
-"""Tables of things that a config or a command names: look-up, construction from a short text, extensions.
+"""Tables of named components: look-up, construction from a short text, extensions.
 
-A table is a dictionary from names to what they stand for. A text names an entry and, in parentheses, its settings:
+A table is a dictionary from names to components. A text names an entry and, in parentheses, its settings:
 `"gvp"`, `"linear(sigma_min=0.001)"`. A file named with `--import` adds further entries.
 """
 
@@ -19,14 +19,14 @@ T = TypeVar("T")
 
 
 def unknown(what: str, name: object, names: Collection[str | None]) -> InputError:
-    """The error for a name that is none of the known ones."""
+    """The error for an unknown name."""
     return InputError(
         f"{what} {shown(name)} is unknown; expected one of {', '.join(str(key) or repr(key) for key in names)}"
     )
 
 
 def check_name(what: str, name: object, names: Collection[str | None]) -> None:
-    """Refuse a name that is none of the known ones.
+    """Raise an error for an unknown name.
 
     Args:
         what: what is named, for the message.
@@ -109,10 +109,10 @@ def import_extensions(names: Iterable[str]) -> None:
             path = pathlib.Path(name)
             spec = importlib.util.spec_from_file_location(path.stem, path)
             if spec is None or spec.loader is None:
-                raise ImportError(f"no module can be made of {name}")
+                raise ImportError(f"cannot load {name} as a module")
             module = importlib.util.module_from_spec(spec)
             sys.modules.setdefault(path.stem, module)
             spec.loader.exec_module(module)
-        # A person's own code may raise anything; the line says what and in which file.
+        # User code may raise any exception; the message has it and the file.
         except Exception as error:
             raise InputError(f"extension {name} cannot be imported: {one_line(error)}") from error

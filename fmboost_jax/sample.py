@@ -13,9 +13,9 @@
     python -m fmboost_jax.sample --booster BUNDLE --benchmark 10 --size 64x64
 
 Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes. Its
-colours are sRGB of 8 bits, without EXIF, unless --keep-metadata keeps those of the photograph. A file that this command
-with these settings did not write is never overwritten. The alpha channel is resized, and the colours below it are
-boosted on white. The exit code is 2 where something was not done.
+colours are 8-bit sRGB without EXIF; --keep-metadata keeps the photograph's. Only files that this command wrote with
+these settings are overwritten. The alpha channel is resized, and the colours below it are
+boosted on white. The exit code is 2 if any input was not boosted.
 """
 
 import argparse
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
     what.add_argument("--prompt", action="append", metavar="TEXT", help="for the base model; again for more images")
     what.add_argument("--benchmark", type=int, metavar="N", help="time N boosts and decodes of random latents")
     add("--out", default="boosted", metavar="DIR", help="folder of the PNG files (default: boosted)")
-    add("--first-stage", metavar="PATH", help="folder or hub id of the autoencoder, where it has moved")
+    add("--first-stage", metavar="PATH", help="folder or hub id of the autoencoder (default: the booster's)")
     add("--factor", type=int, help="factor to enlarge by; must be the booster's (default: the booster's)")
     add("--seed", type=int, default=0, help="of the noise and of the base model, 0 to 2^64 − 1 (default: 0)")
     add("--verbose", action="store_true", help="print how long compiling took")
@@ -149,7 +149,7 @@ def _parser() -> argparse.ArgumentParser:
     add_import_option(parser)
     either = parser.add_mutually_exclusive_group()
     either.add_argument(
-        "--resume", action="store_true", help="leave out photographs whose result with these settings is there"
+        "--resume", action="store_true", help="skip photographs whose result with these settings exists"
     )
     either.add_argument(
         "--compare",
@@ -159,7 +159,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     add = parser.add_argument_group("integration").add_argument
-    add("--steps", type=int, help="integration steps; more cost more (default: the booster's, 4 or 1; stochastic: 50)")
+    add(
+        "--steps",
+        type=int,
+        help="integration steps; time is proportional to them (default: the booster's, 4 or 1; stochastic: 50)",
+    )
     add("--method", help=f"ODE method: {', '.join(METHODS)}, or one that --import adds (default: euler)")
     add("--grid", help=f"time grid: {', '.join(GRIDS)}, with settings as in 'shifted(shift=3.0)' (default: uniform)")
     add("--rtol", type=float, help="relative tolerance of an adaptive method (default: 1e-5)")
@@ -213,10 +217,10 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--keep-metadata",
         action="store_true",
-        help="keep the photographs' EXIF (date, camera, author; not the place), their colour profile, and 16 bits a "
+        help="keep the photographs' EXIF (no GPS position), their colour profile, and 16 bits a "
         "channel (default: 8-bit sRGB without EXIF)",
     )
-    add("--keep-gps", action="store_true", help="as --keep-metadata, with the place where it was taken")
+    add("--keep-gps", action="store_true", help="as --keep-metadata, with the GPS position")
     add(
         "--max-megapixels",
         type=float,

@@ -42,7 +42,7 @@ from fmboost_jax.training.program import abstract_batch, abstract_state, lower_t
 from fmboost_jax.training.step import init_state
 from fmboost_jax.training.tracker import check_tracker
 
-# Sections of a config that may change when a run continues: they say where it is computed, not what.
+# Sections of a config that may change when a run resumes: they do not change the result.
 RUNTIME_SECTIONS = ("mesh.", "processes.", "profile.", "compilation_cache:", "train.tracker:")
 
 
@@ -75,7 +75,7 @@ def train(config: TrainingConfig, workdir: str, *, allow_config_change: bool = F
     """Train to `config.train.steps`, from the last checkpoint in `workdir` where there is one.
 
     Returns:
-        Whether the last step was reached; else SIGTERM stopped the run, and it is saved.
+        Whether the last step was reached; False if SIGTERM stopped the run after saving it.
 
     Raises:
         InputError: another training in `workdir`; data, checkpoint or config that do not fit, a loss that is not
@@ -151,7 +151,7 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
         terminated=terminated,
     )
     if first_process:
-        reason = "finished" if finished else "SIGTERM: stopped, the same command resumes"
+        reason = "finished" if finished else "stopped by SIGTERM; the same command resumes"
         print(f"{reason}; step {int(state.step)} of {config.train.steps}, checkpoints in {checkpoints.directory}")
     return finished
 
@@ -208,7 +208,7 @@ def _check_config(saved: dict, present: dict, where: str, allow_change: bool) ->
     if others and not allow_change:
         raise InputError(
             f"the config has changed since checkpoint {where}: {', '.join(others)}; set it back, choose another "
-            "--workdir, or continue with --allow-config-change"
+            "--workdir, or resume with --allow-config-change"
         )
 
 

@@ -37,7 +37,7 @@ from fmboost_jax.training.config import AutoencoderTrainingConfig, read_saved
 from fmboost_jax.training.state import TrainState
 from fmboost_jax.training.tracker import check_tracker
 
-PRINCIPAL_BATCHES = 100  # that the patches' principal components are taken of
+PRINCIPAL_BATCHES = 100  # images for the principal components of patches
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -120,7 +120,7 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
         write_autoencoder(os.path.join(workdir, "autoencoder"), merge(graph, state.ema), held_out)
         print(f"finished; {workdir}/autoencoder")
     else:
-        print(f"SIGTERM: stopped, the same command resumes; step {int(state.step)} of {config.train.steps}")
+        print(f"stopped by SIGTERM; the same command resumes; step {int(state.step)} of {config.train.steps}")
 
 
 def _to_device(batch):

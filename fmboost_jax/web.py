@@ -5,9 +5,9 @@
     python -m fmboost_jax.web --booster BUNDLE --base FOLDER_OR_ID
     python -m fmboost_jax.web --host 0.0.0.0 --password-file FILE
 
-The page is for this machine alone unless `--host` names another address; then `--password-file` asks visitors for a
-password (user name: fmboost). Requests of several visitors wait for each other in a queue. No request leaves the
-machine, and uploads and results are removed after an hour.
+By default the page is available on this machine only. `--host` makes it available at another address, where
+`--password-file` protects it by a password (user name: fmboost). Requests of several visitors wait in a queue. No
+request leaves the machine, and uploads and results are removed after an hour.
 """
 
 import argparse
@@ -173,7 +173,7 @@ def build_page(boosters: dict[str, Booster], *, base: BaseModel | None = None, m
                         value=boosters[first].coupling.noise_step,
                         step=1,
                         label="Noise",
-                        info="More noise lets the booster invent more and keep less.",
+                        info="More noise adds detail and reduces fidelity.",
                         elem_id="noise",
                     )
                     seed = gr.Number(0, label="Seed", precision=0, minimum=0, elem_id="seed")
@@ -333,7 +333,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="bundles, runs or names of packaged weights to choose from (default: photo-x2 photo-x4)",
     )
-    add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, to boost what it makes of a prompt")
+    add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, to boost its latents of a prompt")
     add("--base-backend", choices=("auto", "jax", "torch"), default="auto", help=BACKEND_HELP)
     add("--host", default="127.0.0.1", help="address to listen at (default: 127.0.0.1, this machine alone)")
     add("--port", type=int, help="port to listen at (default: the first free one from 7860)")
