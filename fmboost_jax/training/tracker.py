@@ -1,7 +1,7 @@
 """Experiment trackers beside `metrics.jsonl` and TensorBoard: Weights & Biases, or trackio.
 
 Both have one interface: `init`, `log`, `Image`, `finish`. trackio stores its records locally (TRACKIO_DIR). wandb
-stores them locally with WANDB_MODE=offline; otherwise it sends them to its server. A resumed run appends to its records.
+stores them locally with WANDB_MODE=offline; otherwise it sends them to its server. A resumed run appends to them.
 """
 
 import hashlib
