@@ -36,6 +36,12 @@ def whole_run(pairs, tmp_path_factory):
     return workdir, done
 
 
+@pytest.fixture
+def continued(whole_run, tmp_path):
+    """A copy of the run, to continue."""
+    return shutil.copytree(whole_run[0], tmp_path / "run")
+
+
 def assert_same_weights(found, expected):
     for ema in (True, False):
         (a, _, step_a), (b, _, step_b) = (load_weights(str(run), ema=ema) for run in (found, expected))
@@ -125,16 +131,15 @@ def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [6, 9]
 
 
-def test_changed_config_is_refused_by_name_unless_allowed(pairs, tmp_path, capsys):
-    call("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
-    changed = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.optim.lr=7e-4")
+def test_changed_config_is_refused_by_name_unless_allowed(pairs, continued, capsys):
+    changed = train_words(pairs, continued, *RESUMABLE, "--config.train.steps=13", "--config.optim.lr=7e-4")
     line = call_refused("train", *changed)
     assert "optim.lr: " in line
     assert "→ 0.0007" in line
-    assert "train.steps: 2 → 3" in line
+    assert "train.steps: 12 → 13" in line
     call("train", *changed, "--allow-config-change")
-    assert "step 3 of 3" in capsys.readouterr().out
-    other = train_words(pairs, tmp_path, "--config.train.steps=3", "--config.unet.num_res_blocks=2")
+    assert "step 13 of 13" in capsys.readouterr().out
+    other = train_words(pairs, continued, "--config.train.steps=13", "--config.unet.num_res_blocks=2")
     line = call_refused("train", *other, "--allow-config-change")
     assert "another architecture" in line
     assert "unet.num_res_blocks: 1 → 2" in line
@@ -167,18 +172,16 @@ def test_a_shortcut_model_starts_from_a_flows_weights(pairs, whole_run, tmp_path
     assert not (tmp_path / "other").exists()
 
 
-def test_full_disk_keeps_the_last_checkpoint(pairs, tmp_path, capsys):
+def test_full_disk_keeps_the_last_checkpoint(pairs, continued, capsys):
     """A limit on the size of files stands for the disk: a later save fails as it would there."""
-    short = train_words(pairs, tmp_path, "--config.train.steps=2")
-    call("train", *short)
-    more = train_words(pairs, tmp_path, "--config.train.steps=4", "--allow-config-change")
+    more = train_words(pairs, continued, "--config.train.steps=14", "--allow-config-change")
     limit = (150_000, 150_000)
     line = refused("train", *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
     assert "is the disk full?" in line
-    assert "the last whole checkpoint is step 2" in line
-    assert load_weights(str(tmp_path))[2] == 2
+    assert "the last whole checkpoint is step 12" in line
+    assert load_weights(str(continued))[2] == 12
     call("train", *more)
-    assert "step 4 of 4" in capsys.readouterr().out
+    assert "step 14 of 14" in capsys.readouterr().out
 
 
 def test_a_changed_byte_of_a_checkpoint_is_named_and_the_last_whole_one(pairs, whole_run, tmp_path):
@@ -193,26 +196,25 @@ def test_a_changed_byte_of_a_checkpoint_is_named_and_the_last_whole_one(pairs, w
     assert "the last whole one is step 9" in line
 
 
-def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, tmp_path):
-    call("train", *train_words(pairs, tmp_path, "--config.train.steps=2"))
-    good = load_weights(str(tmp_path))[0]
+def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, continued):
+    good = load_weights(str(continued))[0]
     patience = 3
     line = call_refused(
         "train",
-        *train_words(pairs, tmp_path, "--config.train.steps=50", "--config.checkpoint.every=1"),
+        *train_words(pairs, continued, "--config.train.steps=50", "--config.checkpoint.every=1"),
         "--config.optim.lr=1e38",
         f"--config.train.nan_patience={patience}",
         "--allow-config-change",
     )
     assert "nonfinite.json" in line
-    dumped = json.loads((tmp_path / "nonfinite.json").read_text())
+    dumped = json.loads((continued / "nonfinite.json").read_text())
     assert all(len(step["record"]) == len(step["position"]) == 4 for step in dumped)
     first = dumped[0]["step"]
-    saved = load_weights(str(tmp_path))
+    saved = load_weights(str(continued))
     assert saved[2] < first
     assert all(np.isfinite(value).all() for value in saved[0].values())
     assert good.keys() == saved[0].keys()
-    steps = [json.loads(row)["step"] for row in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    steps = [json.loads(row)["step"] for row in (continued / "metrics.jsonl").read_text().splitlines()]
     assert max(steps) < first + patience
 
 
