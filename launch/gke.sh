@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on GKE: xpk turns the run into a JobSet, which starts again unless it ends with 0 (finished) or 2 (bad input).
+# Train on GKE: xpk turns the run into a JobSet, which restarts until it exits with 0 (finished) or 2 (bad input).
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Train on GPUs under SLURM, a process for each; put back into the queue unless it has finished.
+# Train on GPUs under SLURM, a process for each; requeued until it has finished.
 set -euo pipefail
 # shellcheck source=launch/common.sh
 source "$(dirname "${BASH_SOURCE[0]}")/common.sh"

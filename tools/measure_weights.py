@@ -14,7 +14,7 @@ is an image's gradient energy over the original's. "Fréchet" is the Fréchet di
 efficientnet-lite0, between 4 patches of each image and the same patches of the originals; few patches for so many
 features, so compare it within one table alone. "Small" is the PSNR of the image, box-filtered to the small
 photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) judges an image without
-the original; 0 is best. Seconds are of one photograph on the machine at hand, compilation left
+the original; 0 is best. Seconds are of one photograph on this machine, compilation left
 out.
 """
 
