@@ -240,7 +240,7 @@ def test_metadata_and_sixteen_bits_are_kept_where_asked(run, booster, photograph
     large = booster.upscale([deep, np.asarray(eight)], steps=1)
     assert [image.dtype for image in large] == [np.uint16, np.uint8]
     for words_, expected in (
-        (("--keep-metadata", "--compare"), "a comparison does not do"),
+        (("--keep-metadata", "--compare"), "a comparison does not support"),
         (("--max-megapixels", 0.0005), r"2 of 2 inputs were not boosted: a.jpg: Image size \(960 pixels\) exceeds"),
         (("--max-megapixels", -1), "more than 0"),
     ):
