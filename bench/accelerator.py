@@ -4,7 +4,7 @@
     python -m bench.accelerator --out RESULTS.jsonl --minutes 10 --peers     # and the PyTorch reference model on a GPU
     python -m bench.accelerator --out /tmp/rehearsal.jsonl --small           # on any machine, a minute
 
-The parts are in the order of their worth. Each row is written as soon as it is measured, so an interruption loses none.
+The most important parts come first. Each row is written as soon as it is measured, so an interruption loses none.
 No part begins when the time is over. A row has the median seconds, the seconds of compilation, images a second, MFU on
 chips whose peak is known, and the device's peak memory. `--small` takes a narrow network and small latents: it shows
 that every part runs.

@@ -79,7 +79,7 @@ def _result(child: "_Child", first: float, pairs: list[tuple[float, float]]) -> 
 
 
 class _Child:
-    """A implementation's process, from the outside."""
+    """An implementation's process, from the outside."""
 
     def __init__(self, implementation: Implementation):
         context = multiprocessing.get_context("spawn")

@@ -194,7 +194,7 @@ def _parser() -> argparse.ArgumentParser:
         "--scheduler",
         default="",
         metavar="CLASS",
-        help="class of diffusers in place of its own, such as LCMScheduler for an LCM-LoRA",
+        help="diffusers scheduler that replaces the pipeline's, such as LCMScheduler for an LCM-LoRA",
     )
     add("--base-steps", type=int, metavar="N", help="steps of the base model (default: its own)")
     add("--guidance", type=float, metavar="SCALE", help="guidance scale of the base model (default: its own)")

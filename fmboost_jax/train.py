@@ -228,7 +228,7 @@ def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Pa
     where = f"{config.train.init_from} step {step}"
     before = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
     network = before[before["network"]]
-    if config.architecture.time_inputs == 2 and network["time_inputs"] == 1:
+    if config.architecture.time_inputs == 2 and network.get("time_inputs") == 1:
         network["time_inputs"] = 2
         parameters = {**fresh, **parameters}
     _check_network(before, to_mapping(config), where)

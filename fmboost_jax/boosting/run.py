@@ -47,7 +47,10 @@ def _statistics(config: TrainingConfig, stage: FirstStage) -> LatentStatistics |
     The high-res ones: small latents are encoded photographs, too, while PSU's were encoded from enlarged images.
     """
     try:
-        high = spread_records(DatasetInfo.read(config.data.dir), STATISTICS_RECORDS)["high"]
+        info = DatasetInfo.read(config.data.dir)
+        if info.channels != stage.channels:  # another dataset in a folder of that name
+            return None
+        high = spread_records(info, STATISTICS_RECORDS)["high"]
     except InputError:
         return None
     return LatentStatistics.of(stage.spec.scale(jnp.asarray(high, jnp.float32)))

@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Array, Float, UInt32
 from tqdm import tqdm
 
-from fmboost_jax.data.dataset import DTYPES, DatasetInfo, Shard, Teacher
+from fmboost_jax.data.dataset import DTYPES, DatasetInfo, Teacher
 from fmboost_jax.data.pairs import missing_shards, publish_dataset
 from fmboost_jax.data.records import PairSource, ShardWriter, encode
 from fmboost_jax.data.shards import FinishedShard, Plan
@@ -94,7 +94,8 @@ def _make_shard(
     repeated = [number for number in numbers for _ in range(draws)]
     for first in range(0, len(repeated), batch_size):
         batch = repeated[first : first + batch_size]
-        low = np.stack([source[number]["low"] for number in batch])
+        lows = {number: source[number]["low"] for number in dict.fromkeys(batch)}
+        low = np.stack([lows[number] for number in batch])
         records = np.arange(numbers[0] * draws + first, numbers[0] * draws + first + len(batch), dtype=np.uint32)
         highs = jax.device_get(map_batches(boost_batch, [low, records], batch_size, multiple=multiple))
         largest = float(np.abs(highs).max())
@@ -103,6 +104,6 @@ def _make_shard(
         for place, number, small, high in zip(range(first, first + len(batch)), batch, low, highs, strict=True):
             writer.write(encode(recipe, (shard, place, *source.origin(number)), small, high))
         bar.update(len(batch))
-    entry: Shard = writer.finish()
+    entry = writer.finish()
     names = tuple(f"pair {number}" for number in numbers)
     plan.finish_shard(shard, FinishedShard(entry.name, entry.records, entry.bytes, entry.sha256, names, ()))

@@ -29,8 +29,8 @@ _PREFERRED = (
     "diffusion_pytorch_model.fp16.bin",
     "diffusion_pytorch_model.bin.index.fp16.json",
 )
-# ComfyUI's 8-bit weights: `x.weight` is to be multiplied by `x.scale_weight`, in later versions `x.weight_scale`. The
-# other names are of activations, and marks of the file.
+# ComfyUI's scaled 8-bit weights: the value is `x.weight` times `x.scale_weight` (`x.weight_scale` in later versions).
+# Scales of activations and the file's marks are not used.
 _WEIGHT_SCALES = (".scale_weight", ".weight_scale")
 _OF_ACTIVATIONS = (".scale_input", ".input_scale")
 _MARK, _RECIPE = "scaled_fp8", ".comfy_quant"
