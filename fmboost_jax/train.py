@@ -193,7 +193,7 @@ def _check_teacher(config: TrainingConfig, info: DatasetInfo) -> None:
         if isinstance(make_objective(config.objective), Reflow):
             raise InputError(
                 f"objective {config.objective} trains on pairs that a flow made; {info.folder} has the photographs' "
-                "own: make others with python -m fmboost_jax.precompute --pairs --teacher"
+                "own; make them with python -m fmboost_jax.precompute --pairs DATA --teacher RUN"
             )
     elif info.teacher.source != config.coupling:
         differences = ", ".join(changes(to_mapping(info.teacher.source), to_mapping(config.coupling)))
