@@ -26,7 +26,7 @@ class _CLIP:
     def __init__(self, model: str):
         try:
             import torch
-            from transformers import CLIPModel, CLIPProcessor
+            from transformers.models.clip import CLIPModel, CLIPProcessor
         except ImportError as error:
             raise InputError("clip needs transformers and PyTorch: pip install 'fmboost_jax[eval]'") from error
         self._torch = torch

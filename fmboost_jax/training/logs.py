@@ -2,6 +2,8 @@
 
 import json
 import os
+import sys
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
@@ -21,16 +23,12 @@ class Logs:
     """
 
     def __init__(self, workdir: str, step: int, tracker: Tracker | None = None):
-        from tensorboardX import (
-            SummaryWriter,
-        )  # Imported here: it imports PyTorch if installed (seconds).
-
         self._workdir = workdir
         self._path = os.path.join(workdir, "metrics.jsonl")
         kept = [line for line in _lines(self._path) if (at := _step(line)) is not None and at <= step]
         write_atomically(self._path, b"".join(kept))
         self._file = open(self._path, "a", encoding="utf-8")  # noqa: SIM115 (lives as long as the run)
-        self._board = SummaryWriter(os.path.join(workdir, "tensorboard"), purge_step=step)
+        self._board = _summary_writer()(os.path.join(workdir, "tensorboard"), purge_step=step)
         self._tracker = tracker
 
     def scalars(self, step: int, values: dict[str, float]) -> None:
@@ -58,6 +56,18 @@ class Logs:
         self._board.close()
         if self._tracker:
             self._tracker.close()
+
+
+def _summary_writer():
+    """Return tensorboardX's writer. PyTorch is hidden while it is imported: that takes seconds, for unused tensors."""
+    hidden: dict[str, Any] = {} if "torch" in sys.modules else {"torch": None}
+    sys.modules.update(hidden)
+    try:
+        from tensorboardX import SummaryWriter
+    finally:
+        for name in hidden:
+            del sys.modules[name]
+    return SummaryWriter
 
 
 def _lines(path: str) -> list[bytes]:

@@ -214,8 +214,9 @@ def test_killed_while_saving_and_resumed_with_the_same_bits(launch, whole, tmp_p
     assert re.search(r"[1-9] program\(s\) found in \S+/compilation_cache", first)
     assert "finished" not in second
     assert losses(tmp_path) == losses(whole[0])
+    found = weights(tmp_path)
     for name, value in weights(whole[0]).items():
-        np.testing.assert_array_equal(weights(tmp_path)[name], value, err_msg=name)
+        np.testing.assert_array_equal(found[name], value, err_msg=name)
     assert scores(tmp_path) == pytest.approx(scores(whole[0]), rel=1e-5)
     assert checkpoints(tmp_path) == [3, 6, 9]
 

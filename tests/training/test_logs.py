@@ -1,6 +1,8 @@
 """The log of a run that continues after a crash."""
 
+import importlib
 import json
+import sys
 
 from fmboost_jax.training.logs import Logs
 
@@ -14,3 +16,12 @@ def test_what_a_crash_left_is_dropped(tmp_path):
     logs.scalars(3, {"loss": 0.5})
     logs.close()
     assert path.read_bytes() == good[0] + good[1] + b'{"step": 3, "loss": 0.5}\n'
+
+
+def test_a_run_starts_without_pytorch(tmp_path, monkeypatch):
+    """Its import takes seconds, and a run has no use for it; who needs it later still gets it."""
+    for name in [name for name in sys.modules if name.partition(".")[0] in ("tensorboardX", "torch")]:
+        monkeypatch.delitem(sys.modules, name)
+    Logs(str(tmp_path), 0).close()
+    assert "torch" not in sys.modules
+    assert importlib.util.find_spec("torch")
