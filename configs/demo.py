@@ -42,6 +42,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.crops = 16  # random crops a photograph; 0 for one from the centre
     config.data.crop_scale = 2.0  # largest side of a random crop in units of high_res; smaller ones are native pixels
     config.data.dtype = "float16"  # of stored latents
+    config.data.images = False  # keep the images beside the latents, for the finish's terms on images
     config.data.num_threads = 4
     config.data.prefetch = 8  # batches read ahead
 

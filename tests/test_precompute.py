@@ -37,6 +37,7 @@ from ml_collections import ConfigDict
 
 def get_config():
     data = {"high_res": 32, "low_res": 16, "upsampling": "psu", "dtype": "float16", "crops": 3, "num_threads": 2}
+    data["images"] = False
     return ConfigDict({"seed": 5, "first_stage": {"kind": "identity", "path": ""}, "data": data})
 """
 
@@ -100,10 +101,11 @@ def test_pairs_are_the_crops_and_themselves_shrunk(config, photos, tmp_path, cap
 
 
 def test_the_photographs_behind_the_pairs(config, photos, tmp_path):
-    info = DatasetInfo.read(precompute(config, photos, tmp_path / "out"))
+    info = DatasetInfo.read(precompute(config, photos, tmp_path / "out", "--config.data.images=True"))
     records = np.array([20, 0, 4])
     images = original_images(info, records, str(photos))
     source = PairSource(info)
+    np.testing.assert_array_equal(images, np.stack([source[record]["image"] for record in records]))
     expected = to_uint8(np.stack([source[record]["high"] for record in records]))
     np.testing.assert_array_equal(images, expected)
     with pytest.raises(InputError, match=r"not those that dataset .* was made of"):

@@ -39,7 +39,8 @@ class DataConfig:
 
     Attributes:
         dir: folder of a dataset that precompute wrote.
-        low_res, high_res, upsampling, low_res_source, crops, crop_scale, dtype: see `Recipe`, which checks them.
+        low_res, high_res, upsampling, low_res_source, crops, crop_scale, dtype, images: see `Recipe`, which checks
+            them.
         num_threads: reading threads; 0 reads in the calling thread.
         prefetch: batches read in advance.
     """
@@ -52,6 +53,7 @@ class DataConfig:
     crops: int = 0
     crop_scale: float = 1.0
     dtype: str = "float16"
+    images: bool = False
     num_threads: int = 4
     prefetch: int = 8
 
@@ -105,6 +107,8 @@ class Recipe:
             the shrunk photograph encoded and decoded, which is the input of a booster of small latents; "mixed":
             "pixels" for a photograph's first crop, "latents" for its second, and so on. LSU always encodes the shrunk
             photograph. Default: "pixels".
+        images: whether each record also has the high-res image, uint8: what terms on images are then compared with, see
+            `fmboost_jax.training.finish`. Default: False.
         teacher: what made the high-res latents, in place of the encoder. Default: None.
     """
 
@@ -122,6 +126,7 @@ class Recipe:
     crop_scale: float
     seed: int
     low_res_source: str = dataclasses.field(default="pixels", kw_only=True)
+    images: bool = dataclasses.field(default=False, kw_only=True)
     teacher: Teacher | None = dataclasses.field(default=None, kw_only=True)
 
     @classmethod
@@ -151,6 +156,7 @@ class Recipe:
             crop_scale=data.crop_scale,
             seed=seed,
             low_res_source=data.low_res_source,
+            images=data.images,
         )
         recipe.validate("config.data")
         return recipe
@@ -210,6 +216,11 @@ class Recipe:
         """(height, width, channels) of the low-res latent."""
         return self.low_size, self.low_size, self.channels
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, 3) of the high-res image."""
+        return self.high_res, self.high_res, 3
+
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
@@ -252,8 +263,9 @@ class DatasetInfo(Recipe):
         """Return the text of dataset.json. Equal datasets give equal bytes."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
-        if self.teacher is None:
-            del fields["teacher"]
+        for name in ("images", "teacher"):
+            if not fields[name]:
+                del fields[name]
         shards = fields.pop("shards")
         latents = {"high_latent": self.high_shape, "low_latent": self.low_shape}
         return json.dumps({"format": FORMAT} | fields | latents | {"records": self.records, "shards": shards}, indent=2)
@@ -293,8 +305,9 @@ class DatasetInfo(Recipe):
     def check(self, data: DataConfig, first_stage: FirstStage, state_channels: int | None = None) -> None:
         """Check that this dataset fits a config.
 
-        Seed and crops may differ: a config's seed may change after the pairs were made. The path of the first stage may
-        differ too, since another machine may have the weights in another folder.
+        Seed and crops may differ: a config's seed may change after the pairs were made. A dataset may have images that
+        the config does not ask for. The path of the first stage may differ too, since another machine may have the
+        weights in another folder.
 
         Args:
             data: section `data` of the config.
@@ -309,6 +322,8 @@ class DatasetInfo(Recipe):
             **{f"data.{name}": (name, getattr(data, name)) for name in COMPARED},
             "the network's state channels": ("channels", self.channels if state_channels is None else state_channels),
         }
+        if data.images:
+            wanted["data.images"] = ("images", True)
         for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):
             wanted[f"the first stage's {name}"] = (name, getattr(first_stage.spec, name))
         differences = [

@@ -102,9 +102,10 @@ def _make_shard(plan, source, shard, loaded, encode_pair, batch_size, bar) -> It
         # `map_batches` fills up the last batch, so that all use one program and give the same bits.
         inputs = [np.stack([image for _, _, image in batch]), np.array([crop for _, crop, _ in batch])]
         lows, highs = jax.device_get(map_batches(encode_pair, inputs, batch_size))
-        for (photo, crop, _), low, high in zip(batch, lows, highs, strict=True):
+        for (photo, crop, image), low, high in zip(batch, lows, highs, strict=True):
             _check_range(low, high, plan.recipe, source.names[photo])
-            writer.write(encode(plan.recipe, (shard, next(place), photo, crop), low, high))
+            kept = image if plan.recipe.images else None
+            writer.write(encode(plan.recipe, (shard, next(place), photo, crop), low, high, kept))
         yield len(batch)
     if used:
         entry = writer.finish()

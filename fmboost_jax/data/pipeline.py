@@ -35,7 +35,8 @@ def batches(
     """Return this process's share of the global batches.
 
     A batch is a dict of numpy arrays: `low` (b, h, w, c) and `high` (b, H, W, C), raw latents in the stored dtype;
-    `record` (b,) uint32, the number in the dataset; `position` (b,) uint32, the index in the stream, modulo 2³².
+    `record` (b,) uint32, the number in the dataset; `position` (b,) uint32, the index in the stream, modulo 2³². A
+    dataset with images has `image` (b, f·H, f·W, 3) uint8, too.
 
     `grain.checkpoint.CheckpointSave` saves the dataset's iterator, and a restored iterator continues at the same
     element; for another number of processes see `seek`. Close the iterator after use. It raises InputError, with file

@@ -3,6 +3,7 @@
     bytes 0 to 15     four uint32: shard, index in the shard, photograph, crop
     then              low-res latent  (h, w, c), float16 or bfloat16, raw
     then              high-res latent (H, W, C), same dtype
+    then              high-res image  (f·H, f·W, 3), uint8, where the recipe has `images`
 
 Shards have one record per group and no compression: float latents hardly compress, and random access then needs one
 read. A record has no checksum. ArrayRecord uses Riegeli, which stores hashes of the header and the data of every group
@@ -19,7 +20,7 @@ import threading
 
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
-from jaxtyping import Float, UInt32
+from jaxtyping import Float, UInt8, UInt32
 
 from fmboost_jax.data.dataset import DTYPES, REDO, DatasetInfo, Recipe, Shard
 from fmboost_jax.errors import InputError
@@ -28,6 +29,7 @@ from fmboost_jax.files import partial_path, publish
 Header = UInt32[np.ndarray, "4"]
 LowLatent = Float[np.ndarray, "h w c"]
 HighLatent = Float[np.ndarray, "H W c"]
+HighImage = UInt8[np.ndarray, "high_res high_res 3"]
 
 _HEADER = np.dtype("<u4")
 _HEADER_BYTES = 4 * _HEADER.itemsize
@@ -38,11 +40,17 @@ _READ_BUFFER = 32768  # bytes
 
 def record_bytes(recipe: Recipe) -> int:
     """Size of one record in bytes."""
-    values = np.prod(recipe.low_shape) + np.prod(recipe.high_shape)
-    return _HEADER_BYTES + int(values) * DTYPES[recipe.dtype].itemsize
+    latents = sum(_latent_values(recipe)) * DTYPES[recipe.dtype].itemsize
+    return _HEADER_BYTES + latents + int(np.prod(recipe.image_shape)) * recipe.images
 
 
-def encode(recipe: Recipe, header: tuple[int, int, int, int], low: LowLatent, high: HighLatent) -> bytes:
+def _latent_values(recipe: Recipe) -> tuple[int, int]:
+    return int(np.prod(recipe.low_shape)), int(np.prod(recipe.high_shape))
+
+
+def encode(
+    recipe: Recipe, header: tuple[int, int, int, int], low: LowLatent, high: HighLatent, image: HighImage | None = None
+) -> bytes:
     """Return a pair's bytes. Latents are rounded to the recipe's dtype.
 
     Args:
@@ -50,19 +58,33 @@ def encode(recipe: Recipe, header: tuple[int, int, int, int], low: LowLatent, hi
         header: shard, index in the shard, photograph, crop.
         low: raw low-res latent.
         high: raw high-res latent.
+        image: high-res image, where `recipe.images` says so.
     """
     if (low.shape, high.shape) != (recipe.low_shape, recipe.high_shape):
         raise ValueError(f"latents {low.shape}, {high.shape}; the recipe has {recipe.low_shape}, {recipe.high_shape}")
+    found = None if image is None else image.shape
+    if found != (recipe.image_shape if recipe.images else None):
+        raise ValueError(f"image {found}; the recipe has {recipe.image_shape if recipe.images else None}")
     dtype = DTYPES[recipe.dtype]
-    return np.array(header, _HEADER).tobytes() + low.astype(dtype).tobytes() + high.astype(dtype).tobytes()
+    arrays = [np.array(header, _HEADER), low.astype(dtype), high.astype(dtype)]
+    return b"".join(array.tobytes() for array in (arrays if image is None else [*arrays, image]))
 
 
-def decode(recipe: Recipe, record: bytes) -> tuple[Header, LowLatent, HighLatent]:
-    """Return header (shard, index in the shard, photograph, crop), low-res and high-res latent: views of the record."""
-    dtype, split = DTYPES[recipe.dtype], int(np.prod(recipe.low_shape))
-    latents = np.frombuffer(record, dtype, offset=_HEADER_BYTES)
-    header = np.frombuffer(record, _HEADER, count=4)
-    return header, latents[:split].reshape(recipe.low_shape), latents[split:].reshape(recipe.high_shape)
+def decode(recipe: Recipe, record: bytes) -> tuple[Header, dict[str, np.ndarray]]:
+    """Return views of a record.
+
+    Returns:
+        The header (shard, index in the shard, photograph, crop); the arrays by name: `low` and `high`, the raw
+        latents, and `image` where `recipe.images` says so.
+    """
+    split, rest = _latent_values(recipe)
+    latents = np.frombuffer(record, DTYPES[recipe.dtype], count=split + rest, offset=_HEADER_BYTES)
+    low, high = latents[:split].reshape(recipe.low_shape), latents[split:].reshape(recipe.high_shape)
+    arrays: dict[str, np.ndarray] = {"low": low, "high": high}
+    if recipe.images:
+        pixels = np.frombuffer(record, np.uint8, offset=_HEADER_BYTES + latents.nbytes)
+        arrays["image"] = pixels.reshape(recipe.image_shape)
+    return np.frombuffer(record, _HEADER, count=4), arrays
 
 
 class ShardWriter:
@@ -129,19 +151,21 @@ class PairSource:
     def __getitem__(self, index) -> dict[str, np.ndarray | np.uint32]:
         """Return pair `index`: {"record": uint32, "low": (h, w, c), "high": (H, W, C)}, raw, in the stored dtype.
 
+        A dataset with images has "image": (f·H, f·W, 3), uint8, too.
+
         Raises:
             InputError: the record or its shard is damaged; the message has the file and the record.
             IndexError: no such record.
         """
-        _, low, high = self._record(operator.index(index))
-        return {"record": np.uint32(index), "low": low, "high": high}
+        _, arrays = self._record(operator.index(index))
+        return {"record": np.uint32(index), **arrays}
 
     def origin(self, index: int) -> tuple[int, int]:
         """Numbers of the photograph and of its crop that pair number `index` was made of; errors as above."""
-        header, _, _ = self._record(index)
+        header, _ = self._record(index)
         return int(header[2]), int(header[3])
 
-    def _record(self, index: int) -> tuple[Header, LowLatent, HighLatent]:
+    def _record(self, index: int) -> tuple[Header, dict[str, np.ndarray]]:
         if not 0 <= index < len(self):
             raise IndexError(f"record {index} of {len(self)}")
         number = int(np.searchsorted(self._starts, index, side="right")) - 1
@@ -152,11 +176,11 @@ class PairSource:
             raise self._damaged(number, index, f"cannot be read ({str(error).split(';')[0]})") from error
         if len(data) != record_bytes(self._info):
             raise self._damaged(number, index, f"has {len(data)} bytes, expected {record_bytes(self._info)}")
-        header, low, high = decode(self._info, data)
+        header, arrays = decode(self._info, data)
         shard = int(pathlib.PurePosixPath(self._info.shards[number].name).stem)
         if header[:2].tolist() != [shard, place]:
             raise self._damaged(number, index, f"has the header of record {header[1]} of shard {header[0]:05d}")
-        return header, low, high
+        return header, arrays
 
     def _reader(self, number: int) -> ArrayRecordReader:
         with self._lock:

@@ -65,7 +65,7 @@ def reflow_pairs(
         raise InputError(f"{pairs.folder}: its high-res latents were made by a flow; name the dataset of photographs")
     plan = Plan(
         folder=out,
-        recipe=dataclasses.replace(pairs.recipe, teacher=teacher),
+        recipe=dataclasses.replace(pairs.recipe, images=False, teacher=teacher),
         photos=pairs.records,
         photos_per_shard=max(1, records_per_shard // teacher.draws),
         fingerprint=hashlib.sha256("".join(shard.sha256 for shard in pairs.shards).encode()).hexdigest(),

@@ -6,19 +6,23 @@ and `decode` convert from and to [-1, 1]. The latents are the large autoencoder'
 """
 
 import dataclasses
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fmboost_jax.configuration import require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError
 from fmboost_jax.models.blocks import GroupNorm, conv
+from fmboost_jax.models.first_stage import square
 from fmboost_jax.models.parameters import kernel_flops
 
 # The decoder bounds latents smoothly to ±3, against outliers of a sampler.
 LATENT_BOUND = 3.0
+_Cut = Callable[[Array], Array]
+
 # Width of the pool branch relative to its block; also its number of groups.
 POOL_EXPANSION = 4
 
@@ -129,17 +133,20 @@ class DownLevel(nnx.Module):
 
 
 class UpLevel(nnx.Module):
-    """Blocks, then nearest ×2 and a convolution; at the finest level only the convolution to the image."""
+    """Blocks, then nearest ×2 and a convolution; at the finest level only the convolution to the image.
+
+    `cut` is applied between the two.
+    """
 
     def __init__(self, last: bool, blocks: int, pool: bool, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
         self.blocks = nnx.List([Block(pool, config, rngs) for _ in range(blocks)])
         outputs = config.patch_channels if last else config.width
         self.conv = conv(config.width, outputs, bias=last, upsample=not last, dtype=config.dtype, rngs=rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+    def __call__(self, x: Float[Array, "b h w c"], cut: _Cut = lambda x: x) -> Float[Array, "b H W d"]:
         for block in self.blocks:
             x = block(x)
-        return self.conv(x)
+        return self.conv(cut(x))
 
 
 class Encoder(nnx.Module):
@@ -162,7 +169,7 @@ class Encoder(nnx.Module):
 
 
 class Decoder(nnx.Module):
-    """Latent → image in [0, 1]."""
+    """Latent → image in [0, 1]; `cut` is applied after the blocks at the latent's size."""
 
     def __init__(self, config: AutoencoderTinyConfig, rngs: nnx.Rngs):
         last = len(config.decoder_blocks) - 1
@@ -174,9 +181,10 @@ class Decoder(nnx.Module):
             ]
         )
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
+    def __call__(self, x: Float[Array, "b h w c"], cut: _Cut = lambda x: x) -> Float[Array, "b H W i"]:
         x = jax.nn.relu(self.conv_in(jnp.tanh(x / LATENT_BOUND) * LATENT_BOUND))
-        for level in self.levels:
+        x = self.levels[0](x, cut)
+        for level in self.levels[1:]:
             x = level(x)
         return x
 
@@ -216,8 +224,21 @@ class AutoencoderTiny(nnx.Module):
 
     def decode(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
         """Image of a latent: float32, in [-1, 1] up to the network's overshoot (not clipped)."""
-        patches = self.decoder(latent.astype(self.config.dtype)).astype(jnp.float32)
-        return from_patches(patches, self.config.patch_size) * 2 - 1
+        return self._image(self.decoder(latent.astype(self.config.dtype)))
+
+    def decode_part(
+        self, latent: Float[Array, "b h w c"], corner: Int[Array, "2"], side: int
+    ) -> Float[Array, "b size size i"]:
+        """Image of a square part of a latent, see `fmboost_jax.models.first_stage.decode_part`.
+
+        The pool branch takes its statistics from the whole latent, so the coarsest blocks see all of it.
+        """
+        if not self.config.pool:
+            return self.decode(square(latent, corner, side))
+        return self._image(self.decoder(latent.astype(self.config.dtype), lambda x: square(x, corner, side)))
+
+    def _image(self, patches: Array) -> Float[Array, "b H W i"]:
+        return from_patches(patches.astype(jnp.float32), self.config.patch_size) * 2 - 1
 
     def decoder_flops(self, height: int, width: int) -> int:
         """FLOPs of decoding one latent of this size; a multiply-add is two, norms do not count."""

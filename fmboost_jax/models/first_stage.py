@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fmboost_jax.errors import InputError
 
@@ -152,6 +152,23 @@ class Autoencoder(Protocol):
     def decoder_flops(self, height: int, width: int) -> int:
         """FLOPs of decoding one latent of this size; a multiply-add is two."""
         ...
+
+
+def square(x: Float[Array, "b h w c"], corner: Int[Array, "2"], side: int) -> Float[Array, "b side side c"]:
+    """Cut a square of `side`² positions whose upper left one is `corner`, (row, column), out of a map."""
+    return jax.lax.dynamic_slice(x, (0, corner[0], corner[1], 0), (x.shape[0], side, side, x.shape[3]))
+
+
+def decode_part(
+    model: Autoencoder, latent: RawLatent, corner: Int[Array, "2"], side: int
+) -> Float[Array, "b size size 3"]:
+    """Decode a square of `side`² positions of a raw latent, whose upper left one is `corner`.
+
+    A model with layers that see the whole latent may have a method `decode_part` of its own. Others decode the square
+    alone. In either case, pixels near the square's edges differ from those of the whole image.
+    """
+    own = getattr(model, "decode_part", None)
+    return model.decode(square(latent, corner, side)) if own is None else own(latent, corner, side)
 
 
 @dataclasses.dataclass(frozen=True)

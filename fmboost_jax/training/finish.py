@@ -1,7 +1,9 @@
-"""The finish: terms of the loss that compare the decoded result of one step with the decoded original.
+"""The finish: terms of the loss that compare the decoded result of one step with the original image.
 
 A velocity loss weighs all latent channels alike, whatever their errors do to an image. The finish decodes the result
-of one Euler step from the source and measures the image itself, through the frozen decoder.
+of one Euler step from the source and measures the image itself, through the frozen decoder. The original is the image
+of the record, where the dataset has images (`data.images`), otherwise the decoded latent x1. The decoded latent lacks
+what the autoencoder loses; compared with the image, the network also learns latents that lose less.
 
 Source: the second phase of RFMSR, arXiv 2607.12753; the perceptual distance is
 `fmboost_jax.training.perceptual.perceptual_distance`.
@@ -13,16 +15,20 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Array, Bool, Float, Key
+from jaxtyping import Array, Bool, Float, Int, Key, UInt8
 
 from fmboost_jax.configuration import require, require_at_least
 from fmboost_jax.flow.objectives import Network, Objective
 from fmboost_jax.images.resize import shrink, upsample
+from fmboost_jax.images.value_range import to_float
 from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator
-from fmboost_jax.models.first_stage import FirstStage, LatentSpec
+from fmboost_jax.models.first_stage import FirstStage, LatentSpec, decode_part, square
 from fmboost_jax.models.networks import NetworkConfig
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
+
+# Positions at the edges of a decoded part that are not compared: there the decoder pads what the image continues.
+MARGIN = 1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,7 +47,8 @@ class FinishConfig:
         adversarial: weight of a patch discriminator's loss on the latent, given the context.
         discriminator_width: channels of its first convolution.
         discriminator_every: updates of the network for one of the discriminator.
-        crop: side of the decoded part in latent positions, cut at random; 0 for the whole latent.
+        crop: side of the decoded part in latent positions, cut at random; 0 for the whole latent. The outermost
+            positions of a part are decoded but not compared.
     """
 
     velocity: float = 1.0
@@ -59,6 +66,8 @@ class FinishConfig:
         weights = ("velocity", "latent", "pixels", "perceptual", "consistency", "detail", "adversarial")
         counts = {"discriminator_width": 1, "discriminator_every": 1, "crop": 0}
         require_at_least("finish.", self, **dict.fromkeys(weights, 0), **counts)
+        needed = f"0 or more than {2 * MARGIN}"
+        require("finish.", self, "crop", needed, self.crop == 0 or self.crop > 2 * MARGIN)
         require("finish.", self, "velocity", "more than 0 where no other weight is", self.velocity > 0 or self.active)
 
     @property
@@ -84,14 +93,15 @@ class Finish:
     Attributes:
         config: section `finish`.
         spec: of the latents.
-        decode: (decoder's parameters, raw latents) → images in about [-1, 1].
+        decode: (decoder's parameters, raw latents, corner or None) → images in about [-1, 1], of the part of
+            `config.crop`² positions at the corner, or of all.
         parameters: of the decoder, an argument of the train step, not constants of its program.
         factor: by which the images are larger than the small ones.
     """
 
     config: FinishConfig
     spec: LatentSpec
-    decode: Callable[[Parameters, Array], Array]
+    decode: Callable[[Parameters, Array, Array | None], Array]
     parameters: Parameters
     factor: int = 2
 
@@ -102,8 +112,9 @@ class Finish:
             return None
         graph, parameters = split(first_stage.model)
 
-        def decode(weights, raw):
-            return merge(graph, weights).decode(raw)
+        def decode(weights, raw, corner):
+            model = merge(graph, weights)
+            return model.decode(raw) if corner is None else decode_part(model, raw, corner, config.crop)
 
         return cls(config, first_stage.spec, decode, parameters, factor)
 
@@ -116,6 +127,7 @@ class Finish:
         x1: Float[Array, "b h w c"],
         key: Key[Array, ""],
         judge: "Judge | None" = None,
+        image: UInt8[Array, "b H W 3"] | None = None,
     ) -> dict[str, Float[Array, ""]]:
         """Return the terms by name, each times its weight, float32.
 
@@ -127,6 +139,7 @@ class Finish:
             x1: targets, scaled latents.
             key: of the crops' corners.
             judge: the discriminator, where `config.adversarial` is not 0.
+            image: the images of x1. Default: None, x1 decoded.
         """
         start, end = jnp.zeros(len(x0)), jnp.ones(len(x0))
         second = objective.second_time(start, end)
@@ -140,17 +153,20 @@ class Finish:
             terms["discriminator"] = judge.hinge_loss(result, x1)
         if not config.decodes:
             return terms
-        result, original = self._crop(key, result, x1)
+        corner = self._corner(key, x1)
         # Decoded activations are several times the latents' memory; they are computed again for the gradient.
-        decode = jax.checkpoint(lambda latent: self.decode(parameters, self.spec.unscale(latent)))
-        image = decode(result)
-        target = jax.lax.stop_gradient(self.decode(parameters, self.spec.unscale(original)))
+        decode = jax.checkpoint(lambda latent: self.decode(parameters, self.spec.unscale(latent), corner))
+        decoded = decode(result)
+        target = jax.lax.stop_gradient(decode(x1) if image is None else self._part(to_float(image), corner))
+        if corner is not None:
+            edge = MARGIN * self.spec.downsampling
+            decoded, target = (x[:, edge:-edge, edge:-edge] for x in (decoded, target))
         if config.pixels:
-            terms["pixels"] = config.pixels * root_mean_square(image - target)
+            terms["pixels"] = config.pixels * root_mean_square(decoded - target)
         if config.perceptual:
-            terms["perceptual"] = config.perceptual * perceptual_distance(load_perceptual_network(), image, target)
+            terms["perceptual"] = config.perceptual * perceptual_distance(load_perceptual_network(), decoded, target)
         if config.consistency or config.detail:
-            error = image - target
+            error = decoded - target
             coarse = shrink(error, error.shape[1] // self.factor)
             if config.consistency:
                 terms["consistency"] = config.consistency * root_mean_square(coarse)
@@ -159,17 +175,18 @@ class Finish:
                 terms["detail"] = config.detail * root_mean_square(fine)
         return terms
 
-    def _crop(self, key: Key[Array, ""], *latents: Float[Array, "b h w c"]) -> tuple[Float[Array, "b s s c"], ...]:
-        side, (height, width) = self.config.crop, latents[0].shape[1:3]
+    def _corner(self, key: Key[Array, ""], latent: Float[Array, "b h w c"]) -> Int[Array, "2"] | None:
+        """Row and column of a random part; None where the part is all of the latent."""
+        side, (height, width) = self.config.crop, latent.shape[1:3]
         if not side or side >= min(height, width):
-            return latents
-        row, column = (
-            jax.random.randint(part, (), 0, size - side + 1)
-            for part, size in zip(jax.random.split(key), (height, width), strict=True)
-        )
-        return tuple(
-            jax.lax.dynamic_slice(x, (0, row, column, 0), (x.shape[0], side, side, x.shape[3])) for x in latents
-        )
+            return None
+        sizes = zip(jax.random.split(key), (height, width), strict=True)
+        return jnp.stack([jax.random.randint(part, (), 0, size - side + 1) for part, size in sizes])
+
+    def _part(self, image: Float[Array, "b H W 3"], corner: Int[Array, "2"] | None) -> Float[Array, "b s s 3"]:
+        if corner is None:
+            return image
+        return square(image, corner * self.spec.downsampling, self.config.crop * self.spec.downsampling)
 
 
 @dataclasses.dataclass(frozen=True)

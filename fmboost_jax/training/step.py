@@ -38,9 +38,10 @@ def make_train_step(
     """Return the function (state, batch, decoder) → (state, metrics) of a config, for `jax.jit` with the state donated.
 
     The batch holds `low`, `high` (b, h, w, c), raw latents, and `position` (b,), each example's place in the
-    endless stream of examples. All randomness is `fold_in(fold_in(seed, step), position)`, so neither the number of
-    processes nor an interruption changes it. `decoder` holds the decoder's parameters where there is a finish. Metrics
-    are float32 scalars: `loss`, `gradient_norm`, `learning_rate`, and with a finish each term of the loss.
+    endless stream of examples; with `image` (b, f·h, f·w, 3), uint8, a finish compares with the images themselves. All
+    randomness is `fold_in(fold_in(seed, step), position)`, so neither the number of processes nor an interruption
+    changes it. `decoder` holds the decoder's parameters where there is a finish. Metrics are float32 scalars: `loss`,
+    `gradient_norm`, `learning_rate`, and with a finish each term of the loss.
 
     With `noise_seed`, that of a dataset's `Teacher`, the noise of x0 is the record's instead. The batch then holds
     `record` (b,) too, the number of each example's record.
@@ -56,7 +57,7 @@ def make_train_step(
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
 
-    def loss_fn(trained, teacher, decoder, due, low, high, keys, kept):
+    def loss_fn(trained, teacher, decoder, due, low, high, keys, kept, image):
         parameters, judging = trained
         # Separate keys for noise, time, dropout and upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
@@ -84,7 +85,8 @@ def make_train_step(
         if finish is None:
             return objective.loss(online, path, x0, x1, time_keys, averaged).mean(), {}
         judge = None if judge_graph is None else Judge(judge_graph, judging, context, due)
-        terms = finish.terms(decoder, online, objective, x0, x1, jax.random.fold_in(keys[0], 1), judge)
+        key = jax.random.fold_in(keys[0], 1)
+        terms = finish.terms(decoder, online, objective, x0, x1, key, judge, image)
         if finish.config.velocity:
             loss = objective.loss(online, path, x0, x1, time_keys, averaged).mean()
             terms["velocity"] = finish.config.velocity * loss
@@ -101,7 +103,7 @@ def make_train_step(
         (loss, terms), (gradient, judges_gradient) = accumulated_gradient(
             lambda trained, *examples: loss_fn(trained, state.ema, decoder, due, *examples),
             (state.parameters, judging),
-            (batch["low"], batch["high"], keys, kept),
+            (batch["low"], batch["high"], keys, kept, batch.get("image")),
             config.optim.accumulate,
         )
         new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)

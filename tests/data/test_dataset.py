@@ -105,6 +105,7 @@ def test_fitting_config_passes(dataset):
         ("low_res", 4, "data.low_res is 4 in the config and 8 in the dataset"),
         ("upsampling", "lsu", "data.upsampling is 'lsu' in the config and 'psu' in the dataset"),
         ("dtype", "bfloat16", "data.dtype is 'bfloat16' in the config and 'float16' in the dataset"),
+        ("images", True, "data.images is True in the config and False in the dataset"),
     ],
 )
 def test_contradiction_shows_both_values(field, value, message, dataset):

@@ -45,24 +45,27 @@ word = st.integers(0, 2**32 - 1)
     upsampling=st.sampled_from(["psu", "lsu"]),
     channels=st.integers(1, 5),
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    images=st.booleans(),
     seed=word,
 )
-def test_round_trip_is_exact(header, dtype, upsampling, channels, sizes, seed):
-    low_res = 8 * sizes[0]
-    pair = recipe(
-        dtype=dtype, upsampling=upsampling, channels=channels, low_res=low_res, high_res=low_res + 8 * sizes[1]
-    )
+def test_round_trip_is_exact(header, dtype, upsampling, channels, sizes, images, seed):
+    low_res, high_res = 8 * sizes[0], 8 * (sizes[0] + sizes[1])
+    fields = {"dtype": dtype, "upsampling": upsampling, "channels": channels, "images": images}
+    pair = recipe(low_res=low_res, high_res=high_res, **fields)
     random = np.random.default_rng(seed)
     stored = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else np.float16)
     low = (10 * random.normal(size=pair.low_shape)).astype(np.float32)
     high = (10 * random.normal(size=pair.high_shape)).astype(np.float32)
-    record = encode(pair, header, low, high)
+    expected = {"low": low.astype(stored), "high": high.astype(stored)}
+    if images:
+        expected["image"] = random.integers(0, 256, pair.image_shape, np.uint8)
+    record = encode(pair, header, low, high, expected.get("image"))
     assert len(record) == record_bytes(pair)
-    got_header, got_low, got_high = decode(pair, record)
+    got_header, arrays = decode(pair, record)
     assert tuple(got_header) == header
-    assert got_low.dtype == got_high.dtype == stored
-    np.testing.assert_array_equal(got_low, low.astype(stored))
-    np.testing.assert_array_equal(got_high, high.astype(stored))
+    assert {name: array.dtype for name, array in arrays.items()} == {n: a.dtype for n, a in expected.items()}
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(array, expected[name])
 
 
 def test_layout_is_the_documented_one():
@@ -74,6 +77,11 @@ def test_layout_is_the_documented_one():
 def test_latents_of_another_shape_are_refused():
     with pytest.raises(ValueError, match=r"\(2, 2, 4\)"):
         encode(recipe(), (0, 0, 0, 0), np.zeros((2, 2, 4)), np.zeros((8, 8, 4)))
+    latents = np.zeros((4, 4, 4)), np.zeros((8, 8, 4))
+    with pytest.raises(ValueError, match=r"image None; the recipe has \(64, 64, 3\)"):
+        encode(recipe(images=True), (0, 0, 0, 0), *latents)
+    with pytest.raises(ValueError, match=r"image \(64, 64, 3\); the recipe has None"):
+        encode(recipe(), (0, 0, 0, 0), *latents, np.zeros((64, 64, 3), np.uint8))
 
 
 def test_source_reads_every_record_of_every_shard(tmp_path, write_dataset):

@@ -103,6 +103,19 @@ def test_original_layer_numbers():
     assert {conv for conv in convs if f"{conv}.bias" not in names} == unbiased
 
 
+def test_a_part_is_decoded_as_within_its_image():
+    """The pool branch has the statistics of the whole latent; a part alone has others, and so other colours."""
+    config = AutoencoderTinyConfig(width=8, encoder_blocks=(0, 1), decoder_blocks=(1, 0), pool=True)
+    model = random_model(AutoencoderTiny, config)
+    latent = jax.random.normal(jax.random.key(0), (2, 12, 12, 4)) * jnp.linspace(0.1, 2, 12)[:, None, None]
+    # Two convolutions follow at the image's size: pixels at the part's edges differ.
+    whole = model.decode(latent)[:, 6:18, 8:20]
+    part = model.decode_part(latent, jnp.array([2, 3]), 8)[:, 2:-2, 2:-2]
+    alone = model.decode(latent[:, 2:10, 3:11])[:, 2:-2, 2:-2]
+    np.testing.assert_allclose(part, whole, atol=1e-5)
+    assert float(jnp.abs(alone - whole).max()) > 1e-2
+
+
 def test_size_that_cannot_be_halved_is_refused():
     model = random_model(AutoencoderTiny, AutoencoderTinyConfig(width=8))
     with pytest.raises(InputError, match=r"20×16 pixels.*multiples of 8"):

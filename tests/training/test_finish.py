@@ -13,6 +13,7 @@ from flax import nnx
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.objectives import FlowMatching, Shortcut
+from fmboost_jax.images.value_range import to_float
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator, spectral_norm
 from fmboost_jax.models.parameters import split
@@ -77,6 +78,24 @@ def test_crops_are_cut_at_random_from_result_and_target_alike():
     assert float(zero["pixels"]) < 2e-4
     values = {float(terms(config, lambda x, t: 0 * x, x0, x1, seed=seed)["pixels"]) for seed in range(8)}
     assert len(values) > 1
+
+
+@pytest.mark.parametrize("crop", [0, 4])
+def test_terms_compare_with_the_image_where_there_is_one(crop):
+    """The decoder loses something, here half a level: a latent that decodes to the image itself has no error."""
+    x0, x1 = latents(5)
+    image = jax.random.randint(jax.random.key(0), x1.shape, 0, 256).astype(jnp.uint8)
+    finish = Finish.of(FinishConfig(pixels=1.0, crop=crop), identity(), 2)
+
+    def pixels(end, seed=0):
+        key = jax.random.key(seed)
+        found = finish.terms(finish.parameters, lambda x, t: end - x0, FlowMatching(), x0, x1, key, image=image)
+        return float(found["pixels"])
+
+    for seed in range(3):
+        assert pixels(to_float(image), seed) < 2e-4
+        assert pixels(to_float(image) + 0.5, seed) == pytest.approx(0.5, rel=1e-3)
+    assert pixels(x1) > 0.5
 
 
 def test_images_that_look_alike_are_close():
