@@ -45,7 +45,7 @@ from fmboost_jax.evaluation.image_sources import (
 from fmboost_jax.evaluation.metrics import Metrics
 from fmboost_jax.evaluation.partial_results import PartialResults, refuse_other_settings
 from fmboost_jax.evaluation.protocol import Protocol
-from fmboost_jax.files import local_path, read_json
+from fmboost_jax.files import local_path, read_json, user_cache
 from fmboost_jax.parallel.distributed import check_share
 from fmboost_jax.parallel.mesh import make_mesh
 
@@ -222,12 +222,11 @@ def evaluate(
     if protocol.batch_size % jax.device_count():
         idle = f"batch_size {protocol.batch_size} leaves some of {jax.device_count()} devices idle"
         print(f"{idle}; choose a multiple of their number", file=sys.stderr)
-    caches = pathlib.Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser()
     evaluator = Evaluator(
         protocol,
         metrics,
         PartialResults(out, settings),
-        pathlib.Path(cache) if cache else caches / "fmboost_jax" / "statistics",
+        pathlib.Path(cache or os.path.join(user_cache(), "statistics")),
         process_index=process_index,
         process_count=process_count,
     )

@@ -32,6 +32,11 @@ def read_json(path: str | os.PathLike) -> dict:
     return fields
 
 
+def user_cache(project: str = "fmboost_jax") -> str:
+    """Return a project's folder in the user's cache: in XDG_CACHE_HOME, or in `~/.cache` where that is not set."""
+    return os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), project)
+
+
 # Such as gs://bucket/folder; pathlib makes gs:/bucket/folder of it.
 _ADDRESS = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 NAME_BYTES = 255  # of a file's name, on nearly every file system

@@ -25,6 +25,7 @@ from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.flow.objectives import Reflow, make_objective
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import Parameters, count
+from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import place, process_share, replicated
@@ -115,6 +116,8 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
         _check_config(checkpoints.config(start), saved_config, f"{workdir} step {start}", allow_config_change)
         state = checkpoints.restore(start, abstract, iterator)
     else:
+        if isinstance(config.architecture, UNetConfig):
+            config.architecture.check_attention()
         state = jax.jit(lambda: init_state(config), out_shardings=placed)()
         if config.train.init_from:
             weights = _initial_weights(config, state.parameters, placed.parameters)

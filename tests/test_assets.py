@@ -1,4 +1,4 @@
-"""The packaged weights: small, half precision, with cards; and they boost photographs that they have not seen."""
+"""The packaged weights: sizes, half precision, model cards, and boosts of photographs that they were not trained on."""
 
 import pathlib
 
@@ -37,7 +37,7 @@ def photograph():
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_they_are_small_and_described(name):
+def test_packaged_weights_are_small_and_have_cards(name):
     folder = pathlib.Path(packaged_folder(name))
     (weights,) = folder.glob("*.safetensors")
     assert weights.stat().st_size < LIMITS[name]
@@ -60,8 +60,8 @@ def test_the_autoencoders_keep_a_photograph(name, limit, photograph):
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("family", ["demo", "photo"])
-def test_they_boost(photograph, factor, family):
-    """Nearer to the original than latents made larger, and sharper than the small picture through the autoencoder."""
+def test_boosters_are_closer_and_sharper_than_their_baselines(photograph, factor, family):
+    """They are closer to the original than enlarged latents, and sharper than the small image after a round trip."""
     booster = Booster.load(f"{family}-x{factor}")
     stage, truth = booster.first_stage, to_float(photograph[None])
     pictures, _ = compare(booster.upscale, factor, photograph)
@@ -73,8 +73,8 @@ def test_they_boost(photograph, factor, family):
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_photo_boosters_win_against_bicubic(photograph, factor):
-    """As `sample` uses them, in one step and consistent with the small photograph."""
+def test_photo_boosters_are_closer_than_bicubic(photograph, factor):
+    """In one step and consistent with the small photograph, as `sample` uses them."""
     booster = Booster.load(f"photo-x{factor}")
     assert booster.steps == 1
     small = Image.fromarray(photograph).reduce(factor)
@@ -84,8 +84,8 @@ def test_photo_boosters_win_against_bicubic(photograph, factor):
     assert psnr(to_float(boosted), truth)[0] > psnr(to_float(bicubic), truth)[0] + 0.3
 
 
-def test_a_photograph_is_all_that_sample_needs(photograph, tmp_path, monkeypatch):
-    """In an empty folder, with no word but --input, the default booster's picture of twice the size comes out."""
+def test_sample_needs_only_a_photograph(photograph, tmp_path, monkeypatch):
+    """In an empty folder and with --input alone, the default booster writes an image of twice the size."""
     monkeypatch.chdir(tmp_path)
     Image.fromarray(photograph[:64, :64]).save("photo.png")
     sample.main(["--input", "photo.png"])
@@ -94,7 +94,7 @@ def test_a_photograph_is_all_that_sample_needs(photograph, tmp_path, monkeypatch
     assert read_settings(str(picture))["checkpoint"] == DEFAULT_BOOSTER
 
 
-def test_a_folder_of_that_name_comes_first(tmp_path, monkeypatch):
+def test_a_folder_of_the_same_name_has_precedence(tmp_path, monkeypatch):
     from fmboost_jax.interop.hub import local_folder
 
     assert local_folder("demo-x2") == packaged_folder("demo-x2")

@@ -37,7 +37,7 @@ def _die():
     return lambda: os._exit(3)
 
 
-def test_ours_meets_each_peer_and_failures_stop_nobody():
+def test_each_peer_is_compared_and_failures_do_not_stop_the_others():
     ways = {"ours": functools.partial(_busy, 1), "slow": functools.partial(_busy, 3000), "raises": _raise, "dies": _die}
     found = {result.name: result for result in alternate([Implementation(*way) for way in ways.items()], repeats=3)}
     assert list(found) == list(ways)
@@ -53,7 +53,7 @@ def test_ours_meets_each_peer_and_failures_stop_nobody():
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_an_accelerators_part_is_measured(mode):
-    """The train step gives its state back, which was donated; a second run would fail without it."""
+    """The train step returns its donated state; without it a second run would fail."""
     words = (*accelerator.SMALL, "--config.train.batch_size=1", "--config.data.high_res=64", "--config.data.low_res=32")
     config = read_config("cfm1024.py", (*words, "--config.unet.channel_mult=(1,)"), TrainingConfig)
     row = accelerator.measured(config, mode, Solver("euler", 1), repeats=1)
@@ -63,7 +63,7 @@ def test_an_accelerators_part_is_measured(mode):
     assert len(names) == len(set(names)) == 9
 
 
-def test_peaks_are_each_processs_own():
+def test_peak_memory_is_that_of_each_process():
     ballast = np.ones(2**27)  # 1 GiB here, which a child must not report
     ways = {"small": functools.partial(_busy, 1), "large": functools.partial(_hold, 0.05)}
     small, large = alternate([Implementation(*way) for way in ways.items()], repeats=1)
@@ -83,7 +83,7 @@ def test_exponents_of_powers(slope):
 
 
 @pytest.mark.filterwarnings("ignore:the latents' standard deviation")
-def test_the_headline_runs_on_stand_ins_and_says_so(capsys):
+def test_the_headline_runs_on_stand_ins_and_reports_it(capsys):
     pytest.importorskip("torchax")
     headline.main(["--random", "tiny", "--repeats", "2", "--steps", "1", "--boost-steps", "1"])
     printed = capsys.readouterr().out

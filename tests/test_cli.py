@@ -1,4 +1,4 @@
-"""`fmboost`: sub-commands, words before the first option, refusals, completion; `--help` starts without JAX."""
+"""`fmboost`: sub-commands, positional words, refusals, completion; `--help` does not import JAX."""
 
 import io
 import pkgutil
@@ -41,7 +41,7 @@ def test_help_needs_no_jax():
         (["train-autoencoder", "--workdir", "run"], ["--workdir", "run"]),
     ],
 )
-def test_words_before_the_first_option(words, expected, monkeypatch):
+def test_positional_words_before_the_first_option(words, expected, monkeypatch):
     name, received = f"fmboost_jax.{words[0].replace('-', '_')}", []
     monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(main=received.append))
     cli.main(words)

@@ -73,8 +73,8 @@ def test_configs_are_found_by_name_from_anywhere(name, tmp_path, monkeypatch):
     assert config.architecture.channel_mult == (1, 2)
 
 
-def test_a_file_of_ones_own_builds_on_others(tmp_path, monkeypatch):
-    """Names in a config file are relative to it, then those of the shipped ones; two files keep their own globals."""
+def test_a_users_file_builds_on_others(tmp_path, monkeypatch):
+    """Names in a config file are relative to it, or those of shipped configs; each file has its own globals."""
     own = """
 from fmboost_jax.configuration import load_config
 
@@ -102,7 +102,7 @@ def get_config(variant=""):
 
 
 def test_extensions_are_imported_before_the_config_is_read(tmp_path):
-    """A path of one's own, with a setting of its own, named on the command line."""
+    """A path from outside the package and its setting are named on the command line."""
     extension = tmp_path / "bent.py"
     extension.write_text(
         "import dataclasses\n"
@@ -149,14 +149,14 @@ def test_extensions_are_imported_before_the_config_is_read(tmp_path):
         ("seed=4294967296", "seed is 4294967296, expected 4294967295 or less"),
     ],
 )
-def test_nonsense_is_refused_at_the_door(override, message):
+def test_impossible_values_are_refused_when_the_config_is_read(override, message):
     with pytest.raises(InputError, match=message) as error:
         read_config("demo.py", [f"--config.{override}"], TrainingConfig)
     assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("name", ["demo.py", "cfm1024.py", "cfm2048.py:x4", "cfm512.py"])
-def test_what_is_saved_is_read(name):
+def test_a_saved_config_is_read(name):
     config = read_config(name, [], TrainingConfig)
     saved = json.loads(json.dumps(to_mapping(config)))
     assert from_mapping(TrainingConfig, saved, "checkpoint") == config
@@ -164,7 +164,7 @@ def test_what_is_saved_is_read(name):
 
 
 def test_the_demo_names_every_field():
-    """It is the document: a field that it leaves to a default would be explained nowhere."""
+    """It documents the fields: a field that it leaves out would be explained nowhere."""
     text, missing = (SHIPPED / "demo.py").read_text(), []
     for section, value in to_mapping(TrainingConfig()).items():
         names = [f"{section}.{name}" for name in value] if isinstance(value, dict) else [section]

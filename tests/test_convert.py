@@ -1,4 +1,4 @@
-"""The convert command, from files of others to files of ours and back, judged by bits and by messages."""
+"""The convert command, from other projects' files to this package's and back, bit for bit; its messages."""
 
 import json
 
@@ -79,7 +79,7 @@ def test_converted_checkpoint_boosts(tmp_path, reference):
 
 
 @pytest.mark.parametrize("weights", ["online", "ema"])
-def test_one_set_of_weights_for_both_places(tmp_path, reference, weights):
+def test_online_weights_or_averaged_ones_fill_both_parts(tmp_path, reference, weights):
     path, online, ema = reference
     out = str(tmp_path / "run")
     convert.main(["from-reference", path, out, *CONFIG, "--weights", weights])
@@ -173,7 +173,7 @@ def test_bad_input_is_one_line_and_exit_code_2(words, message, capsys):
 
 
 @pytest.mark.parametrize("words", [["--help"], ["from-reference", "--help"], ["to-autoencoder", "--help"]])
-def test_help_teaches(words, capsys):
+def test_help_has_examples(words, capsys):
     with pytest.raises(SystemExit):
         convert.main(words)
     assert "fmboost_jax.convert " in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""How commands end: one line and exit code 2 for input and environment, a traceback and 1 for faults of our own."""
+"""Exits of commands: one line and code 2 for input and environment, a traceback and code 1 for other faults."""
 
 import errno
 import os
@@ -53,14 +53,14 @@ def test_errors_of_the_environment_are_one_line(capsys, error, expected):
 
 
 @pytest.mark.parametrize("error", [ValueError("x"), OSError(errno.EIO, "the disk does not answer"), AssertionError()])
-def test_faults_and_disks_that_may_come_back_keep_their_traceback(capsys, error):
+def test_faults_and_temporary_errors_keep_their_traceback(capsys, error):
     code, lines = ended(capsys, raising(error))
     assert code == 1
     assert lines[0].startswith("Traceback")
 
 
 @pytest.mark.parametrize("platform", ["cuda", "no-such-platform"])
-def test_a_platform_that_is_not_there(platform):
+def test_a_missing_platform_is_one_line(platform):
     program = "import jax; from fmboost_jax.errors import run; run(jax.devices)"
     environment = {**os.environ, "JAX_PLATFORMS": platform}
     done = subprocess.run(
@@ -71,7 +71,7 @@ def test_a_platform_that_is_not_there(platform):
     assert "Traceback" not in done.stderr
 
 
-def test_letters_that_a_terminal_lacks_and_a_reader_that_has_gone():
+def test_output_survives_a_terminals_encoding_and_a_closed_pipe():
     program = "from fmboost_jax.errors import run\nrun(lambda: print('α' * 100_000))"
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     words = [sys.executable, "-c", program]

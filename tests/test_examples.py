@@ -1,4 +1,4 @@
-"""The notebooks: each is what its script says; those that need neither weights nor a training run are run in small."""
+"""The notebooks: each equals its script; those that need neither weights nor a training run are executed."""
 
 import runpy
 
@@ -18,7 +18,7 @@ def test_the_notebook_is_the_script(script):
 
 
 @pytest.mark.parametrize("name", ["upscale_a_photograph", "the_flow_in_2d"])
-def test_it_runs_in_small(name, monkeypatch):
+def test_the_notebook_runs_with_small_settings(name, monkeypatch):
     monkeypatch.setenv("FMBOOST_SMALL", "1")
     mpl.use("Agg")
     found = runpy.run_path(str(ROOT / "examples" / f"{name}.py"))

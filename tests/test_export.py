@@ -1,4 +1,4 @@
-"""`python -m fmboost_jax.export`: bundles that boost as their run does, and programs that run without this package."""
+"""`python -m fmboost_jax.export`: bundles equal to their run, and programs that run without this package."""
 
 import json
 import re
@@ -65,7 +65,7 @@ def test_a_bundle_boosts_as_its_run(run, pairs, bundle, latents):
 
 
 def test_programs_run_without_this_package(bundle, latents, tmp_path):
-    """The page's own snippet, in a process that cannot import fmboost_jax or flax: any size, and the one of 8×16."""
+    """The code of the page, in a process that cannot import fmboost_jax or flax: for any size, and for 8×16."""
     page = (bundle / "stablehlo" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     tasks = {"whole": ("boost.bin", latents), "part": ("boost.bin", latents[:2, :, :6])}
@@ -73,10 +73,10 @@ def test_programs_run_without_this_package(bundle, latents, tmp_path):
     script = ["import sys", "sys.modules.update(fmboost_jax=None, flax=None)"]
     for name, (program, given) in tasks.items():
         np.save(tmp_path / f"{name}.npy", given)
-        told = snippet.replace("boost.bin", program)
-        told = told.replace("latents = ...", f"latents = np.load({str(tmp_path / name)!r} + '.npy')")
+        code = snippet.replace("boost.bin", program)
+        code = code.replace("latents = ...", f"latents = np.load({str(tmp_path / name)!r} + '.npy')")
         saved = f"np.save({str(tmp_path / name)!r} + '_images.npy', np.asarray(images))"
-        script += [told, "assert program.platforms == ('cpu', 'cuda', 'tpu')", saved]
+        script += [code, "assert program.platforms == ('cpu', 'cuda', 'tpu')", saved]
     done = subprocess.run(
         [sys.executable, "-c", "\n".join(script)],
         cwd=bundle / "stablehlo",
@@ -93,8 +93,8 @@ def test_programs_run_without_this_package(bundle, latents, tmp_path):
         assert np.abs(found.astype(int) - expected).max() <= 1
 
 
-def test_a_program_for_any_size_attends_and_grows_through_pixels():
-    """What networks on real latents have, and those of pixels lack: attention within the autoencoder, PSU."""
+def test_a_program_for_any_size_has_attention_and_psu():
+    """The network has an autoencoder with attention, and PSU; networks on pixels have neither."""
     config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4)
     stage = FirstStage(LatentSpec("kl", "", 4, 2, scaling_factor=0.18215), random_model(AutoencoderKL, config))
     unet = random_model(UNet, UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16))
@@ -145,7 +145,7 @@ def test_scales_that_differ_by_rounding_are_the_same():
         trained.check(LatentSpec("kl", "b", 4, 8, 0.13025, 0.0), "b")
 
 
-def test_nothing_is_left_of_an_export_that_failed(tmp_path):
+def test_a_failed_export_leaves_nothing(tmp_path):
     def fill():
         with atomic_folder(tmp_path / "bundle") as folder:
             (folder / "half").write_text("half")
@@ -164,8 +164,8 @@ def test_bad_input_gets_one_line(run, bundle, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_export_is_a_function_too(run, bundle, tmp_path):
-    """It writes the files of the command, and float16 weights within rounding."""
+def test_export_as_a_function(run, bundle, tmp_path):
+    """It writes the same files as the command, and weights that are rounded to float16."""
     assert "step 3" in export(run, tmp_path / "new", dtype="float16")
     assert (tmp_path / "new" / "config.json").read_bytes() == (bundle / "config.json").read_bytes()
     halves, whole = (load_file(folder / "unet.safetensors") for folder in (tmp_path / "new", bundle))

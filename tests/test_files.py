@@ -1,4 +1,4 @@
-"""Files and folders that are written whole or not at all."""
+"""Atomic writing of files and folders, local paths, and reading of JSON."""
 
 import json
 import os
@@ -6,7 +6,15 @@ import os
 import pytest
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.files import atomic_file, atomic_folder, local_path, read_json, refuse_existing, utf8_path
+from fmboost_jax.files import (
+    atomic_file,
+    atomic_folder,
+    local_path,
+    read_json,
+    refuse_existing,
+    user_cache,
+    utf8_path,
+)
 from fmboost_jax.training.checkpoints import Checkpoints
 
 
@@ -24,6 +32,14 @@ def fill_folder(path, content, error=None):
         (folder / "weights").write_text(content)
         if error:
             raise error
+
+
+def test_the_users_cache_is_where_the_environment_puts_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert user_cache() == str(tmp_path / "fmboost_jax")
+    monkeypatch.setenv("XDG_CACHE_HOME", "")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert user_cache("torch") == str(tmp_path / ".cache" / "torch")
 
 
 def test_a_file_is_replaced_only_when_the_block_ends_without_an_error(tmp_path):
@@ -50,8 +66,8 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
     assert (path / "weights").read_text() == "all"
 
 
-def test_a_closed_folder_keeps_what_it_has(tmp_path):
-    """As another user where the tests run as root, whom no folder is closed to."""
+def test_a_folder_without_write_permission_is_unchanged(tmp_path):
+    """Where the tests run as root, which may write everywhere, another user tries it."""
     closed = tmp_path / "closed"
     fill(closed / "file", b"old")
     closed.chmod(0o500)
@@ -80,7 +96,7 @@ def test_names_at_the_limit_of_the_file_system(tmp_path, name):
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", "gs://bucket/file", "gs:/bucket/file", "https://host/file"])
-def test_what_is_no_local_path_is_refused(tmp_path, monkeypatch, path):
+def test_addresses_and_empty_paths_are_refused(tmp_path, monkeypatch, path):
     monkeypatch.chdir(tmp_path)
     for write in (fill, fill_folder):
         with pytest.raises(InputError, match="output "):
@@ -90,7 +106,7 @@ def test_what_is_no_local_path_is_refused(tmp_path, monkeypatch, path):
         assert local_path(fine, "output") == fine
 
 
-def test_orbax_gets_utf8_alone(tmp_path):
+def test_orbax_gets_utf8_paths_only(tmp_path):
     strange = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
     assert utf8_path(tmp_path / "café", "workdir") == str(tmp_path / "café")
     for use in (lambda: utf8_path(strange, "workdir"), lambda: Checkpoints(strange)):
@@ -99,7 +115,7 @@ def test_orbax_gets_utf8_alone(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_what_exists_is_refused_even_a_dangling_link(tmp_path):
+def test_an_existing_path_is_refused_even_a_dangling_link(tmp_path):
     refuse_existing(tmp_path / "absent")
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     with pytest.raises(InputError, match="exists already; choose another name"):
@@ -107,13 +123,13 @@ def test_what_exists_is_refused_even_a_dangling_link(tmp_path):
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32"])
-def test_json_of_any_encoding_of_unicode(tmp_path, encoding):
+def test_json_in_any_unicode_encoding(tmp_path, encoding):
     (tmp_path / "x.json").write_bytes(json.dumps({"ä": [1]}, ensure_ascii=False).encode(encoding))
     assert read_json(tmp_path / "x.json") == {"ä": [1]}
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[1]", b'{"a": "\xff"}', b"[" * 100_000, b'{"a": %s}' % (b"9" * 5000)])
-def test_json_that_is_none_is_one_line(tmp_path, content):
+def test_damaged_json_is_one_line(tmp_path, content):
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(InputError, match=r"x\.json is damaged") as caught:
         read_json(tmp_path / "x.json")

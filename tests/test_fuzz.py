@@ -1,4 +1,4 @@
-"""A few changed files of every kind into every reader; `python -m tests.fuzz` runs more."""
+"""A few damaged files of every kind for every reader; `python -m tests.fuzz` runs more."""
 
 import random
 
@@ -16,7 +16,7 @@ def test_changed_files_give_a_result_or_one_line(tmp_path, name):
         pytest.fail(f"file {number}: {text}")
 
 
-def test_a_reader_that_fails_is_found(tmp_path, monkeypatch):
+def test_a_failing_reader_is_found(tmp_path, monkeypatch):
     def read(folder):
         if b"\xff" in (folder / "a").read_bytes():
             raise UnicodeError("as a careless reader does")
@@ -31,6 +31,6 @@ def _letters(folder):
     (folder / "a").write_bytes(b"a" * 100)
 
 
-def test_changes_are_those_of_their_seed():
+def test_changes_depend_on_the_seed_alone():
     first, again, other = (changed(b"a" * 100, random.Random(seed)) for seed in (1, 1, 2))
     assert first == again != other

@@ -1,4 +1,4 @@
-"""Photographs to latent pairs, from the command line to the bytes; interrupted, shared out, damaged."""
+"""Photographs to latent pairs, from the command line to the bytes: interruptions, several processes, damage."""
 
 import dataclasses
 import os
@@ -78,7 +78,7 @@ def whole(tmp_path_factory, config, photos):
     return content(precompute(config, photos, tmp_path_factory.mktemp("whole")))
 
 
-def test_pairs_are_the_crops_and_themselves_shrunk(config, photos, tmp_path, capsys):
+def test_pairs_are_the_crops_and_their_downsampled_copies(config, photos, tmp_path, capsys):
     info = DatasetInfo.read(precompute(config, photos, tmp_path / "out"))
     assert (info.records, info.photos, info.skipped) == (21, 7, 2)
     names = [f"{number}.png" for number in range(7)]
@@ -172,13 +172,13 @@ def test_preview_shows_pairs_side_by_side(whole, tmp_path):
         assert preview.height >= 6 * 32
 
 
-def test_batch_size_and_threads_leave_no_trace(config, photos, tmp_path, whole):
+def test_batch_size_and_threads_do_not_change_the_bytes(config, photos, tmp_path, whole):
     out = precompute(config, photos, tmp_path / "out", "--batch-size", "5", "--config.data.num_threads=1")
     assert content(out) == whole
 
 
 class Died(BaseException):
-    """Stands for the process's death."""
+    """Acts as the death of the process."""
 
 
 class Mortal:
@@ -196,7 +196,7 @@ class Mortal:
         return self.function(*arguments)
 
 
-def test_death_before_any_write_loses_nothing(config, photos, tmp_path, monkeypatch):
+def test_dying_before_any_write_loses_nothing(config, photos, tmp_path, monkeypatch):
     """The process dies before its n-th sync or renaming, for every n, and is started again."""
     words = ["--records-per-shard", "12"]
     whole = content(precompute(config, photos, tmp_path / "whole", *words))
@@ -238,8 +238,8 @@ def command(config, photos):
     return start
 
 
-def test_killed_at_random_moments_it_ends_with_the_same_bytes(command, tmp_path, whole):
-    """SIGKILL as soon as so many names, hidden and temporary ones too, have appeared in the folder."""
+def test_runs_killed_at_random_end_with_the_same_bytes(command, tmp_path, whole):
+    """SIGKILL is sent when a random number of files, hidden and temporary ones too, have appeared in the folder."""
     out, kills, moments = tmp_path / "out", 0, random.Random(0)
     for threshold in sorted(moments.sample(range(1, 10), 3)):
         process = command(out)
@@ -257,8 +257,8 @@ def test_killed_at_random_moments_it_ends_with_the_same_bytes(command, tmp_path,
     assert_same(content(out), whole)
 
 
-def test_processes_at_once_make_disjoint_shards_of_one_dataset(command, tmp_path, whole):
-    """The invariant: whatever the number of processes, the folder has the bytes that one process gives it."""
+def test_concurrent_processes_write_disjoint_shards_of_one_dataset(command, tmp_path, whole):
+    """Any number of processes writes the bytes that one process writes."""
     shares = [command(tmp_path / "out", "--process-index", str(index), "--process-count", "2") for index in range(2)]
     ends = [(*share.communicate(), share.returncode) for share in shares]
     assert [code for _, _, code in ends] == [0, 0], ends
@@ -266,7 +266,7 @@ def test_processes_at_once_make_disjoint_shards_of_one_dataset(command, tmp_path
     assert content(tmp_path / "out") == whole
 
 
-def test_a_process_makes_its_own_shards_only(config, photos, tmp_path, whole, capsys):
+def test_a_process_writes_its_own_shards_only(config, photos, tmp_path, whole, capsys):
     out = tmp_path / "out"
     precompute(config, photos, out, "--process-index", "1", "--process-count", "3")
     shards = sorted(path.name for path in out.glob("shards/*.json"))
@@ -280,7 +280,7 @@ def test_a_process_makes_its_own_shards_only(config, photos, tmp_path, whole, ca
     assert content(out) == whole
 
 
-def test_only_a_damaged_shard_is_made_again(config, photos, tmp_path, whole, monkeypatch):
+def test_only_a_damaged_shard_is_written_again(config, photos, tmp_path, whole, monkeypatch):
     out = precompute(config, photos, tmp_path / "out")
     path = out / "shards/00002.array_record"
     path.write_bytes(path.read_bytes()[:-1])
@@ -329,7 +329,7 @@ def test_bad_input_is_one_line(words, message, config, photos, tmp_path):
     assert not (tmp_path / "out/dataset.json").exists()
 
 
-def test_full_disk_is_one_line_and_leaves_no_half_shard(command, tmp_path):
+def test_a_full_disk_is_one_line_and_leaves_no_partial_shard(command, tmp_path):
     process = command(tmp_path / "out", limit="ulimit -f 100;")  # KiB a file; a shard has 128
     _, errors = process.communicate()
     assert process.returncode == 2
@@ -340,7 +340,7 @@ def test_full_disk_is_one_line_and_leaves_no_half_shard(command, tmp_path):
 
 
 @pytest.mark.parametrize(("value", "shown"), [(np.nan, "nan"), (1e6, "1000000.0")])
-def test_latents_that_the_type_cannot_hold_are_named(value, shown, config, photos, tmp_path, monkeypatch):
+def test_latents_beyond_the_dtypes_range_are_named(value, shown, config, photos, tmp_path, monkeypatch):
     monkeypatch.setattr(
         "fmboost_jax.models.first_stage.FirstStage.encode_raw", lambda self, image: image.at[0, 3, 4, 0].set(value)
     )

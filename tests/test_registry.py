@@ -1,4 +1,4 @@
-"""Tables: names with settings become objects, and everything else one line."""
+"""Tables: names with settings become objects; anything else is refused in one line."""
 
 import dataclasses
 
@@ -36,21 +36,21 @@ def test_a_text_names_an_entry_and_its_settings():
         ("", "expected a name"),
     ],
 )
-def test_other_texts_are_refused_in_one_line(text, message):
+def test_malformed_texts_are_refused_in_one_line(text, message):
     with pytest.raises(InputError, match=message) as caught:
         build("shape", text, TABLE)
     assert "\n" not in str(caught.value)
 
 
 @given(st.text(max_size=40))
-def test_no_text_does_anything_else(text):
+def test_texts_execute_no_code(text):
     try:
         assert isinstance(build("shape", text, TABLE), Shape)
     except InputError as error:
         assert "\n" not in str(error)  # noqa: PT017
 
 
-def test_choose_lists_what_there_is():
+def test_choose_lists_the_known_names():
     assert choose("shape", "shape", TABLE) is Shape
     with pytest.raises(InputError, match="shape 'x' is unknown; expected one of shape"):
         choose("shape", "x", TABLE)

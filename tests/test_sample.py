@@ -1,4 +1,4 @@
-"""`python -m fmboost_jax.sample` as a user types it, on a checkpoint that the training command wrote."""
+"""`python -m fmboost_jax.sample` on a checkpoint that the training command wrote."""
 
 import json
 import os
@@ -61,7 +61,7 @@ def test_a_folder_with_a_bad_file_among_its_photographs(run, photographs, tmp_pa
     assert (tmp_path / "a" / "odd.png").read_bytes() != (tmp_path / "c" / "odd.png").read_bytes()
 
 
-def test_photographs_of_one_size_are_boosted_together_and_each_as_if_alone(run, tmp_path, monkeypatch):
+def test_photographs_boosted_together_equal_those_boosted_alone(run, tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     folder = tmp_path / "photographs"
     folder.mkdir()
@@ -102,7 +102,7 @@ def test_devices_share_batches_and_heights(run, tmp_path):
             sample(*words, *options)
 
 
-def test_compare_and_latents(run, small_photograph, tmp_path, capsys):
+def test_comparisons_and_latents_are_written(run, small_photograph, tmp_path, capsys):
     sample("--checkpoint", run, "--input", small_photograph, "--compare", "--out", tmp_path)
     assert "PSNR bilinear" in capsys.readouterr().out
     assert (tmp_path / "coffee_comparison.png").exists()
@@ -129,7 +129,7 @@ def test_bad_input_gets_one_line(run, photographs, tmp_path, change, expected):
 
 
 def test_first_velocity_is_the_sources(booster, photographs):
-    """Hardly trained, the flow leaves x0 almost as it was: the photograph, enlarged, with two grey levels of noise."""
+    """After three updates the flow hardly changes x0: the enlarged photograph with two grey levels of noise."""
     photograph = np.asarray(Image.open(photographs / "astronaut.png"))[None, :24, :16]
     boosted = booster.upscale(photograph, steps=1)
     assert boosted.shape == (1, 48, 32, 3)
@@ -147,7 +147,7 @@ def test_each_image_has_its_own_seed_whatever_the_batch(booster):
     assert np.abs(chosen[0] - together[0]).max() > 1e-3
 
 
-def test_latents_are_checked_at_the_door(booster):
+def test_latents_are_checked_before_they_are_boosted(booster):
     with pytest.raises(InputError, match=r"found \(1, 3, 8, 8\)"):
         booster.boost(np.zeros((1, 3, 8, 8), np.float32))
     with pytest.raises(InputError, match="NaN"):
@@ -155,7 +155,7 @@ def test_latents_are_checked_at_the_door(booster):
 
 
 def test_transparency_is_kept(run, photographs, tmp_path):
-    """Opaque places are boosted as ever; the alpha channel comes out resized."""
+    """Opaque pixels are boosted as in other photographs; the alpha channel is resized."""
     photograph = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 24, 24))
     alpha = np.full((24, 24), 255, np.uint8)
     alpha[:, 12:] = 0
@@ -170,7 +170,7 @@ def test_transparency_is_kept(run, photographs, tmp_path):
     assert (found[:, 30:, 3] == 0).all()
 
 
-def test_a_resumed_folder_makes_only_what_is_missing_or_changed(run, photographs, tmp_path, capsys):
+def test_a_resumed_folder_writes_only_missing_or_changed_results(run, photographs, tmp_path, capsys):
     folder, out = tmp_path / "photographs", tmp_path / "out"
     folder.mkdir()
     for name in ("coffee", "rocket"):
@@ -189,8 +189,8 @@ def test_a_resumed_folder_makes_only_what_is_missing_or_changed(run, photographs
     assert {path.name: path.stat().st_mtime_ns for path in out.iterdir()} == after
 
 
-def test_colours_are_taken_over_where_asked(booster, tmp_path):
-    """Without its fix, a flow of 900 steps of noise changes the mean colour by far more."""
+def test_colour_fixes_keep_the_mean_colour(booster, tmp_path):
+    """Without the fix, a flow at noise step 900 changes the mean colour by far more."""
     low = np.zeros((24, 24, 3), np.uint8)
     low[:, 12:] = 80, 0, 200
     Image.fromarray(low).save(tmp_path / "flag.png")
@@ -217,7 +217,7 @@ def test_bad_arguments_are_refused_before_anything_is_written(run, photographs, 
     assert not (tmp_path / "out").exists() or not list((tmp_path / "out").iterdir())
 
 
-def test_metadata_and_sixteen_bits_are_kept_where_asked(run, booster, photographs, tmp_path):
+def test_metadata_and_sixteen_bits_are_kept_on_request(run, booster, photographs, tmp_path):
     """In one folder: a deep photograph in tiles, and an 8-bit one of the same size."""
     folder, exif = tmp_path / "photographs", Image.Exif()
     folder.mkdir()
@@ -290,8 +290,8 @@ def test_an_image_bomb_is_named(run, tmp_path):
         sample("--checkpoint", run, "--input", tmp_path / "bomb.png", "--out", tmp_path / "out")
 
 
-def test_nothing_of_a_person_is_overwritten(run, photographs, tmp_path):
-    """Output over input, two inputs of one name, results as inputs, several inputs, and weights of another content."""
+def test_no_file_of_the_user_is_overwritten(run, photographs, tmp_path):
+    """Output over input, two inputs of one name, results as inputs, several inputs, and other weights."""
     photo = Image.open(photographs / "coffee.png").convert("RGB").crop((0, 0, 24, 16))
     folder = tmp_path / "photographs"
     folder.mkdir()
@@ -310,7 +310,7 @@ def test_nothing_of_a_person_is_overwritten(run, photographs, tmp_path):
 
 
 def test_a_full_disk_leaves_no_partial_file_and_the_run_continues(booster, tmp_path):
-    """A limit on the size of files stands for the disk: the system refuses to write more."""
+    """A limit on the size of files acts as a full disk."""
     folder, out = tmp_path / "photographs", tmp_path / "out"
     folder.mkdir()
     Image.new("RGB", (24, 16), "red").save(folder / "a.png")

@@ -1,4 +1,4 @@
-"""`python -m fmboost_jax.train` as a user types it: resumes to the bit, refuses bad input in one line."""
+"""`python -m fmboost_jax.train`: resumes bit for bit, refuses bad input in one line."""
 
 import json
 import os
@@ -30,7 +30,7 @@ def train_words(data, workdir, *arguments):
 
 @pytest.fixture(scope="module")
 def whole_run(pairs, tmp_path_factory):
-    """A run that nobody disturbed, with its evaluations."""
+    """An uninterrupted run, with its evaluations."""
     workdir = tmp_path_factory.mktemp("whole")
     done = command("train", *train_words(pairs, workdir, *RESUMABLE))
     return workdir, done
@@ -65,7 +65,7 @@ def interrupt(process, step: int, how: signal.Signals) -> bool:
 
 
 def test_killed_runs_end_with_the_same_bits(pairs, whole_run, tmp_path):
-    """SIGKILL three times at random steps, starting again each time: all parameters equal the undisturbed run's."""
+    """After SIGKILL at three random steps and three restarts, all parameters equal those of an uninterrupted run."""
     chance = random.Random(0)
     typed = words("train", *train_words(pairs, tmp_path, *RESUMABLE))
     kills = 0
@@ -93,7 +93,7 @@ def test_sigterm_saves_and_exits_cleanly(pairs, whole_run, tmp_path):
     assert_same_weights(tmp_path, whole_run[0])
 
 
-def test_what_a_person_sees(pairs, photographs, tmp_path, capsys):
+def test_the_output_describes_the_run(pairs, photographs, tmp_path, capsys):
     evaluation = ("every=2", "images=4", f"photographs={photographs}")
     options = ("--config.train.steps=4", *(f"--config.evaluate.{option}" for option in evaluation))
     call("train", *train_words(pairs, tmp_path, *options))
@@ -124,7 +124,7 @@ def test_a_second_training_in_one_workdir_is_refused(pairs, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-def test_keeps_the_last_and_every_nth(whole_run, pairs, tmp_path):
+def test_checkpoints_keep_the_last_and_every_nth(whole_run, pairs, tmp_path):
     assert sorted(int(p.name) for p in (whole_run[0] / "checkpoints").iterdir()) == [9, 12]
     options = ("--config.checkpoint.keep=1", "--config.checkpoint.keep_every=6")
     call("train", *train_words(pairs, tmp_path, *RESUMABLE, *options, "--config.train.steps=9"))
@@ -173,7 +173,7 @@ def test_a_shortcut_model_starts_from_a_flows_weights(pairs, whole_run, tmp_path
 
 
 def test_full_disk_keeps_the_last_checkpoint(pairs, continued, capsys):
-    """A limit on the size of files stands for the disk: a later save fails as it would there."""
+    """A limit on the size of files acts as a full disk: a later save fails."""
     more = train_words(pairs, continued, "--config.train.steps=14", "--allow-config-change")
     limit = (150_000, 150_000)
     line = refused("train", *more, preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit))
@@ -196,7 +196,7 @@ def test_a_changed_byte_of_a_checkpoint_is_named_and_the_last_whole_one(pairs, w
     assert "the last whole one is step 9" in line
 
 
-def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, continued):
+def test_a_loss_that_is_not_finite_stops_the_run_and_names_the_records(pairs, continued):
     good = load_weights(str(continued))[0]
     patience = 3
     line = call_refused(
@@ -228,6 +228,7 @@ def test_loss_that_is_not_finite_stops_in_time_and_names_the_records(pairs, cont
         ("--config.optim.lr=0.0", "optim.lr is 0.0, expected more than 0"),
         ("--config.mesh.fsdp=3", "fsdp=3"),
         ("--config.unet.model_channels=48", "multiple of 32"),
+        ("--config.unet.attention_resolutions=(3,)", "is (3,), expected factors of this UNet's levels, 1, or ()"),
         ("--config.path=cubic", "linear, gvp"),
         ("--config.first_stage.kind=vq", "identity, kl, tiny"),
     ],

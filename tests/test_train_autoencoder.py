@@ -1,4 +1,4 @@
-"""`fmboost_jax.train_autoencoder`: learns, resumes to the bit, writes what diffusers reads, refuses bad input."""
+"""`fmboost_jax.train_autoencoder`: learns, resumes bit for bit, writes files for diffusers, refuses bad input."""
 
 import dataclasses
 import json
@@ -66,13 +66,13 @@ def tiny_config(photographs, *overrides):
 
 @pytest.fixture(scope="module")
 def whole_run(photographs, tmp_path_factory):
-    """A run that nobody disturbed."""
+    """An uninterrupted run."""
     workdir = tmp_path_factory.mktemp("autoencoder") / "run"
     command.train_autoencoder(tiny_config(photographs), str(workdir))
     return workdir
 
 
-def test_a_run_leaves_its_records(whole_run):
+def test_a_run_writes_its_records(whole_run):
     lines = [json.loads(line) for line in (whole_run / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "loss" in line] == [4, 8, 12, 16, 20, 24]
     assert lines[-1]["step"] == 24
@@ -85,8 +85,8 @@ def test_steps_lower_the_loss_below_the_linear_code(photographs):
     assert losses[-1] < 0.8 * losses[0]
 
 
-def test_enlarged_latents_learn_to_decode(photographs):
-    """Trained for it, an enlarged latent decodes closer to the enlarged picture than trained without."""
+def test_training_improves_the_decoding_of_enlarged_latents(photographs):
+    """With the term, enlarged latents decode closer to the enlarged image than without it."""
     errors = []
     for weight in (0.0, 1.0):
         config, images, graph, state, _ = trained(
@@ -97,8 +97,8 @@ def test_enlarged_latents_learn_to_decode(photographs):
     assert np.all(np.divide(errors[1], errors[0]) < 0.9), errors
 
 
-def test_enlargement_loss_is_what_commutes_badly(photographs):
-    """Pixels as latents commute with enlarging: no loss. A decoder that is off by 0.1 has it at every size."""
+def test_enlargement_loss_measures_decoding_of_enlarged_latents(photographs):
+    """With pixels as latents the loss is 0. A decoder with an error of 0.1 has that loss at every size."""
 
     class Brighter(Identity):
         def decode(self, latent):
@@ -131,7 +131,7 @@ def trained(photographs, *overrides):
 
 
 def test_latents_are_scaled_to_unit_variance(whole_run, photographs):
-    """With the written scale and shift the measured photographs' latents have mean 0 and deviation 1."""
+    """With the saved scale and shift, latents of the measured photographs have mean 0 and deviation 1."""
     stage = load_first_stage("tiny", str(whole_run / "autoencoder"))
     latents = stage.encode(jnp.asarray(crops.centres(str(photographs), 32)))
     assert abs(float(jnp.mean(latents))) < 0.02
@@ -141,7 +141,7 @@ def test_latents_are_scaled_to_unit_variance(whole_run, photographs):
 
 
 def test_diffusers_reads_it(whole_run):
-    """diffusers' AutoencoderTiny knows no patches, but is the network between them."""
+    """diffusers' AutoencoderTiny has no patches; it is the network between them."""
     torch, diffusers = pytest.importorskip("torch"), pytest.importorskip("diffusers")
     twin = diffusers.AutoencoderTiny.from_pretrained(str(whole_run / "autoencoder"), torch_dtype=torch.float32)
     stage = load_first_stage("tiny", str(whole_run / "autoencoder"))
@@ -157,8 +157,8 @@ def test_diffusers_reads_it(whole_run):
     assert twin.config.scaling_factor == stage.spec.scaling_factor
 
 
-def test_it_starts_as_the_best_linear_code(photographs):
-    """Untrained, the round trip is the projection on the patches' principal components, by numpy."""
+def test_training_starts_from_the_best_linear_code(photographs):
+    """Before training, the round trip is numpy's projection on the principal components of the patches."""
     config = tiny_config(photographs)
     pictures = crops.first_crops(
         crops.read_photographs(str(photographs), 32), config.data, seed=0, batch_size=2, batches=20
@@ -175,7 +175,7 @@ def test_it_starts_as_the_best_linear_code(photographs):
     assert np.abs(found - expected).mean() < 2e-3 < 5e-3 < np.abs(image - expected).mean()
 
 
-def test_a_decoder_alone_is_trained_from_weights_that_are_there(whole_run, photographs, tmp_path):
+def test_a_decoder_alone_is_trained_from_given_weights(whole_run, photographs, tmp_path):
     config = tiny_config(
         photographs,
         f"--config.train.init_from={whole_run / 'autoencoder'}",

@@ -1,4 +1,4 @@
-"""The page: what it makes of photographs; and all of it in a headless Chromium, against a server on this machine.
+"""The page: its results for photographs, and its use in a headless Chromium with a local server.
 
 The tests with a browser need gradio, playwright and Debian's chromium (`.ci/run` installs it where it may).
 """
@@ -57,7 +57,7 @@ def test_a_photograph_with_all_settings(booster, photograph):
     np.testing.assert_allclose(boosted.after.mean((0, 1)), small.mean((0, 1)), atol=2)
 
 
-def test_refusals(booster, photograph, tmp_path):
+def test_bad_photographs_and_options_are_refused(booster, photograph, tmp_path):
     common = {"report": lambda *_: None}
     with pytest.raises(InputError, match="48×48 pixels: the longest side may have 40"):
         interactive.boost_photograph(booster, "b", photograph, interactive.Settings(), max_side=40, **common)
@@ -74,7 +74,7 @@ def test_refusals(booster, photograph, tmp_path):
 @pytest.mark.parametrize(
     ("host", "local"), [("127.0.0.1", True), ("::1", True), ("localhost", True), ("0.0.0.0", False), ("::", False)]
 )
-def test_who_is_warned(host, local, monkeypatch, capsys):
+def test_an_open_page_without_a_password_gives_a_warning(host, local, monkeypatch, capsys):
     monkeypatch.setattr(web, "Booster", types.SimpleNamespace(load=lambda path: None))
     monkeypatch.setattr(web, "build_page", lambda *_, **__: None)
     monkeypatch.setattr(web, "serve", lambda *_, **__: None)
@@ -125,7 +125,7 @@ def open_tab(browser, address):
     assert problems == []
 
 
-def test_upload_boost_slider_download(open_tab, photograph, tmp_path):
+def test_a_browser_uploads_boosts_compares_and_downloads(open_tab, photograph, tmp_path):
     tab, other = open_tab(), open_tab()
     for one in (tab, other):
         one.set_input_files("#photograph input[type=file]", photograph)

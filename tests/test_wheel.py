@@ -1,4 +1,4 @@
-"""The built wheel works where no checkout is: commands find the packaged configs, protocols and weights by name."""
+"""The built wheel works outside a checkout: commands find the packaged configs, protocols and weights by name."""
 
 import os
 import pathlib
@@ -72,7 +72,7 @@ def test_the_wheel_carries_configs_weights_and_types(wheel):
     assert not [name for name in names if name.startswith(("tests/", "configs/", "bench/"))]
 
 
-def test_the_package_is_the_wheels(python):
+def test_the_imported_package_is_the_installed_one(python):
     done = python("-c", "import fmboost_jax; print(fmboost_jax.__file__)")
     assert done.stdout.startswith(str(python.folder)), done
 

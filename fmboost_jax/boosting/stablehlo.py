@@ -48,7 +48,7 @@ def write_programs(
         InputError: flatbuffers, which jax.export writes with, is not installed; a size that the network cannot take.
     """
     if importlib.util.find_spec("flatbuffers") is None:
-        raise InputError("--stablehlo needs flatbuffers: pip install 'fmboost_jax[export]'")
+        raise InputError("StableHLO programs need flatbuffers: pip install 'fmboost_jax[export]'")
     folder.mkdir()
     autoencoder = split(booster.first_stage.model)[1]
     write_atomically(

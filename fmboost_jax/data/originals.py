@@ -32,7 +32,7 @@ def original_images(
     if read_json(plan).get("fingerprint") != photos.fingerprint:
         raise InputError(
             f"{folder}: the names or sizes of these photographs are not those that dataset {info.folder} was made of; "
-            "name the folder that precompute had as --images"
+            "name the folder that the dataset was made of"
         )
     for record in records:
         photo, crop = source.origin(int(record))

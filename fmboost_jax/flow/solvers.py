@@ -259,13 +259,7 @@ def integrate(
     def step(n, x):
         return runge_kutta_step(slope, x, times[n], times[n + 1] - times[n], coefficients)
 
-    def record(n, trajectory):
-        return trajectory.at[n + 1].set(step(n, trajectory[n]))
-
-    x = x.astype(jnp.float32)
-    if return_trajectory:
-        return lax.fori_loop(0, steps, record, _start_trajectory(x, steps, 0.0))
-    return lax.fori_loop(0, steps, step, x)
+    return _repeat(step, x, steps, return_trajectory)
 
 
 def integrate_mean_velocity(
@@ -297,6 +291,12 @@ def integrate_mean_velocity(
         arrival = jnp.full(x.shape[:1], times[n + 1], jnp.float32)
         mean_velocity = velocity_at(lambda x, t: mean_velocity_fn(x, t, arrival), x, times[n])
         return x + (times[n + 1] - times[n]) * mean_velocity
+
+    return _repeat(step, x, steps, return_trajectory)
+
+
+def _repeat(step: Callable[[Array, Array], Array], x: Array, steps: int, return_trajectory: bool) -> Array:
+    """The state after `steps` steps, (n, x) → the next x, or the states at all steps + 1 points; float32."""
 
     def record(n, trajectory):
         return trajectory.at[n + 1].set(step(n, trajectory[n]))

@@ -45,8 +45,8 @@ def map_tiles(
     down, right = (max(tile - side, -side % align) for side in (height, width))
     image = np.pad(image, ((0, down), (0, right), (0, 0)), mode="symmetric")
     tops, lefts = (tile_starts(side, tile, overlap, align) for side in image.shape[:2])
-    across = _weights(lefts, image.shape[1], tile, overlap, factor)
-    down = _weights(tops, image.shape[0], tile, overlap, factor)
+    across = blend_weights(lefts, image.shape[1], tile, overlap, factor)
+    down = blend_weights(tops, image.shape[0], tile, overlap, factor)
     result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), image.dtype)
     # Rows from `finished` on lack the contribution of tiles below; `sums` begins at that row.
     finished, band = 0, np.zeros((tile * factor, result.shape[1], 3), np.float32)
@@ -86,18 +86,19 @@ def tile_starts(side: int, tile: int, overlap: int, align: int = 1) -> list[int]
     return [round(number * length / gaps) * align for number in range(gaps + 1)]
 
 
-def _enlarged(function, strip, top, lefts, tile, batch_size) -> Iterator[tuple[int, UInt[np.ndarray, "n T T 3"]]]:
-    """The enlarged tiles of one row of tiles, in batches, each with the number of its first tile."""
-    for first in range(0, len(lefts), batch_size):
-        columns = lefts[first : first + batch_size]
-        padded = columns + columns[-1:] * (batch_size - len(columns))
-        tiles = np.stack([strip[:, left : left + tile] for left in padded])
-        yield first, function(tiles, np.array([(top, left) for left in padded]))[: len(columns)]
+def blend_weights(
+    starts: list[int], side: int, tile: int, overlap: int, factor: int
+) -> Float[np.ndarray, "tiles enlarged"]:
+    """Weights of each tile along one axis, after enlargement: a ramp where it meets a neighbour; all tiles sum to 1.
 
-
-def _weights(starts: list[int], side: int, tile: int, overlap: int, factor: int) -> Float[np.ndarray, "tiles enlarged"]:
-    """Each tile's weight along one axis: a ramp where it meets a neighbour; the weights of all tiles add up to 1."""
-    length = tile * factor
+    Args:
+        starts: first positions of the tiles.
+        side: positions to cover. A tile is shorter where `side` is less than `tile`.
+        tile: positions of a tile.
+        overlap: length of the ramps in positions.
+        factor: enlargement.
+    """
+    length = min(tile, side) * factor
     ramp = np.minimum(1.0, (np.arange(length) + 0.5) / max(overlap * factor, 1))
     weights, total = np.ones((len(starts), length)), np.zeros(side * factor)
     for weight, start in zip(weights, starts, strict=True):
@@ -109,6 +110,15 @@ def _weights(starts: list[int], side: int, tile: int, overlap: int, factor: int)
     for weight, start in zip(weights, starts, strict=True):
         weight /= total[start * factor : start * factor + length]
     return weights.astype(np.float32)
+
+
+def _enlarged(function, strip, top, lefts, tile, batch_size) -> Iterator[tuple[int, UInt[np.ndarray, "n T T 3"]]]:
+    """The enlarged tiles of one row of tiles, in batches, each with the number of its first tile."""
+    for first in range(0, len(lefts), batch_size):
+        columns = lefts[first : first + batch_size]
+        padded = columns + columns[-1:] * (batch_size - len(columns))
+        tiles = np.stack([strip[:, left : left + tile] for left in padded])
+        yield first, function(tiles, np.array([(top, left) for left in padded]))[: len(columns)]
 
 
 def _rounded(values: Float[np.ndarray, "h w 3"], dtype: np.dtype) -> UInt[np.ndarray, "h w 3"]:

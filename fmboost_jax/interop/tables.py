@@ -43,7 +43,7 @@ def _unet_numbers(config, i: int = 0, j: int = 0) -> dict[str, int]:
         "down_end": (i + 1) * (blocks + 1),
         "up": i * (blocks + 1) + j,
         "up_end": i * (blocks + 1) + blocks,
-        "up_child": 2 if 2**depth in config.attention_resolutions else 1,
+        "up_child": 2 if config.attends[depth] else 1,
     }
 
 

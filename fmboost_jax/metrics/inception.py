@@ -19,6 +19,7 @@ from flax import nnx
 from jaxtyping import Array, Float, UInt8
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.files import user_cache
 from fmboost_jax.interop.names import CONV, Row, Table, build
 from fmboost_jax.interop.weights import read_state_dict
 from fmboost_jax.metrics.batch_norm import fold_batch_norms
@@ -254,8 +255,7 @@ def load_inception(path: str | None = None) -> Inception:
 
 
 def _downloaded_path() -> str:
-    home = os.environ.get("TORCH_HOME") or os.path.join(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "torch")
-    folder = pathlib.Path(home).expanduser() / "hub" / "checkpoints"
+    folder = pathlib.Path(os.environ.get("TORCH_HOME") or user_cache("torch")).expanduser() / "hub" / "checkpoints"
     for name in FILES:
         if (folder / name).is_file():
             return str(folder / name)

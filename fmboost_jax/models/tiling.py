@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
+from fmboost_jax.images.tiles import blend_weights
 
 
 def decode_tiled(
@@ -41,8 +42,8 @@ def decode_tiled(
     first = np.asarray(decode(jnp.asarray(latent[:, :tile, :tile])))
     factor = first.shape[1] // min(tile, height)
     result = np.zeros((batch, height * factor, width * factor, first.shape[-1]), np.float32)
-    row_weights = _weights(rows, height, tile, overlap, factor)
-    column_weights = _weights(columns, width, tile, overlap, factor)
+    row_weights = blend_weights(rows, height, tile, overlap, factor)
+    column_weights = blend_weights(columns, width, tile, overlap, factor)
     for (i, top), (j, left) in itertools.product(enumerate(rows), enumerate(columns)):
         part = jnp.asarray(latent[:, top : top + tile, left : left + tile])
         image = np.asarray(decode(part)) if i or j else first
@@ -56,20 +57,3 @@ def _starts(size: int, tile: int, overlap: int) -> list[int]:
     """First positions of the tiles; the last tile ends with the latent."""
     last = max(size - tile, 0)
     return [*range(0, last, tile - overlap), last]
-
-
-def _weights(starts: list[int], size: int, tile: int, overlap: int, factor: int) -> Float[np.ndarray, "tiles pixels"]:
-    """Weights of each tile along one axis, in pixels: a ramp over each overlap; the tiles' weights sum to 1."""
-    pixels = min(tile, size) * factor
-    ramp = np.minimum(1.0, (np.arange(pixels) + 0.5) / max(overlap * factor, 1))
-    weights = np.ones((len(starts), pixels))
-    total = np.zeros(size * factor)
-    for weight, start in zip(weights, starts, strict=True):
-        if start > 0:
-            weight *= ramp
-        if start + tile < size:
-            weight *= ramp[::-1]
-        total[start * factor : start * factor + pixels] += weight
-    for weight, start in zip(weights, starts, strict=True):
-        weight /= total[start * factor : start * factor + pixels]
-    return weights.astype(np.float32)

@@ -33,7 +33,9 @@ class UNetConfig:
         out_channels: channels of the velocity, those of the state.
         num_res_blocks: residual blocks of each level on the way down; one more on the way up.
         channel_mult: width of each level as a multiple of `model_channels`.
-        attention_resolutions: downsampling factors of the levels that attend (the middle always does).
+        attention_resolutions: downsampling factors of the levels that attend (the middle always does). The levels
+            have the factors 1, 2, 4, …; other values have no effect, as 16 in the default. A training refuses most
+            of them, see `check_attention`.
         dropout: probability of dropping an activation before a residual block's last convolution.
         conv_resample: resample by learned convolutions; False: average pooling and nearest upsampling.
         dim_head: channels of one attention head, at every level.
@@ -109,6 +111,34 @@ class UNetConfig:
     def size_multiple(self) -> int:
         """Height and width of the state must be multiples of this: every level halves them."""
         return max(self.pool_factor, 1) * 2 ** (len(self.channel_mult) - 1)
+
+    @property
+    def level_factors(self) -> tuple[int, ...]:
+        """Downsampling factor of each level, from the first to the last."""
+        return tuple(2**depth for depth in range(len(self.channel_mult)))
+
+    @property
+    def attends(self) -> tuple[bool, ...]:
+        """Whether each level has attention, from the first to the last."""
+        return tuple(factor in self.attention_resolutions for factor in self.level_factors)
+
+    def check_attention(self) -> None:
+        """Refuse `attention_resolutions` that would train a network without the attention that they ask for.
+
+        Powers of two beyond the last level's factor are accepted beside one that a level has, as the default has 16.
+
+        Raises:
+            InputError: a factor that is not a power of two, or no factor that a level has.
+        """
+        holds = all(factor > 0 and factor.bit_count() == 1 for factor in self.attention_resolutions)
+        require(
+            "unet.",
+            self,
+            "attention_resolutions",
+            f"factors of this UNet's levels, {', '.join(map(str, self.level_factors))}, or () for attention in the "
+            "middle block alone",
+            holds and (any(self.attends) or not self.attention_resolutions),
+        )
 
     @property
     def state_channels(self) -> int:
@@ -280,9 +310,8 @@ class UNet(nnx.Module):
             widths = [(channels if j == 0 else mult * width, mult * width) for j in range(config.num_res_blocks)]
             channels = mult * width
             skips += [channels] * config.num_res_blocks + ([channels] if depth < last else [])
-            attends = 2**depth in config.attention_resolutions
             resample = Downsample if depth < last else None
-            levels.append(Level(widths, embedding, attends, config, resample=resample, rngs=rngs))
+            levels.append(Level(widths, embedding, config.attends[depth], config, resample=resample, rngs=rngs))
         self.down = nnx.List(levels)
 
         self.middle = Middle(channels, embedding, config, rngs=rngs)
@@ -293,8 +322,9 @@ class UNet(nnx.Module):
             for _ in range(config.num_res_blocks + 1):
                 widths.append((channels + skips.pop(), mult * width))
                 channels = mult * width
-            attends = 2**depth in config.attention_resolutions
-            levels.append(Level(widths, embedding, attends, config, resample=Upsample if depth else None, rngs=rngs))
+            levels.append(
+                Level(widths, embedding, config.attends[depth], config, resample=Upsample if depth else None, rngs=rngs)
+            )
         self.up = nnx.List(levels)
 
         self.norm_out = GroupNorm(channels)

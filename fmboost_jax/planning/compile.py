@@ -12,7 +12,7 @@ import time
 import jax
 from jax.sharding import Mesh
 
-from fmboost_jax.files import write_atomically
+from fmboost_jax.files import user_cache, write_atomically
 
 _MEMORY = ("argument", "output", "alias", "temp", "generated_code")
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -81,9 +81,7 @@ def wanted_memory(message: str) -> int | None:
 
 def cache_folder(compilation_cache: str) -> str | None:
     """Return the folder of the cache, inside `compilation_cache` (a folder, "auto" or ""); None for ""."""
-    where = compilation_cache
-    if where == "auto":
-        where = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "fmboost_jax")
+    where = user_cache() if compilation_cache == "auto" else compilation_cache
     return os.path.join(where, "plans") if where else None
 
 

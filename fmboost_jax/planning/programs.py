@@ -33,7 +33,7 @@ def lower(config: TrainingConfig, mode: str, mesh: Mesh, solver: Solver) -> jax.
     if config.train.batch_size % parts:
         raise InputError(
             f"the mesh does not divide a batch of {config.train.batch_size}: expected a multiple of {parts}, "
-            "data × fsdp × optim.accumulate; set --batch-per-chip or --config.train.batch_size"
+            "data × fsdp × optim.accumulate; change the batch per chip or train.batch_size"
         )
     stage = first_stage(config)
     recipe = recipe_of(config, stage)

@@ -4,6 +4,8 @@ import os
 
 import jax
 
+from fmboost_jax.files import user_cache
+
 
 class CompilationCache:
     """Compiled programs in a folder. Whoever can write to the folder can make this process run any program.
@@ -20,9 +22,7 @@ class CompilationCache:
     def __init__(self, where: str, workdir: str):
         self.found = 0
         if where == "auto":
-            home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-            shared = jax.process_count() > 1
-            where = os.path.join(workdir, "compilation_cache") if shared else os.path.join(home, "fmboost_jax")
+            where = os.path.join(workdir, "compilation_cache") if jax.process_count() > 1 else user_cache()
         if not self._folder and where:
             jax.config.update("jax_compilation_cache_dir", os.path.abspath(where))
         if jax.process_count() > 1:

@@ -93,7 +93,7 @@ def test_batches_are_split_into_parts_of_one_shape(booster, monkeypatch):
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(1, 9), batch_size=st.none() | st.integers(1, 10), fits=st.integers(1, 9))
-def test_parts_shrink_until_they_fit(count, batch_size, fits):
+def test_parts_are_halved_when_memory_runs_out(count, batch_size, fits):
     sizes = []
 
     def act(numbers):
@@ -109,7 +109,7 @@ def test_parts_shrink_until_they_fit(count, batch_size, fits):
     assert max(sizes) <= min(count, batch_size or count)
 
 
-def test_out_of_memory_says_the_size_and_what_to_lower(booster, monkeypatch):
+def test_out_of_memory_names_the_size_and_the_remedies(booster, monkeypatch):
     def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
@@ -167,7 +167,7 @@ def test_noise_step_is_the_strength_of_the_noise(booster):
         booster.boost(latents, noise_step=1000)
 
 
-def test_unscaled_latents_are_warned_of(latent_booster, booster):
+def test_unscaled_latents_give_a_warning(latent_booster, booster):
     latents = normal(1, 4, 4, 4)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -192,13 +192,13 @@ def parts(booster):
     return booster.first_stage, booster.coupling, booster.factor
 
 
-def test_the_package_offers_it():
+def test_the_package_exports_booster():
     assert fmboost_jax.Booster is Booster
     with pytest.raises(AttributeError, match="Boost"):
         fmboost_jax.Boost  # noqa: B018
 
 
-def test_devices_share_the_work_and_change_no_number(latent_booster):
+def test_devices_share_the_batch_with_the_same_result(latent_booster):
     # Six devices: three share the batch, pairs of them the heights; three and five images fill them unevenly.
     alone, low = latent_booster, normal(5, 8, 4, 4)
     many = Booster(
@@ -217,7 +217,7 @@ def test_devices_share_the_work_and_change_no_number(latent_booster):
     assert np.abs(many.upscale(photographs, steps=1).astype(int) - whole).max() <= 1
 
 
-def test_devices_that_share_heights_hold_less_each(latent_booster):
+def test_devices_that_share_heights_each_use_less_memory(latent_booster):
     def temporaries(spatial):
         stage = latent_booster.first_stage
         many = Booster(
@@ -282,7 +282,7 @@ def test_encode_and_decode_are_inverses_on_scaled_latents(booster, latent_booste
         booster.encode([images[0], images[0, :2]])
 
 
-def test_what_is_not_finite_names_its_stage(booster, latent_booster):
+def test_values_that_are_not_finite_name_their_stage(booster, latent_booster):
     with pytest.raises(InputError, match="the latents to decode hold NaN"):
         booster.decode(np.full((1, 4, 4, 3), np.nan, np.float32))
     bad = {name: array * np.nan for name, array in booster.parameters.items()}

@@ -1,4 +1,4 @@
-"""What a bundle's config.json may say; written without a training run."""
+"""Bundles: fields of config.json, read and written without a training run."""
 
 import copy
 import dataclasses

@@ -35,7 +35,7 @@ for size, factors, upsampling in json.loads(sys.argv[1]):
 
 
 def test_cascades_to_2048():
-    """Both in one process, which compiles the decoder once."""
+    """Both run in one process, which compiles the decoder once."""
     cascades = [(128, (4, 4), "lsu"), (512, (2, 2), "psu")]
     done = subprocess.run(
         [sys.executable, "-c", CASCADE, json.dumps(cascades)],

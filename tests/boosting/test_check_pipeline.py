@@ -1,4 +1,4 @@
-"""Which pipelines a booster takes, by the facts of their latents."""
+"""Which pipelines a booster accepts, by the spec of their latents."""
 
 import types
 

@@ -136,14 +136,14 @@ def test_save_and_load(booster, tmp_path):
         booster.save_pretrained(tmp_path / "other", dtype="int8")
 
 
-def test_a_booster_that_was_not_loaded(booster, tmp_path):
+def test_a_booster_that_was_not_loaded_is_not_saved(booster, tmp_path):
     network = merge(booster.graph, booster.parameters)
     made = Booster(network, booster.first_stage, booster.coupling, booster.factor)
     with pytest.raises(InputError, match="not loaded"):
         made.save_pretrained(tmp_path / "bundle")
 
 
-def test_hub_and_back(booster, hub):
+def test_push_to_hub_and_from_pretrained_are_inverses(booster, hub):
     address = booster.push_to_hub("somebody/booster", dtype="float16", token="hf_test", tag="v2")
     assert address.endswith(f"/commit/{OID}")
     assert hub.tags == ["v2"]
@@ -153,7 +153,7 @@ def test_hub_and_back(booster, hub):
         np.testing.assert_array_equal(again.parameters[name], jnp.asarray(array, jnp.float16).astype(jnp.float32))
 
 
-def test_a_hub_that_refuses(booster, hub, monkeypatch):
+def test_a_refused_upload_is_one_line(booster, hub, monkeypatch):
     monkeypatch.setattr(hub, "do_POST", lambda self: self._json({"error": "Invalid username or password."}, 401))
     with pytest.raises(InputError, match=r"the upload to somebody/booster failed: .*401"):
         booster.push_to_hub("somebody/booster", token="hf_test")

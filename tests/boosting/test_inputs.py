@@ -1,4 +1,4 @@
-"""What a Booster takes: images of several kinds come back as the same kind, and nothing is taken for something else."""
+"""Inputs of a Booster: images of several kinds give results of the same kind; ambiguous values are refused."""
 
 import pathlib
 import subprocess
@@ -97,7 +97,7 @@ def test_a_list_of_several_sizes_and_kinds():
         ({"a": 1}, "the images"),
     ],
 )
-def test_anything_else_is_refused_in_one_sentence(images, expected):
+def test_other_inputs_are_refused_in_one_sentence(images, expected):
     with pytest.raises(InputError, match=expected) as caught:
         check_images(images)
     assert "\n" not in str(caught.value)
@@ -144,6 +144,6 @@ print(*sorted(new & {"orbax", "grain", "optax", "array_record", "torch", "tensor
 """
 
 
-def test_the_booster_imports_nothing_of_training():
+def test_importing_the_booster_imports_no_training_package():
     done = subprocess.run([sys.executable, "-c", IMPORTED], capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -1,4 +1,4 @@
-"""What pipelines hand out becomes the scaled latents that a booster takes, or is refused."""
+"""Latents of pipelines become the scaled latents that a booster accepts, or are refused."""
 
 import dataclasses
 import types
@@ -67,7 +67,7 @@ def test_flux2_is_normalised_whatever_the_pipeline_does():
     np.testing.assert_array_equal(scaled_latents(pipeline("Flux2Pipeline", vae), tokens, (48, 48)), expected)
 
 
-def test_normalised_and_raw_boosters_are_told_apart():
+def test_boosters_of_normalised_and_of_raw_latents_refuse_each_other():
     raw_vae = diffusers.AutoencoderKL(block_out_channels=(32,) * 4, latent_channels=4, scaling_factor=1.0)
     booster = lambda spec: types.SimpleNamespace(first_stage=types.SimpleNamespace(spec=spec))  # noqa: E731
     check = check_pipeline.__wrapped__
@@ -79,7 +79,7 @@ def test_normalised_and_raw_boosters_are_told_apart():
         check(pipeline("Any", raw_vae), booster(TAEF2))
 
 
-def test_raw_latents_of_flux2_are_noticed():
+def test_raw_latents_of_flux2_give_a_warning():
     usual = jnp.asarray(0.8 * np.random.default_rng(0).standard_normal((1, 32, 32, 4)), jnp.float32)
     with pytest.warns(UserWarning, match=r"standard deviation is 1\.4.*normalised latents"):
         warn_of_scale(1.77 * usual, TAEF2)
@@ -88,8 +88,8 @@ def test_raw_latents_of_flux2_are_noticed():
         warn_of_scale(usual, TAEF2)
 
 
-def test_latents_of_another_scale_than_the_training_datas_are_noticed():
-    """By each channel's deviation: those of a mixture of channels 0.1 and 1 wide say little."""
+def test_latents_of_another_scale_give_a_warning():
+    """The comparison is by channel: the deviation over channels of 0.1 and of 1 shows little."""
     rng, widths = np.random.default_rng(0), np.geomspace(0.1, 1, 4)
     drawn = [jnp.asarray(widths * rng.standard_normal((2, 16, 16, 4)) + 0.3, jnp.float32) for _ in range(2)]
     statistics = LatentStatistics.of(drawn[0])
@@ -119,7 +119,7 @@ def test_tensors_with_a_gradient_are_taken(dtype):
     np.testing.assert_array_equal(latents_array(tensor, WIDE_KL), tensor.detach().float().numpy())
 
 
-def test_flux2s_own_autoencoder_takes_the_place_of_its_tiny_imitation(tmp_path):
+def test_flux2s_autoencoder_replaces_the_tiny_one(tmp_path):
     """A bundle names TAEF2; with FLUX.2's VAE folder the same latents are decoded by it."""
     unet = UNetConfig(
         in_channels=8, out_channels=4, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16

@@ -1,4 +1,4 @@
-"""Latents of whole pipelines, small ones with random weights: what their own autoencoder decodes is their image."""
+"""Latents of small random pipelines: their own autoencoder decodes them to the pipeline's image."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""No file is lost: targets are distinct, outputs are no inputs, and nothing is overwritten that is not ours."""
+"""Output files: targets are distinct, outputs are not inputs, and only results of this package are overwritten."""
 
 import os
 import socket
@@ -169,7 +169,7 @@ def test_only_our_own_results_are_overwritten(tmp_path):
         check_outputs([str(photo(tmp_path / "person.png"))], [], SETTINGS)
 
 
-def test_output_folders_that_cannot_be(tmp_path):
+def test_impossible_output_folders_are_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     for path, expected in (
         ("", "is empty"),

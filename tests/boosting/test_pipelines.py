@@ -120,7 +120,7 @@ def booster(bundle):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_prompt_to_image(kind, bases, booster):
-    """The same as the steps one by one, with the latents taken out of PyTorch by numpy."""
+    """The result is that of the single steps, with numpy between PyTorch and JAX."""
     pipe = load_pipeline(str(bases / kind))
     prompts = ["a cat", "a lighthouse at night"]
     images = boost_pipeline(pipe, prompts, booster, base_steps=2, steps=1, seed=3, guidance_scale=2.0)
@@ -133,7 +133,7 @@ def test_prompt_to_image(kind, bases, booster):
     assert np.abs(alone[0].astype(int) - images[1]).max() <= 1
 
 
-def test_our_autoencoder_decodes_as_the_pipelines(bases, booster):
+def test_our_autoencoder_decodes_as_the_pipelines_does(bases, booster):
     pipe = load_pipeline(str(bases / "stable_diffusion"))
     latents = prompt_latents(pipe, "a cat", steps=2)
     with torch.no_grad():
@@ -150,7 +150,7 @@ def test_a_cascade_behind_a_pipeline(bases, booster):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
-def test_handing_over_keeps_every_value(dtype):
+def test_latents_pass_from_torch_to_jax_unchanged(dtype):
     tensor = torch.randn(2, 4, 3, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     found = to_jax(tensor.permute(0, 1, 3, 2))  # a view that is not contiguous
     assert found.dtype == jnp.float32
@@ -189,7 +189,7 @@ def test_pipelines_without_latents_of_two_dimensions_are_refused(booster):
         prompt_latents(Packed(), "a cat")
 
 
-def test_the_command(bases, bundle, tmp_path):
+def test_sample_boosts_a_prompt(bases, bundle, tmp_path):
     options = ("--prompt", "a cat", "--base", bases / "lcm", "--base-steps", 2, "--booster", bundle, "--steps", 1)
     call("sample", *options, "--seed", 5, "--out", tmp_path, "--base-backend", "torch")
     expected = boost_pipeline(load_pipeline(str(bases / "lcm")), "a cat", Booster.load(bundle), **COMMANDED)

@@ -1,4 +1,4 @@
-"""Images of any sizes: programs of a few shapes, tiles of large ones without a seam in the noise."""
+"""Images of any size: programs of a few shapes, and tiles that share one field of noise."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_a_folder_of_any_sizes_needs_at_most_four_shapes(booster, monkeypatch):
 
 
 def test_tiles_draw_one_field_of_noise(booster):
-    """Where tiles overlap they start from the same noise; a mean of two would have less of it."""
+    """Overlapping tiles start from the same noise; the mean of two draws would have a smaller deviation."""
     grey = np.full((24, 40, 3), 128, np.uint8)
     seen = []
     found = booster.upscale(grey, steps=1, tile=16, seed=5, progress=lambda *done: seen.append(done))
@@ -77,7 +77,7 @@ def test_tiles_draw_one_field_of_noise(booster):
     assert np.abs(many.astype(int) - found).max() <= 1
 
 
-def test_what_stays_whole(booster):
+def test_images_that_are_not_tiled(booster):
     low = image(20, 18)
     whole = booster.upscale(low, steps=1, tile=0)
     assert np.abs(whole.astype(int) - booster.upscale(low, steps=1, tile=16)).max() > 9
@@ -107,7 +107,7 @@ def test_a_folder_goes_through_tiles_of_the_given_size(booster, tmp_path):
             assert json.loads(found.text["fmboost"])["tile"] == tile
 
 
-def test_squares():
+def test_padded_squares_have_few_sizes():
     assert [square_for(side, 1, 256, 8) for side in (1, 32, 33, 64, 128, 129, 256)] == [32, 32, 64, 64, 128, 256, 256]
     assert square_for(1, 257, 256, 8) is None
     assert square_for(20, 1, 20, 8) == 24

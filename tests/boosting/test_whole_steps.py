@@ -1,4 +1,4 @@
-"""Networks with two times: boosting takes whole steps, as many as the bundle says."""
+"""Networks with two times: boosting takes whole steps, by default the number in the bundle."""
 
 import dataclasses
 import json

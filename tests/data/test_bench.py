@@ -1,4 +1,4 @@
-"""The throughput measurement runs and prints what it found; how fast that was is not a test's matter."""
+"""The throughput benchmark runs and prints its result; its speed is not tested."""
 
 import pathlib
 import re

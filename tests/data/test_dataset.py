@@ -1,4 +1,4 @@
-"""dataset.json: what is written is read, and what does not fit is refused with both values."""
+"""dataset.json: a written file is read, and fields that do not fit a config are refused with both values."""
 
 import hashlib
 import json
@@ -23,14 +23,14 @@ def dataset(tmp_path_factory, write_dataset):
     return write_dataset(tmp_path_factory.mktemp("dataset"), (2, 3))
 
 
-def test_reads_what_was_written(dataset):
+def test_a_written_dataset_is_read(dataset):
     assert DatasetInfo.read(dataset.folder) == dataset
     assert (dataset.records, dataset.low_shape, dataset.high_shape) == (5, (16, 16, 3), (16, 16, 3))
     for shard in dataset.shards:
         assert shard.sha256 == hashlib.sha256((dataset.folder / shard.name).read_bytes()).hexdigest()
 
 
-def test_may_be_moved(dataset, tmp_path):
+def test_a_dataset_can_be_moved(dataset, tmp_path):
     shutil.move(dataset.folder, tmp_path / "elsewhere")
     assert DatasetInfo.read(tmp_path / "elsewhere").shards == dataset.shards
 
@@ -93,7 +93,7 @@ def test_no_folder_names_the_field(nothing):
         DatasetInfo.read(nothing)
 
 
-def test_fitting_config_passes(dataset):
+def test_a_matching_config_is_accepted(dataset):
     dataset.check(make_config(), IDENTITY)
     dataset.check(make_config(), IDENTITY, state_channels=3)
 
@@ -108,12 +108,12 @@ def test_fitting_config_passes(dataset):
         ("images", True, "data.images is True in the config and False in the dataset"),
     ],
 )
-def test_contradiction_shows_both_values(field, value, message, dataset):
+def test_a_difference_shows_both_values(field, value, message, dataset):
     with pytest.raises(InputError, match=message):
         dataset.check(make_config(**{field: value}), IDENTITY)
 
 
-def test_all_contradictions_are_named(dataset):
+def test_all_differences_are_named(dataset):
     kl = FirstStage(LatentSpec("kl", "weights", 3, 1), Identity())
     expected = "first_stage.kind is 'kl' .* 'identity' .*high_res is 32.*; .*state channels is 4 .* and 3 in"
     with pytest.raises(InputError, match=expected):

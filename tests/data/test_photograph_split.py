@@ -21,7 +21,7 @@ def test_one_in_eight_is_held_out():
     assert abs(held_out / 4000 - 1 / ONE_IN) < 0.02
 
 
-def test_these_stay_where_they_are():
+def test_known_photographs_keep_their_part():
     """What the packaged weights have not seen must not move into the training part."""
     for name in (
         "test-0369d229ba4c",

@@ -47,7 +47,7 @@ def test_batches_hold_the_records_they_name(info):
             np.testing.assert_array_equal(batch["high"][row], source[record]["high"])
 
 
-def test_bfloat16_arrives_as_it_is_stored(tmp_path, write_dataset):
+def test_bfloat16_is_read_as_stored(tmp_path, write_dataset):
     (batch,) = take(batches(write_dataset(tmp_path, (4,), dtype="bfloat16"), batch_size=4, seed=0), 1)
     assert batch["high"].dtype == jax.numpy.bfloat16
 
@@ -104,7 +104,7 @@ def test_global_batches_are_the_same_in_any_number_of_processes(tmp_path_factory
         assert sorted(part) == list(range(info.records))
 
 
-def test_one_pass_in_order(info):
+def test_one_epoch_without_shuffling_is_in_order(info):
     iterator = iter(batches(info, batch_size=4, seed=0, shuffle=False, repeat=False))
     taken = list(iterator)
     iterator.close()
@@ -119,7 +119,7 @@ def to_devices(batch):
 @pytest.mark.parametrize("transfer", [None, to_devices], ids=["host", "devices"])
 @settings(max_examples=8, deadline=None)
 @given(taken=st.integers(0, 9), threads=st.integers(0, 4))
-def test_resumes_to_the_element(info, transfer, taken, threads):
+def test_resuming_continues_at_the_same_element(info, transfer, taken, threads):
     def dataset():
         return batches(
             info, batch_size=2, seed=1, process_index=1, process_count=2, num_threads=threads, to_devices=transfer
@@ -169,7 +169,7 @@ def test_seek_continues_in_another_number_of_processes(info, transfer):
 
 
 @pytest.mark.parametrize("transfer", [None, to_devices], ids=["host", "devices"])
-def test_damaged_record_surfaces_when_its_turn_comes(tmp_path, write_dataset, transfer):
+def test_a_damaged_record_raises_when_it_is_read(tmp_path, write_dataset, transfer):
     info = write_dataset(tmp_path, (5, 4))
     path = tmp_path / info.shards[1].name
     content = bytearray(path.read_bytes())

@@ -1,4 +1,4 @@
-"""The record format: exact round trips, and damage that never passes for data."""
+"""The record format: exact round trips, and detection of all damage."""
 
 import dataclasses
 import re
@@ -127,8 +127,8 @@ def read_damaged(folder, intact, content) -> list[str | None]:
 
 
 @pytest.mark.parametrize("part", ["data", "whole file"])
-def test_no_flipped_bit_passes_for_data(part, tmp_path, intact):
-    """A flip in a latent is an error in that record alone; a flip anywhere never changes what is read."""
+def test_every_flipped_bit_is_detected(part, tmp_path, intact):
+    """A flip in a latent is an error in that record alone; no flip changes the values that are read."""
     _, pairs, content = intact
     spans = [content.index(pair["low"].tobytes()) for pair in pairs]
     length = pairs[0]["low"].nbytes + pairs[0]["high"].nbytes
@@ -143,7 +143,7 @@ def test_no_flipped_bit_passes_for_data(part, tmp_path, intact):
             assert [error is not None for error in outcome] == [number == hit for number in range(4)]
 
 
-def test_damaged_index_leads_to_no_wrong_record(tmp_path, intact):
+def test_a_damaged_index_gives_no_wrong_record(tmp_path, intact):
     """ArrayRecord keeps its index at the start of the file's last 64 KiB; damaged, the shard is refused."""
     content = intact[2]
     for offset in range(100):
@@ -153,7 +153,7 @@ def test_damaged_index_leads_to_no_wrong_record(tmp_path, intact):
 
 
 @pytest.mark.parametrize("lost", [1, 100, 65536, 100_000])
-def test_cut_shard_is_named(lost, tmp_path, intact):
+def test_a_truncated_shard_is_named(lost, tmp_path, intact):
     info, _, content = intact
     assert None not in read_damaged(tmp_path, intact, content[:-lost])
     shutil.copy(info.folder / "dataset.json", tmp_path)
@@ -162,7 +162,7 @@ def test_cut_shard_is_named(lost, tmp_path, intact):
         DatasetInfo.read(tmp_path)
 
 
-def test_exchanged_shards_are_noticed(tmp_path, write_dataset):
+def test_exchanged_shards_are_detected(tmp_path, write_dataset):
     info = write_dataset(tmp_path, (3, 3))
     first, second = (tmp_path / shard.name for shard in info.shards)
     first.rename(tmp_path / "aside")
@@ -174,7 +174,7 @@ def test_exchanged_shards_are_noticed(tmp_path, write_dataset):
         PairSource(DatasetInfo.read(tmp_path))[5]
 
 
-def test_shard_has_its_name_only_when_it_is_whole(tmp_path):
+def test_a_shard_gets_its_name_when_it_is_complete(tmp_path):
     pair = recipe()
     files = []
     for run in ("a", "b"):

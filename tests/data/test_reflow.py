@@ -95,13 +95,13 @@ def test_trains_on_them(reflow, tmp_path):
         (("--config.source.noise_step=11",), "noise_step: 10 → 11"),
     ],
 )
-def test_training_refuses_what_does_not_fit(options, message, reflow, pairs, tmp_path):
+def test_training_refuses_a_dataset_that_does_not_fit(options, message, reflow, pairs, tmp_path):
     data = pairs if "objective" in options[0] else reflow
     with pytest.raises(InputError, match=message):
         call("train", *train_words(data, tmp_path / "run", *options))
 
 
-def test_options_go_together(pairs, tmp_path):
+def test_options_of_reflow_need_each_other(pairs, tmp_path):
     with pytest.raises(InputError, match="go together"):
         call("precompute", *WORDS, "--pairs", pairs, "--out", tmp_path / "out")
 

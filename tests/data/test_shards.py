@@ -41,7 +41,7 @@ def test_every_photograph_is_in_one_shard(plan):
     assert [list(plan.shard_photos(shard)) for shard in range(plan.shards)] == [[0, 1], [2, 3], [4]]
 
 
-def test_dataset_is_written_when_the_last_shard_is(plan):
+def test_dataset_is_written_after_the_last_shard(plan):
     for shard in (2, 0):
         finish(plan, shard)
         assert plan.merge() is None

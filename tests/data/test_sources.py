@@ -1,4 +1,4 @@
-"""Where photographs come from: folders as a person sorts them, TFDS without TensorFlow."""
+"""Sources of photographs: folders, sorted by name, and TFDS without TensorFlow."""
 
 import io
 import os
@@ -20,7 +20,7 @@ def write(folder, *names, size=(8, 8)):
         Image.new("RGB", size, "red").save(path, {".webp": "WEBP", ".png": "PNG"}.get(path.suffix.lower(), "JPEG"))
 
 
-def test_a_folder_s_pictures_are_sorted_and_the_rest_is_left_out(tmp_path):
+def test_images_of_a_folder_are_sorted_and_other_files_skipped(tmp_path):
     write(tmp_path, "b.JPG", "a/z.png", "a/b/c.webp", "ö.jpeg", ".hidden.jpg", ".trash/x.jpg")
     (tmp_path / "notes.txt").write_text("no picture")
     (tmp_path / "folder.png").mkdir()
@@ -38,8 +38,8 @@ def test_names_that_are_no_utf8_can_be_printed(tmp_path):
         assert file.read() == b"x"
 
 
-def test_every_kind_links_and_pipes(tmp_path, capsys):
-    """All that `sample` takes is taken here too; a pipe is named and never opened."""
+def test_every_image_format_and_links_are_read_and_pipes_named(tmp_path, capsys):
+    """Every format that `sample` reads is read here; a pipe is named and never opened."""
     write(tmp_path, "a.tif", "b.avif", "c.bmp", "d.gif", "e.jfif", "f.jp2")
     write(tmp_path / "elsewhere", "x.png")
     folder = tmp_path / "photographs"
@@ -103,7 +103,7 @@ def prepared(tmp_path_factory):
     return folder
 
 
-def test_tfds_gives_the_files_as_they_are(prepared):
+def test_tfds_images_are_read_undecoded(prepared):
     assert "tensorflow" not in sys.modules
     photos = TFDSPhotos(f"sideways_photos:train:{prepared}")
     assert photos.names == [f"sideways_photos/1.0.0/train/{number:08d}" for number in range(5)]
@@ -133,7 +133,7 @@ def test_tfds_errors_are_one_line(name, message, prepared):
     assert "\n" not in str(caught.value)
 
 
-def test_tfds_missing_tells_how_to_install_it(monkeypatch):
+def test_missing_tfds_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
     with pytest.raises(InputError, match=r"pip install 'fmboost_jax\[tfds\]'"):
         TFDSPhotos("coco/2017:validation")

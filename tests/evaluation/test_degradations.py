@@ -1,4 +1,4 @@
-"""Degraded images: what each kind does, and that name and seed alone decide."""
+"""Degraded images: the effect of each kind; they depend on name and seed alone."""
 
 import io
 
@@ -28,7 +28,7 @@ def photograph():
 
 
 @pytest.mark.parametrize("kind", DEGRADATIONS)
-def test_name_and_seed_decide(photograph, kind):
+def test_a_degradation_depends_on_name_and_seed(photograph, kind):
     options = {"size": 32, "kind": kind, "resize": "bicubic"}
     first = degrade(photograph, "a", seed=0, **options)
     assert (first.shape, first.dtype) == ((32, 32, 3), np.uint8)
@@ -49,7 +49,7 @@ def test_jpeg_is_pillows(photograph):
     assert errors[0] > 2 * errors[1] > 0
 
 
-def test_degradations_lose_more_and_more(photograph):
+def test_stronger_degradations_lose_more(photograph):
     def error(kind):
         made = [degrade(photograph, str(i), size=64, kind=kind, resize="bicubic", seed=0) for i in range(8)]
         plain = degrade(photograph, "", size=64, kind="none", resize="bicubic", seed=0)

@@ -173,7 +173,7 @@ def test_equal_and_constant_images(originals, cache, tmp_path):
     }
 
 
-def test_boosted_photographs(originals, bundle, tmp_path):
+def test_photographs_are_downsampled_boosted_and_compared(originals, bundle, tmp_path):
     words = ("--config", "configs/protocols/sr.py:jpeg", "--images", originals, *SMALL, "--metrics", "psnr")
     results = evaluate(tmp_path / "out", *words, "--booster", bundle)
     booster, expected = Booster.load(bundle), []
@@ -191,7 +191,7 @@ def test_boosted_photographs(originals, bundle, tmp_path):
 
 
 class Interrupted(Exception):
-    """Stands for whatever ends a process between two batches."""
+    """Acts as an interruption between two batches."""
 
 
 def test_interrupted_and_shared_work_gives_the_same_numbers(originals, bundle, cache, tmp_path, monkeypatch, capsys):
@@ -266,8 +266,8 @@ def test_unreadable_images_are_named_and_skipped(originals, noisy, tmp_path, cap
         evaluate(tmp_path / "none", "--images", folder, "--reference", originals, "--metrics", "psnr")
 
 
-def test_a_dataset(originals, tmp_path, monkeypatch):
-    """TFDS itself is tested in tests/data; its images have numbers for names, and no ending."""
+def test_a_tfds_dataset_is_evaluated(originals, tmp_path, monkeypatch):
+    """TFDS itself is tested in tests/data; its images are named by numbers, without a suffix."""
     photos = FolderPhotos(originals)
     photos.names = [f"made/1.0.0/test/{number:08d}" for number in range(len(photos.names))]
     monkeypatch.setattr("fmboost_jax.evaluate.TFDSPhotos", lambda name: {"made:test": photos}[name])
@@ -277,7 +277,7 @@ def test_a_dataset(originals, tmp_path, monkeypatch):
 
 
 class Base:
-    """Stands for a base model, which tests/generation has; latents are of their seed alone."""
+    """Acts as a base model, which tests/generation tests; its latents depend on the seed alone."""
 
     name = backend = "seeded"
 
@@ -287,8 +287,8 @@ class Base:
         return np.asarray(drawn, np.float32)
 
 
-def test_prompts(bundle, tmp_path, monkeypatch):
-    """A base model's latents, boosted; their CLIP score, and a word where the protocol's count is not reached."""
+def test_images_of_prompts_are_evaluated(bundle, tmp_path, monkeypatch):
+    """A base model's latents are boosted and get a CLIP score; fewer images than the protocol's give a message."""
     captions = {"a": "a cat", "b": "a dog", "c": "a house"}
     (tmp_path / "captions.json").write_text(json.dumps(captions))
     (tmp_path / "images").mkdir()
@@ -341,7 +341,7 @@ def test_bad_input_gets_one_line(originals, noisy, bundle, tmp_path):
         assert "\n" not in str(error.value)
 
 
-def test_the_command(originals, noisy, tmp_path, capsys):
+def test_the_command_writes_results(originals, noisy, tmp_path, capsys):
     words = ("--images", noisy, "--reference", originals, "--metrics", "psnr", "--out", tmp_path)
     call("evaluate", *words)
     printed = capsys.readouterr().out
@@ -349,7 +349,7 @@ def test_the_command(originals, noisy, tmp_path, capsys):
     assert "results in" in printed
 
 
-def test_small_images_as_given(originals, tmp_path):
+def test_given_pairs_of_small_and_large_images(originals, tmp_path):
     low = tmp_path / "low"
     low.mkdir()
     for path in sorted(originals.iterdir()):

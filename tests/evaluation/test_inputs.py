@@ -1,4 +1,4 @@
-"""Protocols and collections: what is refused, what is drawn, what belongs together."""
+"""Protocols and image sets: refused settings, random draws, pairs and captions."""
 
 import json
 
@@ -45,7 +45,7 @@ def collection(path, *overrides):
         ("sr.py:blur_noise", 512, 1024, "photographs"),
     ],
 )
-def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
+def test_protocols_have_their_documented_settings(name, low_res, high_res, source):
     found = protocol(name)
     assert (found.low_res, found.high_res, found.source) == (low_res, high_res, source)
     assert found.name == name.replace(".py", "")
@@ -71,7 +71,7 @@ def test_the_protocols_say_what_they_are(name, low_res, high_res, source):
         ("--config.high_res=-1", "high_res is -1"),
     ],
 )
-def test_unfit_protocols_are_refused_in_one_line(override, message):
+def test_impossible_protocols_are_refused_in_one_line(override, message):
     with pytest.raises(InputError, match=message) as error:
         protocol("folders.py", override)
     assert "\n" not in str(error.value)
@@ -143,7 +143,7 @@ def test_a_photograph_on_its_side_has_its_upright_size(tmp_path):
     assert found.load("turned").shape == (8, 16, 3)
 
 
-def test_captions(tmp_path):
+def test_captions_are_read_by_image(tmp_path):
     def read(content, names):
         (tmp_path / "captions.json").write_text(json.dumps(content))
         return read_captions(str(tmp_path / "captions.json"), names)

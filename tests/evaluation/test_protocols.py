@@ -66,7 +66,7 @@ def images(tmp_path_factory):
 
 
 @pytest.mark.parametrize("name", ["coco5k.py", "pairs.py", "sr.py:blur_noise"])
-def test_from_its_config_to_its_numbers(name, networks, images, tmp_path, monkeypatch):
+def test_protocol_runs_from_config_to_results(name, networks, images, tmp_path, monkeypatch):
     monkeypatch.setitem(KINDS, "tiny", Kind(TINY, 6, lambda path: TinyFeatures()))
     words = ["--config", name, *(f"--config.{field}" for field in SMALL), "--cache", tmp_path / "statistics"]
     words += [f"--config.{network}.path={networks / network}" for network in ("clip", "lpips")]

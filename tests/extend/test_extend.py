@@ -1,4 +1,4 @@
-"""What a student adds from outside the package, each in its own file and one line in a table, in real commands."""
+"""Extensions from outside the package: one file and one entry of a table each, in real commands."""
 
 import pathlib
 import sys

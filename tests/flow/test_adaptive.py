@@ -1,4 +1,4 @@
-"""dopri5: accuracy for tolerance, honest counts, and what happens when it cannot go on."""
+"""Adaptive methods: accuracy for a tolerance, counts of evaluations, and integrations that give up."""
 
 import jax
 import jax.numpy as jnp
@@ -23,37 +23,37 @@ def ones(*shape):
 
 
 @pytest.mark.parametrize("tolerance", [1e-3, 1e-4, 1e-5])
-def test_it_is_as_accurate_as_asked(tolerance):
+def test_error_is_within_the_tolerance(tolerance):
     solution = integrate_adaptive(swing, ones(), rtol=tolerance, atol=tolerance)
     assert solution.reached_end
     assert not solution.reached_max_steps
     assert float(solution.x[0, 0]) == pytest.approx(after_swinging(1), rel=10 * tolerance)
 
 
-def test_less_tolerance_costs_more():
+def test_a_smaller_tolerance_takes_more_evaluations():
     costs = [int(integrate_adaptive(swing, ones(), rtol=r, atol=r).evaluations) for r in (1e-2, 1e-4, 1e-6)]
     assert costs == sorted(set(costs))
 
 
-def test_there_and_back_again():
+def test_reverse_integration_returns_to_the_start():
     there = integrate_adaptive(swing, ones()).x
     back = integrate_adaptive(swing, there, reverse=True).x
     np.testing.assert_allclose(back, 1, atol=1e-4)
 
 
-def test_it_lands_on_the_grid():
+def test_the_trajectory_has_the_points_of_the_grid():
     solution = integrate_adaptive(swing, ones(), steps=7)
     np.testing.assert_allclose(solution.trajectory[:, 0, 0], after_swinging(np.linspace(0, 1, 8)), rtol=1e-4)
     np.testing.assert_array_equal(solution.trajectory[-1], solution.x)
 
 
-def test_a_step_cut_short_to_land_does_not_shorten_the_next():
-    """A constant velocity takes three tries to the first of nine points, the last one cut short, then one for each."""
+def test_a_step_shortened_to_hit_the_grid_does_not_shorten_the_next():
+    """A constant velocity takes three steps to the first of nine points, the last one shortened, then one for each."""
     solution = integrate_adaptive(lambda x, t: jnp.ones_like(x), ones(), steps=9)
     assert solution.steps == 3 + 8
 
 
-def test_its_count_of_evaluations_is_the_number_of_calls():
+def test_reported_evaluations_are_the_number_of_calls():
     calls = []
 
     def counting(x, t):
@@ -66,7 +66,7 @@ def test_its_count_of_evaluations_is_the_number_of_calls():
     assert solution.steps > 5
 
 
-def test_it_says_that_it_ran_out_of_steps():
+def test_reaching_max_steps_is_reported():
     solution = integrate_adaptive(swing, ones(), max_steps=3)
     assert solution.reached_max_steps
     assert not solution.reached_end
@@ -74,7 +74,7 @@ def test_it_says_that_it_ran_out_of_steps():
     assert np.isfinite(solution.x).all()
 
 
-def test_a_half_way_state_does_not_pass_for_a_result():
+def test_giving_up_returns_nan():
     assert np.isnan(integrate(swing, ones(), method="dopri5", steps=1, max_steps=3)).all()
     trajectory = integrate(swing, ones(), method="dopri5", steps=50, max_steps=6, return_trajectory=True)
     reached = np.isfinite(trajectory[:, 0, 0])
@@ -83,14 +83,14 @@ def test_a_half_way_state_does_not_pass_for_a_result():
     assert not np.diff(reached.astype(int)).max() > 0, "a gap in the trajectory"
 
 
-def test_enough_steps_are_enough():
+def test_max_steps_equal_to_the_needed_steps_suffice():
     needed = int(integrate_adaptive(swing, ones()).steps)
     assert integrate_adaptive(swing, ones(), max_steps=needed).reached_end
     assert not integrate_adaptive(swing, ones(), max_steps=needed - 1).reached_end
 
 
-def test_the_hardest_example_sets_the_steps():
-    """One example of 1024 swings, the others rest; a mean over the batch would forgive it 32 times the error."""
+def test_the_example_with_the_largest_error_sets_the_steps():
+    """One example of 1024 moves; a root mean square over the batch would accept 32 times its error."""
 
     def one_swings(x, t):
         return swing(x, t).at[1:].set(0)
@@ -100,8 +100,8 @@ def test_the_hardest_example_sets_the_steps():
     assert crowd.steps > 0.8 * alone.steps
 
 
-def test_it_recovers_from_a_step_that_went_too_far():
-    """NaN beyond the unit ball, where no solution goes but the stages of a long step do."""
+def test_a_step_with_nan_is_rejected_and_shortened():
+    """The velocity is NaN outside the unit ball; no solution leaves the ball, but the stages of a long step do."""
 
     def brittle(x, t):
         return jnp.where(jnp.abs(x) > 1.01, jnp.nan, -400 * x)
@@ -111,7 +111,7 @@ def test_it_recovers_from_a_step_that_went_too_far():
     np.testing.assert_allclose(solution.x, 0, atol=1e-5)
 
 
-def test_it_gives_up_soon_where_there_is_no_way_on():
+def test_it_gives_up_early_where_no_step_size_helps():
     solution = integrate_adaptive(lambda x, t: jnp.full_like(x, jnp.nan), ones())
     assert not solution.reached_end
     assert not solution.reached_max_steps
@@ -119,6 +119,6 @@ def test_it_gives_up_soon_where_there_is_no_way_on():
     np.testing.assert_array_equal(solution.x, 1)
 
 
-def test_it_wants_at_least_one_step():
+def test_fewer_than_one_step_is_refused():
     with pytest.raises(InputError, match="max_steps must be at least 1, found 0"):
         integrate_adaptive(swing, ones(), max_steps=0)

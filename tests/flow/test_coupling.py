@@ -42,7 +42,7 @@ def test_what_step_400_of_1000_means():
     assert (np.diff(alpha_bar) < 0).all()
 
 
-def test_larger_images_are_noised_more():
+def test_larger_images_get_more_noise():
     """The schedule for size d lowers the log signal-to-noise ratio by 2 ln(d / 64)."""
     middle = slice(300, 700)
     log_snr = [np.log(a[middle] / (1 - a[middle])) for a in (cosine_alpha_bar(1000, 64), cosine_alpha_bar(1000, 128))]
@@ -79,7 +79,7 @@ SIZES = st.tuples(st.integers(1, 12), st.integers(1, 12))
 @pytest.mark.parametrize("mode", ["nearest", "bilinear", "bicubic"])
 @settings(max_examples=15, deadline=None)
 @given(before=SIZES, after=st.tuples(st.integers(1, 30), st.integers(1, 30)))
-def test_upsampling_is_pytorchs(mode, before, after):
+def test_upsampling_agrees_with_pytorch(mode, before, after):
     latent = np.random.default_rng(0).standard_normal((2, 3, *before)).astype(np.float32)
     corners = {} if mode == "nearest" else {"align_corners": False}
     expected = torch.nn.functional.interpolate(torch.from_numpy(latent), size=after, mode=mode, **corners).numpy()
@@ -87,8 +87,8 @@ def test_upsampling_is_pytorchs(mode, before, after):
     np.testing.assert_allclose(found, nhwc(expected), atol=2e-5)
 
 
-def test_nearest_rounds_as_pytorch_does():
-    """floor(i · before / after) in float32 differs from exact integers at some sizes; PyTorch's is the former."""
+def test_nearest_rounds_as_pytorch():
+    """floor(i · before / after) in float32, as in PyTorch, differs from exact integers at some sizes."""
     for before, after in ((6, 74), (14, 46), (62, 28)):
         ramp = np.arange(before, dtype=np.float32)[None, None, None, :]
         expected = torch.nn.functional.interpolate(torch.from_numpy(ramp), size=(1, after), mode="nearest").numpy()
@@ -101,7 +101,7 @@ def test_a_square_may_be_given_as_one_number():
     np.testing.assert_array_equal(upsample(latent, 6, "bilinear"), upsample(latent, (6, 6), "bilinear"))
 
 
-def test_identity_passes_only_what_fits():
+def test_identity_refuses_another_size():
     latent = normal(5, 1, 4, 6, 2)
     np.testing.assert_array_equal(upsample(latent, (4, 6), "identity"), latent)
     with pytest.raises(InputError, match="expected 8×12, found 4×6"):
@@ -118,7 +118,7 @@ def test_noise_upsampling_fills_new_positions_with_noise():
     assert float(result.std()) == pytest.approx(1, abs=0.03)
 
 
-def test_noise_upsampling_refuses_what_it_cannot_do():
+def test_noise_upsampling_refuses_wrong_noise_and_sizes():
     latent = normal(8, 1, 4, 4, 2)
     with pytest.raises(InputError, match="whole multiple of 4×4, found 6×8"):
         upsample(latent, (6, 8), "noise", normal(9, 1, 6, 8, 2))
@@ -148,7 +148,7 @@ def test_pixel_space_upsampling_resizes_the_image():
     np.testing.assert_array_equal(result, encode(images[0]))
 
 
-def test_context_is_clean_and_x0_is_not():
+def test_context_has_no_noise_and_x0_has():
     low_res, noise = normal(11, 2, 4, 4, 3), normal(12, 2, 8, 8, 3)
     x0, context = couple(low_res, size=8, start="low_res", noise_step=400, mode="bilinear", noise=noise)
     np.testing.assert_array_equal(context, upsample(low_res, 8, "bilinear"))
@@ -191,7 +191,7 @@ def test_context_and_x0_may_be_upsampled_differently():
         Coupling(context_mode="cubic")
 
 
-def test_couple_refuses_what_it_does_not_know():
+def test_couple_refuses_unknown_starts_and_wrong_noise():
     low_res, noise = normal(20, 1, 4, 4, 3), normal(21, 1, 8, 8, 3)
     with pytest.raises(InputError, match="start 'middle' is unknown; expected one of low_res, noise"):
         couple(low_res, size=8, start="middle", noise_step=400, mode="nearest", noise=noise)
@@ -199,7 +199,7 @@ def test_couple_refuses_what_it_does_not_know():
         couple(low_res, size=8, start="low_res", noise_step=400, mode="nearest", noise=low_res)
 
 
-def test_noise_belongs_to_the_example():
+def test_noise_depends_on_the_examples_key_alone():
     keys = jax.random.split(jax.random.key(0), 4)
     together = sample_noise(keys, (3, 3, 2))
     assert together.shape == (4, 3, 3, 2)

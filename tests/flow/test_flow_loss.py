@@ -31,7 +31,7 @@ def test_the_curved_path_by_hand():
 
 
 @pytest.mark.parametrize("path", [LinearPath(), GVPPath()])
-def test_the_true_velocity_costs_nothing(path):
+def test_the_true_velocity_has_loss_zero(path):
     x0, x1 = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 2))
     t = jnp.array([0.1, 0.5, 0.9])
     np.testing.assert_allclose(
@@ -39,7 +39,7 @@ def test_the_true_velocity_costs_nothing(path):
     )
 
 
-def test_the_network_is_asked_at_each_examples_own_time():
+def test_the_network_gets_each_examples_own_time():
     asked = []
 
     def velocity_fn(x, t):
@@ -53,7 +53,7 @@ def test_the_network_is_asked_at_each_examples_own_time():
     np.testing.assert_array_equal(x, jnp.stack([t, t], 1))
 
 
-def test_half_precision_is_left_at_the_door():
+def test_the_loss_of_bfloat16_is_computed_in_float32():
     """bfloat16 has 8 bits: 256 + 1 − 256 is 0 in it, and 1 in the float32 of the loss."""
     x0, x1 = jnp.zeros((1, 2), jnp.float16), jnp.full((1, 2), 257.0, jnp.float16)
     loss = flow_matching_loss(lambda x, t: jnp.full(x.shape, 256, jnp.bfloat16), LinearPath(), x0, x1, jnp.array([0.5]))
@@ -78,7 +78,7 @@ def test_times_are_uniform():
     assert np.abs(counts - 2000).max() < 5 * np.sqrt(2000 * 0.9)
 
 
-def test_a_time_belongs_to_its_example_not_to_the_batch():
+def test_a_time_depends_on_its_examples_key_alone():
     keys = jax.random.split(jax.random.key(0), 8)
     t = sample_time(keys)
     np.testing.assert_array_equal(t[::-1], sample_time(keys[::-1]))

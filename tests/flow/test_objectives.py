@@ -1,4 +1,4 @@
-"""Objectives on a coupling in the plane whose exact transport is known, and their losses by hand.
+"""Objectives on a coupling in the plane with a known transport, and their losses by hand.
 
 x0 is uniform on a square, x1 is independent of it and close to one of four points. The straight lines between them
 cross, so the flow's marginal velocity bends. Each axis is independent of the other, and in one dimension the flow keeps
@@ -104,7 +104,7 @@ def transport_error(text, steps):
 
 
 @pytest.mark.parametrize(("text", "limit"), [("shortcut", 0.4), ("meanflow(power=0.5)", 0.55)])
-def test_one_step_arrives_where_the_plain_flow_does_not(text, limit):
+def test_one_step_reaches_the_target_where_the_plain_flow_does_not(text, limit):
     assert transport_error("flow", 1) > 0.9
     assert transport_error(text, 1) < limit
 
@@ -118,7 +118,7 @@ def test_one_step_arrives_where_the_plain_flow_does_not(text, limit):
         ("meanflow(power=0.5)", {2: 0.5, 4: 0.45, 64: 0.45}),
     ],
 )
-def test_more_steps_arrive_too(text, limits):
+def test_more_steps_reach_the_target_too(text, limits):
     found = {steps: transport_error(text, steps) for steps in limits}
     assert all(found[steps] < limit for steps, limit in limits.items()), found
 
@@ -176,7 +176,7 @@ def test_the_plain_flow_draws_the_times_of_its_keys():
     np.testing.assert_array_equal(asked[0], sample_time(keys))
 
 
-def test_sigma_min_blurs_what_the_network_sees():
+def test_sigma_min_adds_noise_to_the_networks_input():
     keys, seen = jax.random.split(jax.random.key(0), 4000), []
 
     def velocity(x, t):
@@ -206,12 +206,12 @@ def test_logit_normal_times(mean, deviation):
         ("diffusion", "objective 'diffusion' is unknown; expected one of flow, shortcut, meanflow"),
     ],
 )
-def test_settings_that_cannot_be_are_refused(text, message):
+def test_impossible_settings_are_refused(text, message):
     with pytest.raises(InputError, match=message):
         build("objective", text, OBJECTIVES)
 
 
-def test_a_shortcut_refuses_steps_and_batches_that_it_cannot_take():
+def test_a_shortcut_refuses_unsupported_steps_and_batches():
     for steps in (1, 2, 64):
         Shortcut().check_steps(steps)
     for steps in (0, 3, 128):

@@ -21,14 +21,14 @@ def triple(seed, batch=3):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_it_leads_from_the_source_to_the_target(path):
+def test_a_path_starts_at_the_source_and_ends_at_the_target(path):
     x0, x1, _ = triple(0)
     np.testing.assert_allclose(path.interpolate(x0, x1, jnp.zeros(3)), x0, atol=1e-6)
     np.testing.assert_allclose(path.interpolate(x0, x1, jnp.ones(3)), x1, atol=1e-6)
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_derivatives_are_derivatives(path):
+def test_derivatives_agree_with_finite_differences(path):
     np.testing.assert_allclose(jax.vmap(jax.grad(path.alpha))(TIMES), path.alpha_dot(TIMES), rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(jax.grad(path.sigma))(TIMES), path.sigma_dot(TIMES), rtol=1e-5)
     x0, x1, _ = triple(1)
@@ -48,7 +48,7 @@ def test_each_example_has_its_own_time(path):
 
 @settings(max_examples=30, deadline=None)
 @given(path=st.sampled_from(PATHS), seed=st.integers(0, 1000), time=st.floats(0.02, 0.98))
-def test_velocity_noise_and_score_say_the_same(path, seed, time):
+def test_velocity_noise_and_score_are_consistent(path, seed, time):
     """x_t and its velocity determine x0: the noise; and the score of N(α x1, σ²) at x_t is −x0 / σ."""
     x0, x1, _ = triple(seed)
     t = jnp.full(3, time)
@@ -81,7 +81,7 @@ def test_the_noise_of_sharp_paths_is_finite_to_the_end():
         np.testing.assert_allclose(noise, x0, atol=1e-5)
 
 
-def test_sigma_min_blurs_and_wants_its_noise():
+def test_sigma_min_adds_noise_and_requires_it():
     x0, x1, noise = triple(4)
     t = jnp.array([0.0, 0.5, 1.0])
     sharp, blurred = LinearPath(), LinearPath(sigma_min=0.1)
@@ -121,7 +121,7 @@ def test_an_unknown_form_is_refused():
         LinearPath().diffusion(jnp.zeros((1, 2)), jnp.zeros(1), "brownian", 1.0)
 
 
-def test_paths_have_names():
+def test_paths_are_found_by_name():
     assert (make_path("linear"), make_path("gvp")) == (LinearPath(), GVPPath())
     with pytest.raises(InputError, match="'vp' is unknown; expected one of linear, gvp"):
         make_path("vp")

@@ -1,4 +1,4 @@
-"""Stochastic sampling: a Gaussian case whose answer is known, each rule against its formula."""
+"""Stochastic sampling: a Gaussian case with a known result, and each rule against its formula."""
 
 import itertools
 
@@ -37,7 +37,7 @@ def draw(batch, steps, seed=0):
     ("form", "method", "path"),
     [*itertools.product(DIFFUSION_FORMS, METHODS, ["linear"]), ("sigma", "euler", "gvp"), ("SBDM", "heun", "gvp")],
 )
-def test_the_marginal_is_the_paths(form, method, path):
+def test_the_marginal_is_that_of_the_path(form, method, path):
     """Whatever the diffusion, N(0, 1) arrives at N(MEAN, SPREAD²), less the 2w · 0.005 of variance of the last step."""
     steps, path = 250, PATHS[path]
     x, noise = draw(8000, steps)
@@ -49,8 +49,8 @@ def test_the_marginal_is_the_paths(form, method, path):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_it_forgets_where_it_started_as_an_ode_never_does(method):
-    """Noise must really enter: with w = 4σ little of x0 is left in x1, with w = 0 all of it."""
+def test_the_sde_decorrelates_from_x0_and_the_ode_does_not(method):
+    """With w = 4σ, x1 hardly correlates with x0; with w = 0 it correlates fully."""
     path = LinearPath()
     x, noise = draw(4000, 100)
 
@@ -128,7 +128,7 @@ def test_last_steps_start_from_the_same_state(path):
     np.testing.assert_allclose(ends["Tweedie"], target, rtol=1e-4)
 
 
-def test_euler_maruyama_may_go_to_the_very_end():
+def test_euler_maruyama_can_end_at_one():
     path = LinearPath()
     x, noise = draw(6, 5)
     found = integrate_sde(
@@ -138,7 +138,7 @@ def test_euler_maruyama_may_go_to_the_very_end():
 
 
 @pytest.mark.parametrize(("method", "traces"), [("euler", 2), ("heun", 2)])
-def test_the_network_stands_in_the_program_once_and_for_the_last_step(method, traces):
+def test_the_network_is_traced_once_for_the_loop_and_once_for_the_last_step(method, traces):
     found = []
 
     def velocity_fn(x, t):
@@ -163,7 +163,7 @@ def test_the_network_stands_in_the_program_once_and_for_the_last_step(method, tr
         ({"last_step_size": 0.0, "last_step": None, "method": "heun"}, "last_step_size must be above 0"),
     ],
 )
-def test_what_it_refuses(wrong, message):
+def test_bad_settings_are_refused(wrong, message):
     x, noise = draw(2, 4)
     with pytest.raises(InputError, match=message):
         integrate_sde(lambda x, t: x, x, noise, **{"path": LinearPath(), "method": "euler", "steps": 4} | wrong)

@@ -1,4 +1,4 @@
-"""Fixed-grid integration: measured orders, torchdiffeq as the witness, one compiled loop, guidance."""
+"""Fixed-grid integration: measured orders, comparison with torchdiffeq, one compiled loop, guidance."""
 
 import dataclasses
 
@@ -82,7 +82,7 @@ def test_the_last_slope_of_an_embedded_pair_is_the_next_steps_first(method, c):
 
 @pytest.mark.parametrize("grid", ["uniform", "shifted", "shifted(shift=1.0)", "shifted(shift=0.3)"])
 @pytest.mark.parametrize("method", ["rk4", "bosh3"])
-def test_every_grid_arrives_at_the_same_place(method, grid):
+def test_every_grid_converges_to_the_same_solution(method, grid):
     found = integrate(swirl, jnp.asarray(START, jnp.float32), method=method, steps=100, grid=grid)
     np.testing.assert_allclose(found, after_swirling(START), atol=1e-3)
 
@@ -112,7 +112,7 @@ def test_a_solver_integrates_as_the_function_does():
         ({"max_steps": 0}, "max_steps must be at least 1"),
     ],
 )
-def test_a_solver_refuses_what_cannot_be(settings, message):
+def test_a_solver_refuses_impossible_settings(settings, message):
     with pytest.raises(InputError, match=message):
         Solver(**settings)
 
@@ -130,7 +130,7 @@ def mixing_in_torch(t, x):
 
 @pytest.mark.parametrize("reverse", [False, True])
 @pytest.mark.parametrize("method", METHODS)
-def test_trajectories_are_torchdiffeqs(method, reverse):
+def test_trajectories_agree_with_torchdiffeq(method, reverse):
     x = np.random.default_rng(1).standard_normal((3, 2, 2, 3)).astype(np.float32)
     times = torch.linspace(0, 1, 6)
     expected = torchdiffeq.odeint(
@@ -149,7 +149,7 @@ def test_trajectories_are_torchdiffeqs(method, reverse):
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("steps", [2, 50])
-def test_the_network_stands_in_the_program_once(method, steps):
+def test_the_program_holds_the_network_once(method, steps):
     traces = []
 
     def velocity_fn(x, t):
@@ -161,7 +161,7 @@ def test_the_network_stands_in_the_program_once(method, steps):
 
 
 @pytest.mark.parametrize(("method", "each"), [("euler", 1), ("midpoint", 2), ("heun", 2), ("heun3", 3), ("rk4", 4)])
-def test_evaluations_are_counted_right(method, each):
+def test_evaluations_are_the_number_of_calls(method, each):
     velocity_fn, calls = counted(swirl)
     integrate(velocity_fn, jnp.zeros((1, 2)), method=method, steps=3).block_until_ready()
     jax.effects_barrier()
@@ -189,7 +189,7 @@ def test_straight_flows_need_one_step():
         np.testing.assert_allclose(found, x1, atol=1e-5)
 
 
-def test_the_state_is_float32_whatever_comes_in():
+def test_the_state_is_float32_for_every_input_type():
     def half(x, t):
         assert (x.dtype, t.dtype) == (jnp.float32, jnp.float32)
         return x.astype(jnp.bfloat16)
@@ -207,12 +207,12 @@ def test_a_flow_can_be_differentiated_through():
 
 @pytest.mark.parametrize("steps", [0, -3])
 @pytest.mark.parametrize("method", METHODS)
-def test_at_least_one_step(method, steps):
+def test_fewer_than_one_step_is_refused(method, steps):
     with pytest.raises(InputError, match=f"steps must be at least 1, found {steps}"):
         integrate(swirl, jnp.zeros((1, 2)), method=method, steps=steps)
 
 
-def test_an_unknown_method_is_answered_with_those_that_are():
+def test_an_unknown_method_lists_the_known_ones():
     for call in (
         lambda: integrate(swirl, jnp.zeros((1, 2)), method="rk45", steps=1),
         lambda: evaluations("rk45", 1),

@@ -116,7 +116,7 @@ def test_devices_share_a_batch(booster, generator):
     assert relative_error(found, generator.latents(PROMPTS, steps=3, seed=3)) < 1e-5
 
 
-def test_long_prompts_are_cut_aloud(generator):
+def test_cutting_a_long_prompt_gives_a_warning(generator):
     with pytest.warns(UserWarning, match=r"a prompt of 82 tokens was cut to 77; cut off: .*zzzz"):
         generator.pipeline.tokens(["x" * 76 + "zzzz"])
 

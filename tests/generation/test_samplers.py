@@ -1,4 +1,4 @@
-"""Whole loops of every sampler against diffusers' schedulers, with a network that is a formula."""
+"""Whole loops of every sampler against diffusers' schedulers, with a formula as the network."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What of a photograph's file its result keeps: EXIF, place by choice, profile, 16 bits; huge photographs."""
+"""Metadata that a result keeps: EXIF, the place by choice, profile, 16 bits; huge photographs."""
 
 import io
 import struct
@@ -30,7 +30,7 @@ def camera_exif() -> Image.Exif:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
-def test_dates_stay_and_the_place_by_choice(tmp_path, kind):
+def test_dates_are_kept_and_the_place_by_choice(tmp_path, kind):
     content = saved(PHOTO, kind, exif=camera_exif().tobytes())
     for place in (False, True):
         photo = load_photo(io.BytesIO(content), keep_metadata=True, keep_place=place)
@@ -64,7 +64,7 @@ def wide_profile() -> bytes:
     return bytes(profile)
 
 
-def test_colours_stay_in_their_own_space_where_greys_look_the_same(tmp_path):
+def test_colours_keep_their_space_where_greys_look_the_same(tmp_path):
     wide = wide_profile()
     content = saved(PHOTO, icc_profile=wide)
     assert np.abs(load_photo(io.BytesIO(content)).pixels.astype(int) - np.asarray(PHOTO)).max() > 50
@@ -124,7 +124,7 @@ def test_grey_of_sixteen_bits(tmp_path):
         np.testing.assert_array_equal(photo.pixels, np.repeat(DEEP[..., :1], 3, axis=-1))
 
 
-def test_transparent_pixels_of_sixteen_bits_come_back(tmp_path):
+def test_transparent_pixels_of_sixteen_bits_are_kept(tmp_path):
     write_png(tmp_path / "deep.png", DEEP)
     photo = load_photo(tmp_path / "deep.png", keep_metadata=True)
     opaque = DEEP[..., 3] >> 8 > 128

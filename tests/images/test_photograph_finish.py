@@ -1,4 +1,4 @@
-"""What happens to a photograph beside the boost: transparency and colours; and the clock of compilations."""
+"""Steps around the boost of a photograph: transparency, colours, settings, and the clock of compilations."""
 
 import jax
 import jax.numpy as jnp
@@ -33,7 +33,7 @@ def test_composited_on_white_again_it_is_the_boosted_image(seed, level):
     assert np.abs(found[..., :3].astype(int) - colours).max() <= 0.5 * 255 / level + 0.5
 
 
-def test_alpha_is_upright_and_none_where_all_is_opaque(tmp_path):
+def test_alpha_is_upright_and_none_for_opaque_images(tmp_path):
     pixels = np.full((4, 6, 4), 255, np.uint8)
     path = tmp_path / "picture.png"
     Image.fromarray(pixels).save(path)
@@ -49,7 +49,7 @@ def test_alpha_is_upright_and_none_where_all_is_opaque(tmp_path):
 
 
 @pytest.mark.parametrize("fix", sorted(FIXES))
-def test_a_drift_of_colour_is_undone_and_detail_stays(fix):
+def test_a_colour_drift_is_corrected_and_detail_kept(fix):
     low = smooth(3, 64)
     truth = np.asarray(Image.fromarray(low).resize((128, 128), Image.Resampling.BICUBIC))
     detail = np.where(np.indices((128, 128)).sum(0) % 2, 6, -6)[..., None]
@@ -62,7 +62,7 @@ def test_a_drift_of_colour_is_undone_and_detail_stays(fix):
 
 
 def test_a_consistent_image_shrinks_to_the_small_one():
-    """At ×4 with random detail: what is left is the rounding, and the detail between pixels of the small one stays."""
+    """At ×4 with random detail, only rounding remains, and detail finer than the small image's pixels is kept."""
     low = smooth(5, 24)
     detail = np.random.default_rng(0).normal(0, 20, (96, 96, 3))
     image = np.clip(np.asarray(Image.fromarray(low).resize((96, 96))) + detail, 0, 255).astype(np.uint8)
@@ -79,7 +79,7 @@ def test_an_unknown_fix_is_refused():
         fix_colour(picture, picture, "warm")
 
 
-def test_settings_are_read_from_where_they_were_written(tmp_path):
+def test_settings_are_read_from_the_png(tmp_path):
     path = str(tmp_path / "picture.png")
     assert read_settings(path) is None
     write_png(path, smooth(0, 8), {"seed": 3})
@@ -90,7 +90,7 @@ def test_settings_are_read_from_where_they_were_written(tmp_path):
     assert read_settings(path) is None
 
 
-def test_the_clock_sees_what_is_compiled():
+def test_the_clock_measures_compilation():
     double = jax.jit(lambda x: jnp.sin(x) * 2 + 0.12345)
     with CompileClock() as clock:
         double(jnp.arange(5.0)).block_until_ready()
@@ -115,7 +115,7 @@ def test_the_clock_counts_nested_compilations_once():
 
 @pytest.mark.parametrize("factor", [2, 4])
 @pytest.mark.parametrize("fix", FIXES)
-def test_strips_give_the_same_colours(fix, factor, monkeypatch):
+def test_correction_in_strips_gives_the_same_colours(fix, factor, monkeypatch):
     """A photograph of 200 megapixels is corrected a few rows at a time."""
     numbers = np.random.default_rng(0)
     low = numbers.integers(0, 256, (1, 90, 12, 3), dtype=np.uint8)

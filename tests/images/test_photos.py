@@ -1,4 +1,4 @@
-"""Odd photographs become what a person sees in them, and crops lie inside."""
+"""Unusual photographs are decoded to what a viewer shows, and crops are inside the photograph."""
 
 import io
 import struct
@@ -78,7 +78,7 @@ def test_plain_pictures_are_exact(kind, options):
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_exif_rotation_is_applied(orientation):
-    """The stored pixels are those that, turned as the tag says, give the picture back."""
+    """The stored pixels, turned by the tag, give the original image."""
     stored_from = {
         1: lambda p: p,
         2: lambda p: p[:, ::-1],
@@ -131,7 +131,7 @@ TRANSPARENT_RED, HALF_BLACK = (255, 0, 0, 0), (0, 0, 0, 128)
     ],
     ids=["RGBA", "half", "LA", "palette", "grey-key", "colour-key"],
 )
-def test_transparency_shows_white(image, options, expected):
+def test_transparent_pixels_become_white(image, options, expected):
     np.testing.assert_array_equal(reload(image, **options), plain(*expected))
 
 
@@ -171,7 +171,7 @@ def test_colour_profile_is_converted(mode):
     np.testing.assert_array_equal(reload(linear, icc_profile=b"no profile at all"), plain(55, 55, 55))
 
 
-def test_of_an_animation_the_first_frame():
+def test_an_animation_is_read_as_its_first_frame():
     frames = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
     found = reload(frames[0], "WEBP", save_all=True, append_images=frames[1:], lossless=True)
     np.testing.assert_array_equal(found, plain(255, 0, 0))
@@ -202,7 +202,7 @@ def test_unusable_files_say_why(content, reason):
 
 @settings(max_examples=60, deadline=None)
 @given(content=st.binary(max_size=40), position=st.integers(0, len(JPEG) - 1))
-def test_whatever_is_broken_is_either_read_or_named(content, position):
+def test_damaged_files_are_read_or_named(content, position):
     for whole in (JPEG, PNG):
         try:
             load_photo(io.BytesIO(whole[:position] + content + whole[position + len(content) :]))
@@ -217,7 +217,7 @@ def test_whatever_is_broken_is_either_read_or_named(content, position):
     scale=st.floats(1, 50),
     key=st.text(max_size=8),
 )
-def test_random_squares_lie_inside(size, extra, scale, key):
+def test_random_squares_are_inside_the_photograph(size, extra, scale, key):
     width, height = size + extra[0], size + extra[1]
     square = random_square(width, height, size, scale, key)
     left, top, right, bottom = square.box

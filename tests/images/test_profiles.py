@@ -1,4 +1,4 @@
-"""Colours become sRGB as a viewer shows them, whatever space, depth and mode a file has."""
+"""Colours of any space, depth and mode become the sRGB that a viewer shows."""
 
 import io
 import struct
@@ -69,7 +69,7 @@ def test_a_profile_is_applied_in_the_images_own_mode(image, profile):
     assert np.abs(reload(image, icc_profile=profile).astype(int) - BRIGHTER).max() <= 2
 
 
-def test_srgb_under_any_name_changes_nothing():
+def test_an_srgb_profile_of_any_name_changes_nothing():
     profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     other = profile.replace("sRGB".encode("utf-16-be"), "mine".encode("utf-16-be"))
     assert other != profile

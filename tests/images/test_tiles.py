@@ -1,4 +1,4 @@
-"""Tiles cover every pixel, meet without a seam, and ask for one shape alone."""
+"""Tiles cover every pixel, are blended without a seam, and have one shape."""
 
 import itertools
 

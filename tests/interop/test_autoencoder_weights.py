@@ -1,4 +1,4 @@
-"""First stages from every kind of folder and file that people have, the way back, bad input."""
+"""First stages from every kind of folder and file, conversion back, bad input."""
 
 import dataclasses
 import json
@@ -85,7 +85,7 @@ def test_formats_name_the_same_layers_differently(kl):
     np.testing.assert_array_equal(old["encoder.mid_block.attentions.0.query.weight"], query)
 
 
-def test_ddconfig_and_config_json_mean_the_same(kl):
+def test_ddconfig_and_config_json_give_the_same_config(kl):
     diffusers = {"block_out_channels": [32, 64], "layers_per_block": 1, "latent_channels": 4}
     weights = state_dict(kl, "compvis")
     assert load_autoencoder_kl(weights, DDCONFIG).config == KL
@@ -188,13 +188,13 @@ def test_tiny_single_file(tmp_path, tiny):
     assert same(state_dict(stage.model), state_dict(tiny, "diffusers"))
 
 
-def test_tiny_weights_that_are_none():
+def test_tensors_of_another_network_are_refused():
     with pytest.raises(InputError, match="found too few"):
         load_autoencoder_tiny({"encoder.0.weight": np.zeros((8, 3, 3, 3))})
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
-def test_folders_of_our_own(tmp_path, kl, tiny, kind):
+def test_folders_of_this_package(tmp_path, kl, tiny, kind):
     model = {"kl": kl, "tiny": tiny}[kind]
     save_model(str(tmp_path / "out"), model)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
@@ -208,7 +208,7 @@ def test_folders_of_our_own(tmp_path, kl, tiny, kind):
         save_model(str(tmp_path / "out"), model)
 
 
-def test_damaged_folder_of_our_own(tmp_path, tiny):
+def test_damaged_folder_of_this_package(tmp_path, tiny):
     save_model(str(tmp_path / "out"), tiny)
     (tmp_path / "out" / "config.json").write_text('{"model": "Other"}')
     with pytest.raises(InputError, match="does not describe a model of this package"):
@@ -243,7 +243,7 @@ OTHERS = ["model_index.json", "v1-5.safetensors", "unet/config.json", "unet/diff
 @pytest.mark.parametrize("inner", ["", "/vae"])
 @pytest.mark.parametrize("files", [[*VAE, *OTHERS], [*HALF, *OTHERS], sorted({*VAE, *HALF, *OTHERS}), []])
 def test_hub_id(tmp_path, monkeypatch, tiny, files, inner):
-    """Of a whole pipeline the autoencoder alone is fetched, once; from the cache without a hub."""
+    """Of a whole pipeline only the autoencoder is fetched, once; later it is read from the cache without the hub."""
     folder = tmp_path / "snapshot" / "vae"
     folder.mkdir(parents=True)
     save_file(state_dict(tiny, "diffusers"), folder / "diffusion_pytorch_model.safetensors")
@@ -256,7 +256,7 @@ def test_hub_id(tmp_path, monkeypatch, tiny, files, inner):
     assert same(state_dict(stage.model), state_dict(tiny, "diffusers"))
 
 
-def test_hub_that_does_not_answer(tmp_path, monkeypatch):
+def test_an_unreachable_hub_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", Hub(tmp_path / "absent", []))
     with pytest.raises(InputError, match=r"the download from the hub failed \(no route to host\)"):
         load_first_stage("kl", "somebody/model")
@@ -268,7 +268,7 @@ def test_hub_that_does_not_answer(tmp_path, monkeypatch):
         load_first_stage("kl", "somebody/model")
 
 
-def test_paths_that_lead_nowhere(tmp_path):
+def test_missing_paths_are_one_line(tmp_path):
     with pytest.raises(InputError, match="no such folder or file"):
         load_first_stage("kl", str(tmp_path / "absent"))
     for kind, message in (("kl", "config.json"), ("tiny", "_encoder.pth")):

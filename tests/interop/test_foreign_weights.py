@@ -1,4 +1,4 @@
-"""Weights as other people keep them: shards, 8-bit floats, wrapped names, checkpoints, odd folders and configs."""
+"""Weights of other projects: shards, 8-bit floats, wrapped names, checkpoints, unusual folders and configs."""
 
 import argparse
 import collections
@@ -144,7 +144,7 @@ def test_shards_are_read_together(tmp_path, weights, suffix, variant):
 
 
 @pytest.mark.parametrize("content", [{}, {"weight_map": {"a": 3}}, {"weight_map": {"a": "../a.safetensors"}}])
-def test_an_index_that_is_none(tmp_path, content):
+def test_damaged_indices_are_refused(tmp_path, content):
     (tmp_path / "x.safetensors.index.json").write_text(json.dumps(content))
     with pytest.raises(InputError, match=r"expected a weight_map|expected names of files beside it"):
         read_state_dict(str(tmp_path / "x.safetensors.index.json"))
@@ -198,7 +198,7 @@ def alone() -> dict[str, np.ndarray]:
 @pytest.mark.parametrize("prefix", ["", "vae."])
 @pytest.mark.parametrize("scale_name", ["scale_weight", "weight_scale"])
 def test_scaled_8_bit_weights_of_comfyui(tmp_path, weights, prefix, scale_name):
-    """x.weight · x.scale_weight, for some of the layers; what is of activations has no effect."""
+    """x.weight · x.scale_weight for some of the layers; scales of activations have no effect."""
     tensors, expected = {}, {}
     for index, (name, value) in enumerate(weights.items()):
         tensors[prefix + name] = expected[name] = torch.tensor(value)
@@ -263,7 +263,7 @@ def test_the_scale_by_the_metadata_of_a_file(tmp_path, alone, architecture, scal
     ("name", "scale", "other"),
     [("vae.safetensors", 0.18215, 0.13025), ("sdxl_vae.safetensors", 0.13025, 0.18215), ("x.pt", 0.18215, 0.13025)],
 )
-def test_a_scale_that_nothing_shows_is_warned_of_and_can_be_chosen(tmp_path, alone, name, scale, other):
+def test_a_scale_that_nothing_shows_gives_a_warning_and_can_be_chosen(tmp_path, alone, name, scale, other):
     if name.endswith(".pt"):
         torch.save({key: torch.tensor(value) for key, value in alone.items()}, tmp_path / name)
     else:
@@ -293,7 +293,7 @@ def test_group_counts_that_another_project_does_not_have_are_not_written(tmp_pat
         to_autoencoder("kl", str(tmp_path), str(tmp_path / "y.safetensors"), names="compvis")
 
 
-def test_two_files_in_a_folder(tmp_path, weights):
+def test_two_files_of_weights_in_a_folder_are_refused(tmp_path, weights):
     (tmp_path / "config.json").write_text(json.dumps(DIFFUSERS))
     save_file(weights, tmp_path / "b.safetensors")
     assert same(state_dict(load_first_stage("kl", str(tmp_path)).model), weights)
@@ -312,13 +312,13 @@ def test_two_files_in_a_folder(tmp_path, weights):
         (b"", "not a whole safetensors|another format"),
     ],
 )
-def test_files_that_stand_for_others(tmp_path, suffix, content, message):
+def test_pointers_and_web_pages_are_refused(tmp_path, suffix, content, message):
     (tmp_path / f"x.{suffix}").write_bytes(content)
     with pytest.raises(InputError, match=message):
         read_state_dict(str(tmp_path / f"x.{suffix}"))
 
 
-def test_content_decides_not_the_suffix(tmp_path, weights):
+def test_the_content_decides_the_format(tmp_path, weights):
     save_file(weights, tmp_path / "x.pth")
     torch.save(tensors_of(weights), tmp_path / "y.safetensors")
     assert same(read_state_dict(str(tmp_path / "x.pth")), weights)
@@ -330,7 +330,7 @@ ABSURD = [10**9, 10**400, -1, 0, "4", None, 1.5, [3], {}, True]
 
 @pytest.mark.parametrize("value", ABSURD, ids=lambda value: str(value)[:6])
 @pytest.mark.parametrize("field", [*DIFFUSERS, "in_channels", "ch", "ch_mult", "num_res_blocks", "z_channels"])
-def test_absurd_numbers_in_a_config(weights, field, value):
+def test_absurd_numbers_in_a_config_are_refused(weights, field, value):
     base = DIFFUSERS if field in DIFFUSERS or field == "in_channels" else DDCONFIG
     values = [value] if value != [3] and isinstance(base.get(field), list) else value
     for changed in (value, values):
@@ -351,7 +351,7 @@ def test_absurd_numbers_in_a_config(weights, field, value):
         lambda: UNetConfig(model_channels=32 * 10**9),
     ],
 )
-def test_networks_without_end_are_refused_before_they_are_built(make):
+def test_huge_networks_are_refused_before_they_are_built(make):
     with pytest.raises(InputError, match="expected"):
         make()
 
@@ -359,7 +359,7 @@ def test_networks_without_end_are_refused_before_they_are_built(make):
 @pytest.mark.parametrize(
     "config", ["[" * 100_000, '{"model": %s}' % ("9" * 5000), '{"model": []}', "[]", '{"model": 1}']
 )
-def test_damaged_config_of_our_own_folder(tmp_path, config):
+def test_a_damaged_config_of_this_package_is_refused(tmp_path, config):
     (tmp_path / "parameters").mkdir()
     (tmp_path / "config.json").write_text(config)
     with pytest.raises(InputError, match=r"config\.json"):
@@ -395,7 +395,7 @@ def test_types_without_a_storage_of_their_own(tmp_path, dtype):
     assert found["row"].tobytes() == tensor[1].clone().view(torch.uint8).numpy().tobytes()
 
 
-def test_bombs_are_refused_before_they_are_unpacked(tmp_path):
+def test_archive_bombs_are_refused_before_they_are_unpacked(tmp_path):
     torch.save({"a": torch.zeros(3)}, tmp_path / "x.pth")
     with zipfile.ZipFile(tmp_path / "x.pth") as old, zipfile.ZipFile(tmp_path / "y.pth", "w") as new:
         for name in old.namelist():

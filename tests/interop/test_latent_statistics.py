@@ -77,7 +77,7 @@ def test_the_log_variance_is_that_of_the_normalised_latent(flux2, folder):
     np.testing.assert_allclose(found, expected.numpy().transpose(0, 2, 3, 1), atol=1e-4)
 
 
-def test_flux2_s_facts(flux2, folder):
+def test_flux2_has_its_known_sizes(flux2, folder):
     stage = load_first_stage("kl", folder)
     pipe = type("Flux2KleinPipeline", (), {"vae": flux2})()
     stage.spec.check(pipeline_latents(pipe), "pipeline")
@@ -90,7 +90,7 @@ def test_flux2_s_facts(flux2, folder):
             call()
 
 
-def test_there_and_back(flux2, folder, tmp_path):
+def test_statistics_are_kept_by_both_formats(flux2, folder, tmp_path):
     """Through this package's folder and through a single file, which needs no config."""
     stage = load_first_stage("kl", folder)
     from_autoencoder("kl", str(folder), str(tmp_path / "ours"))
@@ -148,13 +148,13 @@ def test_playground_s_statistics_of_channels(tmp_path):
         ({"_class_name": "AutoencoderKLFlux2"}, r"missing keys: bn\.running_mean, bn\.running_var"),
     ],
 )
-def test_impossible_statistics(statistics, message):
+def test_impossible_statistics_are_refused(statistics, message):
     with pytest.raises(InputError, match=message):
         load_autoencoder_kl({}, {"block_out_channels": [8, 16], "norm_num_groups": 8, **statistics})
 
 
 @pytest.mark.parametrize("value", [np.nan, -1.0])
-def test_impossible_variances(folder, flux2, value):
+def test_impossible_variances_are_refused(folder, flux2, value):
     tensors = {**flux2.state_dict(), "bn.running_var": torch.full((128,), value)}
     config = json.loads((folder / "config.json").read_text())
     with pytest.raises(InputError, match="impossible values"):

@@ -139,7 +139,7 @@ def test_conversion_to_a_run_and_back(written, tmp_path):
     assert same(load_file(back), model.ema_model.ema_model.net.state_dict())
 
 
-def test_every_value_is_omegaconf_s_own(tmp_path):
+def test_values_agree_with_omegaconf(tmp_path):
     config = OmegaConf.create(
         {
             "numbers": [1, 2.5, True, None, "text", b"bytes", [3, {"deep": "${text}"}]],
@@ -216,7 +216,7 @@ def test_code_among_the_hyper_parameters_is_refused(tmp_path):
         (b"${width}", b"${..xyz}", r"\$\{\.\.xyz\} names nothing"),
     ],
 )
-def test_tampered_hyper_parameters(written, tmp_path, old, new, message):
+def test_hyper_parameters_that_are_damaged_are_refused(written, tmp_path, old, new, message):
     def change(name, data):
         if not name.endswith("data.pkl"):
             return data
@@ -228,7 +228,7 @@ def test_tampered_hyper_parameters(written, tmp_path, old, new, message):
         load_lightning(str(tmp_path / "x.ckpt"))
 
 
-def test_network_arguments_of_another_kind(tmp_path):
+def test_network_arguments_of_another_type_are_refused(tmp_path):
     arguments = {"fm_cfg": {"params": {"net_cfg": {"params": OmegaConf.create([1, 2])}}}}
     torch.save({"state_dict": {}, "hyper_parameters": arguments}, tmp_path / "x.ckpt")
     with pytest.raises(InputError, match=r"expected network arguments by name in hyper_parameters\..*, found list"):

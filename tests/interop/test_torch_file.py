@@ -1,4 +1,4 @@
-"""The reader of PyTorch files against PyTorch itself, and against files that mean harm."""
+"""The reader of PyTorch files against PyTorch itself, and against malicious files."""
 
 import collections
 import gzip
@@ -96,12 +96,12 @@ class Harmful:
 
 
 class Innocent:
-    """Pickles as an object of a class that the reader does not know."""
+    """Pickles as an object of a class that the reader blocks."""
 
 
 @pytest.mark.parametrize("zipped", [True, False])
 @pytest.mark.parametrize("wrap", [lambda x: x, lambda x: {"state_dict": {"w": torch.ones(2)}, "callbacks": [x]}])
-def test_code_is_named_and_not_run(tmp_path, wrap, zipped):
+def test_blocked_globals_are_named_and_not_called(tmp_path, wrap, zipped):
     harmful = wrap(Harmful(str(tmp_path / "made")))
     torch.save(harmful, tmp_path / "x.pth", _use_new_zipfile_serialization=zipped)
     with pytest.raises(InputError, match=r"x\.pth: the file would run posix\.mkdir"):

@@ -1,4 +1,4 @@
-"""The velocity network's weights: the reference's numbers, a PyTorch model layer by layer, the way back, bad input."""
+"""The velocity network's weights: the reference's numbers, a PyTorch model by layers, conversion back, bad input."""
 
 import json
 
@@ -113,7 +113,7 @@ architectures = st.fixed_dictionaries(
 @settings(max_examples=4, deadline=None, phases=DEAR)
 @example(architecture={**SMALL, "pool_factor": 8}, seed=0, height=1, width=2)
 @given(architecture=architectures, seed=st.integers(0, 1000), height=st.integers(1, 2), width=st.integers(1, 3))
-def test_twin(architecture, seed, height, width):
+def test_agrees_with_the_pytorch_model(architecture, seed, height, width):
     config = UNetConfig.from_dict(architecture)
     theirs = randomised(Twin(config), seed)
     ours = load_unet(theirs.state_dict(), config, config.attention_layout)
@@ -123,8 +123,8 @@ def test_twin(architecture, seed, height, width):
     assert same(state_dict(ours), theirs.state_dict())
 
 
-def test_twin_layer_by_layer():
-    """Every block, attention and change of level alone, on what the twin's own layer was given."""
+def test_agrees_with_the_pytorch_model_layer_by_layer():
+    """Every block, attention and resampling alone, on the input of the PyTorch model's layer."""
     config = unet_config({**SMALL, "num_res_blocks": 2, "use_linear_attn": True})
     theirs = randomised(Twin(config), 1)
     ours = load_unet(theirs.state_dict(), config)
@@ -146,7 +146,7 @@ def test_twin_layer_by_layer():
 
 
 def test_base_network_has_the_reference_names():
-    """Every parameter of the base config has a name, no two the same; spot checks at the seams of the numbering."""
+    """Every parameter of the base config has its own name; spot checks where the numbering changes."""
     config = UNetConfig()
     shapes = split(abstract(UNet, config))[1]
     names = {spell(REFERENCE_UNET, config, path)[0]: shape.size for path, shape in shapes.items()}
@@ -206,7 +206,7 @@ def test_training_checkpoint_without_config_or_weights(tmp_path):
         load_lightning(path)
 
 
-def test_one_error_lists_everything_that_does_not_fit():
+def test_one_error_lists_all_keys_that_do_not_fit():
     weights = state_dict(random_model(UNet, UNetConfig(**SMALL)))
     del weights["time_embed.2.bias"], weights["out.0.weight"]
     weights |= {"extra.weight": np.zeros(3), "out.2.weight": np.zeros((4, 32, 1, 1)), "out.2.bias": np.zeros(4, int)}

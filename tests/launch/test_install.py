@@ -1,4 +1,4 @@
-"""The Dockerfile's steps, with an interpreter that only writes down how it was called."""
+"""The Dockerfile's steps, with a stub of the interpreter that records its arguments."""
 
 import os
 import re

@@ -1,4 +1,4 @@
-"""The launch scripts against commands that only write down how they were called."""
+"""The launch scripts, with stubs of the cloud tools that record their arguments."""
 
 import os
 import pathlib
@@ -98,7 +98,7 @@ def kind(words):
 
 
 def test_training_starts_again_after_a_preemption(launch):
-    """None there; an error; active; taken while training; suspended; queued again; SIGTERM; finished."""
+    """No slice; an error; active; preempted in training; suspended; queued again; SIGTERM; finished."""
     launch.replies(
         ("describe", "NOT_FOUND", 1),
         ("describe", "the network is away", 1),
@@ -122,7 +122,7 @@ def test_training_starts_again_after_a_preemption(launch):
     ]
 
 
-def test_bad_input_is_not_tried_again(launch):
+def test_bad_input_is_not_retried(launch):
     launch.replies(("describe", "ACTIVE", 0), ("tail -n 1", "exit status 2", 0))
     assert "refused its input" in launch("tpu", "until", status=2).stderr
     assert [kind(words) for words in launch.calls()].count("-m fmboost_jax.train") == 1
@@ -130,7 +130,7 @@ def test_bad_input_is_not_tried_again(launch):
 
 @pytest.mark.parametrize(("status", "stopped", "back"), [(0, 0, 0), (2, 0, 0), (143, 0, 1), (137, 0, 1), (143, 1, 0)])
 def test_a_slurm_job_goes_back_into_the_queue_unless_it_is_done(launch, tmp_path, status, stopped, back):
-    """What sbatch is given, run as SLURM would: finished, bad input, preempted, killed, stopped by a person."""
+    """The script for sbatch, run as SLURM would: finished, bad input, preempted, killed, stopped by the user."""
     launch("slurm", "train")
     job = launch.calls()[-1][-1].removeprefix("--wrap=")
     if stopped:
@@ -140,7 +140,7 @@ def test_a_slurm_job_goes_back_into_the_queue_unless_it_is_done(launch, tmp_path
     assert [words[0] for words in launch.calls()[1:]] == ["srun", *["scontrol"] * back]
 
 
-def test_what_a_worker_runs_leaves_its_exit_status_in_the_log(launch, tmp_path):
+def test_a_workers_exit_status_is_in_the_log(launch, tmp_path):
     launch("tpu", "train")
     typed = launch.calls()[-1][-1].removeprefix("--command=")
     python = tmp_path / "fmboost_jax/.venv/bin/python"
@@ -151,14 +151,14 @@ def test_what_a_worker_runs_leaves_its_exit_status_in_the_log(launch, tmp_path):
     assert (tmp_path / "fmboost_jax/train.log").read_text() == "trained fmboost_jax.train\nexit status 143\n"
 
 
-def test_it_gives_up_after_so_many_starts(launch):
+def test_it_stops_after_the_allowed_number_of_starts(launch):
     launch.settings.write_text(launch.settings.read_text() + "RESTARTS=1\n")
     launch.replies(*[("describe", "ACTIVE", 0), ("tail -n 1", "exit status 1", 0)] * 2)
     assert "in 2 starts" in launch("tpu", "until", status=1).stderr
 
 
 @pytest.mark.parametrize("script", ["tpu", "gke", "slurm"])
-def test_help(launch, script):
+def test_help_lists_the_actions(launch, script):
     assert launch(script, "--help").stdout.startswith(f"usage: launch/{script}.sh ACTION [--dry-run]")
 
 

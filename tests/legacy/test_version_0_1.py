@@ -1,4 +1,4 @@
-"""A dataset, a run and a bundle as version 0.1 wrote them still load and give the numbers that they gave."""
+"""A dataset, a run and a bundle that version 0.1 wrote load and give the recorded numbers."""
 
 import dataclasses
 import json
@@ -40,7 +40,7 @@ def test_a_dataset_is_read(legacy):
 
 
 def test_a_run_resumes(legacy, capsys):
-    """Its saved config has neither `network` nor `objective`: the defaults stand for what there was. Updates keep
+    """Its saved config has neither `network` nor `objective`: the defaults are version 0.1's. Updates keep
     that version's order."""
     run = legacy / "run"
     saved = json.loads((run / "checkpoints/2/config/metadata").read_text())

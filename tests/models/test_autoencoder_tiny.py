@@ -40,7 +40,7 @@ def nchw(x) -> np.ndarray:
     encoder=st.lists(st.integers(0, 2), min_size=1, max_size=3),
     seed=st.integers(0, 1000),
 )
-def test_diffusers(channels, encoder, seed):
+def test_agrees_with_diffusers(channels, encoder, seed):
     diffusers = pytest.importorskip("diffusers")
     decoder = encoder[::-1]
     theirs = diffusers.AutoencoderTiny(
@@ -72,7 +72,7 @@ def test_diffusers(channels, encoder, seed):
 
 
 @pytest.mark.parametrize("pool", [False, True])
-def test_block_against_twin(pool):
+def test_block_agrees_with_the_pytorch_model(pool):
     theirs = randomised(TinyBlock(16, pool), 0)
     config = AutoencoderTinyConfig(width=16, encoder_blocks=(1,), decoder_blocks=(1,), pool=pool)
     weights = state_dict(random_model(AutoencoderTiny, config))
@@ -83,7 +83,7 @@ def test_block_against_twin(pool):
 
 
 @pytest.mark.parametrize("names", ["taesd", "diffusers"])
-def test_names_tell_the_architecture(names):
+def test_names_give_the_architecture(names):
     config = AutoencoderTinyConfig(
         latent_channels=32, width=8, encoder_blocks=(1, 2, 3), decoder_blocks=(3, 0, 1), pool=True
     )

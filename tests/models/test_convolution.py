@@ -85,7 +85,7 @@ LARGE = int(LARGE_MAP**0.5)
         ("cuda", LARGE, 1, WIDE, jnp.float32, {"convolution": 1}),
     ],
 )
-def test_which_form_runs_where(platform, size, kernel, channels, dtype, operations):
+def test_each_platform_and_size_runs_its_form(platform, size, kernel, channels, dtype, operations):
     x = jax.ShapeDtypeStruct((1, size, size, channels), dtype)
     weights = jax.ShapeDtypeStruct((kernel, kernel, channels, channels), dtype)
     around = ((kernel // 2,) * 2,) * 2
@@ -134,7 +134,7 @@ def _value_and_gradients(form, x, kernel):
     return out, *gradients
 
 
-def test_accelerators_never_make_the_large_map():
+def test_accelerators_never_materialise_the_large_map():
     x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.bfloat16)
     traced = jax.jit(lambda x, k: upsample_conv(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)).trace(
         x, kernel
@@ -159,7 +159,7 @@ def test_upsample_conv_refuses_other_kernels():
     dtype=st.sampled_from([jnp.float32, jnp.bfloat16]),
 )
 @settings(max_examples=12, deadline=None)
-def test_group_norm_is_flaxs(shape, offset, dtype):
+def test_group_norm_agrees_with_flax(shape, offset, dtype):
     generator = np.random.default_rng(0)
     x = jnp.asarray(generator.standard_normal(shape, np.float32) + offset).astype(dtype)
     ours, flax = GroupNorm(shape[-1]), nnx.GroupNorm(shape[-1], num_groups=32, epsilon=1e-5, rngs=nnx.Rngs(0))
@@ -171,6 +171,6 @@ def test_group_norm_is_flaxs(shape, offset, dtype):
     np.testing.assert_allclose(found, flax(x.astype(jnp.float32)), atol=2e-4)
 
 
-def test_group_norm_wants_whole_groups():
+def test_group_norm_needs_whole_groups():
     with pytest.raises(ValueError, match="48 channels are not a multiple of 32 groups"):
         GroupNorm(48)

@@ -1,4 +1,4 @@
-"""First stages: scaled and raw latents, and which specs fit each other."""
+"""First stages: scaled and raw latents, and which specs are compatible."""
 
 import dataclasses
 

@@ -1,4 +1,4 @@
-"""The UNet's own promises: parameter count, sizes, refusals, remat, dropout, attention in blocks of queries."""
+"""The UNet: parameter count, sizes, refusals, remat, dropout, attention in blocks of queries."""
 
 import jax
 import jax.numpy as jnp
@@ -48,7 +48,7 @@ def test_base_config_has_the_papers_parameters():
         ((10, 26), {"conv_resample": False}),
     ],
 )
-def test_any_size_that_halves(size, options):
+def test_sizes_that_the_levels_can_halve_are_accepted(size, options):
     unet = random_model(UNet, UNetConfig(**{**SMALL, **options}))
     velocity = call(unet, *inputs(*size, context=unet.config.context_channels))
     assert velocity.shape == (2, *size, 4)
@@ -65,7 +65,7 @@ def test_starts_at_zero_velocity():
     ("size", "context", "expected"),
     [((9, 16), 4, "multiples of 2"), ((8, 8), None, "context of 4"), ((8, 8), 3, "found 4 and 3")],
 )
-def test_refusals(size, context, expected):
+def test_inputs_that_do_not_fit_are_refused(size, context, expected):
     unet = abstract(UNet, UNetConfig(**SMALL))
     with pytest.raises(InputError, match=expected):
         jax.eval_shape(lambda: unet(*inputs(*size, context)))
@@ -79,14 +79,26 @@ def test_refusals(size, context, expected):
         ("dtype", "int8", "bfloat16"),
     ],
 )
-def test_configs_that_no_network_can_have(field, value, expected):
+def test_impossible_configs_are_refused(field, value, expected):
     with pytest.raises(InputError, match=expected):
         UNetConfig(**{field: value})
     with pytest.raises(InputError, match="widths"):
         UNetConfig.from_dict({"widths": [1]})
 
 
-def test_remat_keeps_less_for_the_same_gradient():
+@pytest.mark.parametrize("factors", [(), (1,), (8, 16), (1, 2, 4, 8, 16)])
+def test_attention_at_levels_is_accepted(factors):
+    UNetConfig(attention_resolutions=factors).check_attention()
+
+
+@pytest.mark.parametrize("factors", [(3,), (3, 8), (0, 8), (-2,), (16,)])
+def test_attention_without_effect_is_refused(factors):
+    config = UNetConfig(attention_resolutions=factors)  # as old runs and the reference's checkpoints may have it
+    with pytest.raises(InputError, match=r"expected factors of this UNet's levels, 1, 2, 4, 8, or \(\)"):
+        config.check_attention()
+
+
+def test_remat_saves_less_for_the_same_gradient():
     gradients, kept, arguments = [], [], inputs(8, 8)
     for remat in (False, True):
         unet = random_model(UNet, UNetConfig(**{**SMALL, "channel_mult": (1,), "num_res_blocks": 3}, remat=remat))

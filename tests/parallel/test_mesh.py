@@ -1,4 +1,4 @@
-"""Meshes of eight virtual devices, and what lies where on them."""
+"""Meshes of eight virtual devices, and the sharding of arrays on them."""
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ def sizes(data, fsdp, spatial):
     ("asked", "found"),
     [((-1, 1, 1), (8, 1, 1)), ((2, -1, 2), (2, 2, 2)), ((1, 8, 1), (1, 8, 1)), ((-1, 8, 1), (1, 8, 1))],
 )
-def test_one_size_takes_what_is_left(asked, found):
+def test_one_size_takes_the_remaining_devices(asked, found):
     assert tuple(make_mesh(sizes(*asked)).shape.values()) == found
 
 
@@ -29,7 +29,7 @@ def test_sizes_that_do_not_fit_are_refused(asked):
         make_mesh(sizes(*asked))
 
 
-def test_rules_split_large_parameters_with_their_moments_and_leave_small_ones_whole():
+def test_rules_shard_large_parameters_and_their_moments_and_replicate_small_ones():
     mesh = make_mesh(sizes(2, 4, 1))
     state = {
         part: {
@@ -54,7 +54,7 @@ def test_rules_split_large_parameters_with_their_moments_and_leave_small_ones_wh
         ({0: {0, 1, 4, 5}, 1: {2, 3, 6, 7}}, [[0, 1, 4, 5], [2, 3, 6, 7]]),  # as TPU hosts lie in a slice
     ],
 )
-def test_processes_read_what_their_devices_hold(held, shares):
+def test_processes_read_the_examples_of_their_devices(held, shares):
     assert distinct_shares(held) == shares
 
 
@@ -63,5 +63,5 @@ def test_shares_that_overlap_are_refused():
         distinct_shares({0: {0, 4}, 1: {4, 8}})
 
 
-def test_one_process_reads_all():
+def test_one_process_reads_all_examples():
     assert process_share(example_sharding(make_mesh(sizes(2, 2, 2))), 8) == (0, 1)

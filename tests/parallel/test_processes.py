@@ -177,14 +177,14 @@ def weights(workdir):
 
 @pytest.fixture(scope="module")
 def whole(launch, tmp_path_factory):
-    """A run that nobody disturbs: one process with two devices."""
+    """An uninterrupted run: one process with two devices."""
     workdir = tmp_path_factory.mktemp("whole")
     ((output, _),) = end(launch(1, workdir, "--config.profile.steps=2,3", devices=2))
     return workdir, output
 
 
 def test_one_process_with_two_devices(launch, whole):
-    """What the others are held against; its profile and its compiled programs are where they should be."""
+    """The other runs are compared with this one; it writes a profile and compiled programs."""
     workdir, output = whole
     assert "devices                   2 × cpu, 1 process(es)" in output
     assert len(losses(workdir)) == STEPS
@@ -198,7 +198,7 @@ def test_one_process_with_two_devices(launch, whole):
 def test_killed_while_saving_and_resumed_with_the_same_bits(launch, whole, tmp_path):
     """A run of one process is continued by two, one of which dies inside a save.
 
-    The other ends in time, and half a checkpoint counts for nothing.
+    The other exits within the timeout, and the incomplete checkpoint is ignored.
     """
     shutil.copytree(whole[0] / "checkpoints" / "3", tmp_path / "checkpoints" / "3")
     shutil.copy(whole[0] / "metrics.jsonl", tmp_path)
@@ -222,7 +222,7 @@ def test_killed_while_saving_and_resumed_with_the_same_bits(launch, whole, tmp_p
 
 
 def test_sigterm_to_one_stops_all_and_any_number_resumes(launch, tmp_path):
-    """two processes are stopped, four resume until one is killed, one finishes; beside it one does it all."""
+    """Two processes are stopped, four resume until one is killed, and one finishes; one process is the reference."""
     plain = "--config.evaluate.every=0"
     stopped = launch(
         2, tmp_path / "many", plain, "--config.train.steps=100000", "--config.checkpoint.every=100000", environ=SLURM
@@ -254,8 +254,8 @@ def test_sigterm_to_one_stops_all_and_any_number_resumes(launch, tmp_path):
         np.testing.assert_allclose(value, expected[name], atol=1e-5, err_msg=name)
 
 
-def test_all_refuse_what_one_would(launch, tmp_path):
-    """Bad input ends every process with its own code, so that no launch script tries it again."""
+def test_all_processes_exit_with_the_code_of_bad_input(launch, tmp_path):
+    """Bad input ends every process with exit code 2, so that no launch script retries it."""
     run = launch(2, tmp_path, "--config.data.dir=nowhere")
     (_, said), _ = end(run, [BAD_INPUT] * 2)
     assert "error: data folder nowhere does not exist" in said
@@ -278,7 +278,7 @@ def test_bad_input_gets_one_line(latents, tmp_path, arguments, expected):
 
 
 def test_a_single_process_starts_nothing(monkeypatch):
-    """Neither where nothing tells of others nor where SLURM tells of one."""
+    """Neither without a launcher's variables nor with SLURM's for one process."""
     monkeypatch.setattr(jax.distributed, "shutdown", lambda: pytest.fail("there is nothing to shut down"))
     with distributed.processes(timeout=10):
         assert not jax.distributed.is_initialized()
@@ -289,8 +289,8 @@ def test_a_single_process_starts_nothing(monkeypatch):
         pass
 
 
-def test_open_mpi_that_does_not_tell_enough_is_refused(monkeypatch):
-    """Else each of its processes would train alone, in the same folder."""
+def test_open_mpi_without_enough_variables_is_refused(monkeypatch):
+    """Otherwise each process would train alone, in the same folder."""
     monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "8")
     with pytest.raises(InputError, match="add the coordinator"), distributed.processes(timeout=10):
         pass

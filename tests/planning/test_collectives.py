@@ -1,4 +1,4 @@
-"""Collectives of compiled programs: which, how much, over which links, and what hides them."""
+"""Collectives of compiled programs: their kinds, bytes and links, and their overlap with computation."""
 
 import pytest
 
@@ -23,7 +23,7 @@ def work(name: str, seconds: float) -> str:
     return f'  %{name} = f32[4]{{0}} add(%a, %a), backend_config={{"estimated_cycles":"{int(seconds * CLOCK)}"}}'
 
 
-def test_a_whole_one_is_exposed():
+def test_a_synchronous_collective_is_exposed():
     (alone,) = found(
         f"  %all-reduce.1 = (bf16[{MIB}]{{0}}, f32[2,{MIB}]{{1,0}}) all-reduce(%a, %b), channel_id=1, "
         "replica_groups=mesh['axis_0'=16] {'axis_0'}, to_apply=%add"
@@ -34,7 +34,7 @@ def test_a_whole_one_is_exposed():
     assert alone.exposed == alone.seconds == pytest.approx(expected)
 
 
-def test_work_between_start_and_done_hides():
+def test_computation_between_start_and_done_overlaps():
     gather = (
         f"  %all-gather-start.1 = (bf16[{MIB}]{{0}}, bf16[4,{MIB}]{{1,0}}) all-gather-start(%a), channel_id=1, "
         "replica_groups={{0,1,2,3},{4,5,6,7},{8,9,10,11},{12,13,14,15}}, dimensions={0}\n"
@@ -73,7 +73,7 @@ def test_the_compilers_own_asynchronous_fusions():
     assert one.exposed == pytest.approx(needed * 3 / 4, rel=1e-3)
 
 
-def test_reduce_scatters_either_way_they_are_written():
+def test_both_forms_of_reduce_scatter_are_counted():
     fused = (
         f"%all-reduce-scatter (p: f32[{MIB}]) -> f32[4] {{\n"
         f"  %all-reduce.3 = f32[{MIB}]{{0}} all-reduce(%p), channel_id=2, replica_groups={{{{0,4,8,12}}}}, "
@@ -104,7 +104,7 @@ def test_closed_rings_have_two_links():
     assert cube.seconds == pytest.approx(63 / 64 * 4 * MIB / (6 * CHIPS["v5p"].link) + 9 * HOP_SECONDS)
 
 
-def test_summary_joins_those_alike_and_loops_count():
+def test_summary_groups_equal_collectives_and_counts_loops():
     body = (
         "%body (p: (s32[], f32[4])) -> (s32[], f32[4]) {\n"
         "  %all-reduce.5 = f32[4]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add\n}\n"
@@ -132,11 +132,11 @@ def test_summary_joins_those_alike_and_loops_count():
         ("v5e:3x3", "cannot be compiled for"),
     ],
 )
-def test_topologies_that_there_are_not(name, message):
+def test_unknown_topologies_are_refused(name, message):
     with pytest.raises(InputError, match=message):
         tpu_slice(name)
 
 
 @pytest.mark.parametrize(("name", "chips"), [("v5e:1x1", 1), ("v5e:2x4", 8), ("v5p:2x2x1", 4), ("v6e:16x16", 256)])
-def test_topologies_that_there_are(name, chips):
+def test_known_topologies(name, chips):
     assert len({device.id for device in tpu_slice(name).devices}) == chips

@@ -16,14 +16,14 @@ from fmboost_jax.planning.hlo import arrays, parse, size_in_bytes
 PROGRAM = pathlib.Path(__file__).with_name("step.hlo").read_text()
 
 
-def test_counts_what_runs_as_often_as_it_runs():
+def test_loop_bodies_count_once_per_iteration():
     found = operations(parse(PROGRAM))
     assert total_cycles(found) == 200 + 3 * 1000 + 50
     assert by_category(found) == {"convolution fusion": 3000, "copy": 200, "multiply reduce fusion": 50}
     assert not any(operation.unknown_length for operation in found)
 
 
-def test_most_expensive_with_its_place_in_our_source():
+def test_the_most_expensive_operation_has_its_source_line():
     first, second = most_expensive(operations(parse(PROGRAM)), 2)
     assert (first.instruction.name, first.runs, first.cycles) == ("add_fusion.7", 3, 3000)
     assert first.instruction.op_name == "jit(step)/conv"
@@ -31,14 +31,14 @@ def test_most_expensive_with_its_place_in_our_source():
     assert second.instruction.name == "copy.2"
 
 
-def test_flops_count_what_meets_numbers():
+def test_flops_exclude_products_with_padding():
     # Along each axis of 8 with one zero at either end: 3·8 − 2 pairs.
     assert total_flops(operations(parse(PROGRAM))) == 3 * 2 * (2 * 16 * 32 * 22 * 22)
 
 
-def test_loops_of_told_and_of_unknown_length():
-    told = PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
-    assert total_cycles(operations(parse(told))) == 200 + 7 * 1000 + 50
+def test_loops_of_known_and_unknown_length():
+    known = PROGRAM.replace("body=%body", 'body=%body, backend_config={"known_trip_count":{"n":"7"}}')
+    assert total_cycles(operations(parse(known))) == 200 + 7 * 1000 + 50
     unknown = operations(parse(PROGRAM.replace("direction=LT", "direction=NE")))
     assert total_cycles(unknown) == 200 + 1000 + 50
     assert [o.instruction.name for o in unknown if o.unknown_length] == ["while.1"]
@@ -58,7 +58,7 @@ def test_arrays_of_a_tuple():
     pads=st.tuples(st.integers(0, 2), st.integers(0, 2)),
     spread=st.integers(1, 2),
 )
-def test_flops_of_convolutions_are_xlas_own(size, kernel, stride, pads, spread):
+def test_flops_of_convolutions_agree_with_xla(size, kernel, stride, pads, spread):
     def convolve(x, k):
         return jax.lax.conv_general_dilated(
             x, k, (stride, 1), (pads, (1, 0)), (spread, 1), dimension_numbers=("NHWC", "HWIO", "NHWC")
@@ -72,7 +72,7 @@ def test_flops_of_convolutions_are_xlas_own(size, kernel, stride, pads, spread):
 
 
 @pytest.mark.parametrize("equation", ["ij,jk->ik", "bij,bkj->bik", "bihd,bjhd->bhij"])
-def test_flops_of_products_are_xlas_own(equation):
+def test_flops_of_products_agree_with_xla(equation):
     sides = dict(zip("bijkhd", (2, 3, 4, 5, 6, 7), strict=True))
     operands = [
         jax.ShapeDtypeStruct([sides[axis] for axis in part], jnp.float32)

@@ -48,7 +48,7 @@ def test_base_network():
     ),
     size=st.sampled_from([(16, 16), (32, 16)]),
 )
-def test_unet_against_pytorchs_counter(options, size):
+def test_unet_agrees_with_pytorchs_counter(options, size):
     config = UNetConfig(model_channels=32, dim_head=8, **options)
     twin = twin_unet.UNet(config)
     inputs = torch.zeros(1, 4, *size), torch.zeros(1), torch.zeros(1, 4, *size)
@@ -56,13 +56,13 @@ def test_unet_against_pytorchs_counter(options, size):
 
 
 @pytest.mark.parametrize("attention", [True, False])
-def test_kl_decoder_against_pytorchs_counter(attention):
+def test_kl_decoder_agrees_with_pytorchs_counter(attention):
     config = AutoencoderKLConfig(channels=(32, 64, 32), blocks=1, mid_attention=attention)
     twin = twin_autoencoder.AutoencoderKL(config)
     assert abstract(AutoencoderKL, config).decoder_flops(8, 4) == counted(twin.decode, torch.zeros(1, 4, 8, 4))
 
 
-def test_tiny_decoder_against_diffusers():
+def test_tiny_decoder_agrees_with_diffusers():
     diffusers = pytest.importorskip("diffusers")
     config = AutoencoderTinyConfig(width=8, encoder_blocks=(1, 2, 1), decoder_blocks=(1, 2, 1))
     theirs = diffusers.AutoencoderTiny(

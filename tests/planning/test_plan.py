@@ -1,4 +1,4 @@
-"""`python -m fmboost_jax.plan` as a person types it: a tiny network, compiled for TPUs that are not there."""
+"""`python -m fmboost_jax.plan`: a tiny network, compiled for TPUs that this machine does not have."""
 
 import json
 
@@ -37,7 +37,7 @@ def on_four_chips(cache, tmp_path_factory):
     return json.loads(done.stdout), hlo.read_text()
 
 
-def test_what_machines_read(on_four_chips):
+def test_json_output(on_four_chips):
     plan, text = on_four_chips
     assert (plan["mode"], plan["chips"], plan["batch_per_chip"], plan["batch"]) == ("train", 4, 2, 8)
     assert plan["mesh"] == {"data": 4, "fsdp": 1, "spatial": 1}
@@ -64,10 +64,10 @@ def test_what_machines_read(on_four_chips):
     assert "is_scheduled=true" in text
 
 
-def test_what_people_read_is_kept_from_before(on_four_chips, cache):
+def test_table_output_reads_the_cache(on_four_chips, cache):
     plan, _ = on_four_chips
-    told = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--top=3").stdout
-    assert "read from the cache" in told
+    output = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--top=3").stdout
+    assert "read from the cache" in output
     for line in (
         "batch       2 a chip, 8 in all",
         f"for {plan['prediction']['cycles']:,} cycles",
@@ -76,10 +76,10 @@ def test_what_people_read_is_kept_from_before(on_four_chips, cache):
         "all-reduce over 4 chips",
         "The 3 most expensive operations:",
     ):
-        assert line in told
+        assert line in output
 
 
-def test_a_sweep_meets_the_end_of_memory_and_recommends(cache):
+def test_a_sweep_finds_the_largest_batch_and_recommends(cache):
     words = (*TINY, cache, "--topology=v5e:1x1", "--sweep", "--batches=1,1000000")
     found = json.loads(command("plan", *words, "--json").stdout)
     one, million = found["plans"]
@@ -108,7 +108,7 @@ def test_a_sweep_meets_the_end_of_memory_and_recommends(cache):
         ("INVALID_ARGUMENT: Used 17.50G of 15.75G hbm.", None),
     ],
 )
-def test_what_a_program_wanted_that_did_not_fit(message, wanted):
+def test_the_wanted_memory_of_a_program_that_does_not_fit(message, wanted):
     assert wanted_memory(message) == wanted
 
 
@@ -118,9 +118,9 @@ def test_unknown_topology_gets_one_line():
     assert "v5e:4x4, v5p:4x4x4, v6e:4x4" in line
 
 
-def test_help_teaches(capsys):
+def test_help_has_examples(capsys):
     with pytest.raises(SystemExit):
         call("plan", "--help")
-    told = capsys.readouterr().out
+    output = capsys.readouterr().out
     for word in ("--topology", "v5p:4x4x4", "--sweep", "--mode", "decode", "--json", "docs/planning.md", "7 minutes"):
-        assert word in told
+        assert word in output

@@ -1,4 +1,4 @@
-"""`python -m fmboost_jax.plan --mode generate`: a tiny pipeline compiled for a TPU that is not there."""
+"""`python -m fmboost_jax.plan --mode generate`: a tiny pipeline, compiled for a TPU that this machine does not have."""
 
 import math
 

@@ -40,7 +40,7 @@ def test_the_fastest_that_fits_is_recommended():
     assert recommend([slow, fast, as_fast]) is as_fast
 
 
-def test_nothing_fits():
+def test_no_recommendation_where_nothing_fits():
     tried = list(sweep(lambda mesh, batch: plan(mesh, batch, needs=3.0, speed=1.0), [DATA, SHARDED]))
     assert [dict(p.mesh) for p in tried] == [DATA, SHARDED]
     assert recommend(tried) is None

@@ -1,4 +1,4 @@
-"""A folder has one holder at a time: real processes, a real SIGKILL, and hosts that share nothing but the disk."""
+"""A folder's lock has one holder at a time: real processes, SIGKILL, and hosts that share only the disk."""
 
 import contextlib
 import errno
@@ -41,7 +41,7 @@ def take(folder, **options):
 
 @pytest.fixture
 def without_flock(monkeypatch):
-    """As a file system without it answers; or a disk of another host, of whose locks this one knows nothing."""
+    """As on a file system without locks, or on a shared disk whose locks other hosts do not see."""
 
     def unsupported(*_):
         raise OSError(errno.EOPNOTSUPP, "Operation not supported")
@@ -61,7 +61,7 @@ def test_a_second_holder_is_refused_until_the_first_ends(tmp_path):
     assert take(folder)["machine"] == lock.this_machine()
 
 
-def test_a_killed_holder_is_taken_over_at_once_whoever_has_its_process_id(tmp_path, capfd):
+def test_the_lock_of_a_killed_holder_is_taken_at_once_even_if_its_process_id_is_reused(tmp_path, capfd):
     first = holder(tmp_path)
     first.kill()
     first.wait()
@@ -72,7 +72,7 @@ def test_a_killed_holder_is_taken_over_at_once_whoever_has_its_process_id(tmp_pa
     assert "waiting" not in capfd.readouterr().err
 
 
-def test_a_living_holder_on_another_host_is_seen_by_its_count(tmp_path, without_flock):
+def test_a_living_holder_on_another_host_is_seen_by_its_heartbeat(tmp_path, without_flock):
     first = holder(tmp_path, "elsewhere")
     with pytest.raises(InputError, match=f"process {first.pid} on elsewhere"):
         take(tmp_path, beat=0.1, stale=20.0)
@@ -80,7 +80,7 @@ def test_a_living_holder_on_another_host_is_seen_by_its_count(tmp_path, without_
     first.communicate()
 
 
-def test_a_silent_holder_on_another_host_is_taken_over_and_must_stop(tmp_path, without_flock, capfd):
+def test_a_silent_holder_on_another_host_loses_the_lock_and_stops(tmp_path, without_flock, capfd):
     first = FolderLock(tmp_path, beat=1e6)
     with first:
         first.check()
@@ -102,8 +102,8 @@ def test_a_lock_that_is_removed_is_lost(tmp_path):
 
 
 @pytest.mark.parametrize("folder", ["", "run", "a/b/run"])
-def test_a_holder_that_writes_nothing_leaves_nothing(tmp_path, folder):
-    """As a training whose config is refused."""
+def test_a_holder_that_wrote_nothing_leaves_no_folder(tmp_path, folder):
+    """A training whose config is refused is such a holder."""
     (tmp_path / "other").mkdir()
     with FolderLock(tmp_path / folder):
         assert (tmp_path / folder / NAME).exists()
@@ -118,7 +118,7 @@ def test_a_holder_that_writes_nothing_leaves_nothing(tmp_path, folder):
 
 @pytest.mark.parametrize("third", [False, True])
 def test_a_file_that_its_holder_removes_while_another_opens_it_is_opened_again(tmp_path, monkeypatch, third):
-    """The second process has the removed file open, whose lock is free; a third may have made a new one."""
+    """The second process has the removed file open and could lock it, while a third locks a new file."""
     first, flock = FolderLock(tmp_path / "run"), fcntl.flock
     first.__enter__()
     with contextlib.ExitStack() as held:
@@ -143,13 +143,13 @@ def test_a_file_that_its_holder_removes_while_another_opens_it_is_opened_again(t
 
 
 @pytest.mark.parametrize("content", [b"\0" * 512, b"{", b"[]", b'{"token": 1}'])
-def test_a_file_that_a_crash_damaged_holds_nothing(tmp_path, content, capfd):
+def test_a_damaged_lock_file_holds_no_lock(tmp_path, content, capfd):
     (tmp_path / NAME).write_bytes(content)
     take(tmp_path, stale=0.05)
     assert capfd.readouterr().err == ""
 
 
-def test_folders_that_cannot_be_written_to(tmp_path):
+def test_workdirs_that_are_no_folder_are_refused(tmp_path):
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(InputError, match="cannot be written to: Not a directory"):
         take(tmp_path / "file" / "run")

@@ -40,7 +40,7 @@ def test_temporaries_are_kept_from_call_to_call():
     assert faults("keep") < 1_000
 
 
-def test_beside_an_accelerator_nothing_changes(monkeypatch, tmp_path):
+def test_with_an_accelerator_nothing_changes(monkeypatch, tmp_path):
     (tmp_path / "accel0").touch()
     monkeypatch.setattr(memory, "_ACCELERATORS", (f"{tmp_path}/nvidia[0-9]*", f"{tmp_path}/accel*"))
     monkeypatch.delenv("JAX_PLATFORMS")

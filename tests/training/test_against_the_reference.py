@@ -95,7 +95,7 @@ def test_ten_updates_of_the_references_trainer(golden, monkeypatch):
             np.testing.assert_allclose(tree[name], value, atol=1e-6, err_msg=name)
 
 
-def test_many_updates_of_a_twin():
+def test_many_updates_agree_with_the_pytorch_model():
     """The same batches, times and noise; Adam, warm-up and average as the reference orders them."""
     architecture = UNetConfig(
         model_channels=32, channel_mult=(1,), num_res_blocks=1, attention_resolutions=(), num_heads=1, dim_head=16
@@ -149,8 +149,8 @@ def test_many_updates_of_a_twin():
     assert distance(average, expected_average) < 1e-3
 
 
-def test_the_former_order_is_still_to_be_had():
-    """Version 0.1's warm-up, whose first update changes nothing."""
+def test_the_order_of_version_0_1_is_available():
+    """Version 0.1's warm-up: the first update changes nothing."""
     optim = read_config("demo.py", ["--config.optim.lr=1.0", "--config.optim.warmup_steps=4"], TrainingConfig).optim
     rates = [[float(learning_rate(dataclasses.replace(optim, warmup_offset=o))(k)) for k in range(6)] for o in (0, 1)]
     assert rates == [[0.0, 0.25, 0.5, 0.75, 1.0, 1.0], [0.25, 0.5, 0.75, 1.0, 1.0, 1.0]]

@@ -1,4 +1,4 @@
-"""A checkpoint that was cut, emptied, changed or lost a file: which one it is, which one is whole, how to resume."""
+"""A checkpoint that is truncated, changed or lacks a file: the message names it, the last whole one, the remedy."""
 
 import pathlib
 import random
@@ -58,7 +58,7 @@ def _with_another_config(step: pathlib.Path) -> None:
 
 
 @pytest.mark.parametrize("damage", [_empty, _cut, _without_arrays, _without_config, _with_another_config])
-def test_the_whole_one_is_named_and_can_be_read(run, tmp_path, damage):
+def test_the_last_whole_checkpoint_is_named_and_can_be_read(run, tmp_path, damage):
     workdir = tmp_path / "run"
     shutil.copytree(run, workdir)
     folder = workdir / "checkpoints"
@@ -75,7 +75,7 @@ def test_the_whole_one_is_named_and_can_be_read(run, tmp_path, damage):
     np.testing.assert_array_equal(weights["a"], np.ones(3, np.float32))
 
 
-def test_none_is_whole(run, tmp_path):
+def test_no_whole_checkpoint(run, tmp_path):
     shutil.copytree(run / "checkpoints" / "2", tmp_path / "checkpoints" / "2")
     _without_config(tmp_path / "checkpoints" / "2")
     checkpoints = Checkpoints(str(tmp_path))
@@ -85,7 +85,7 @@ def test_none_is_whole(run, tmp_path):
 
 
 def test_a_changed_byte_is_named_with_its_array(run, tmp_path):
-    """Whatever byte of the arrays' files changes: the weights are those that were saved, or the step is refused."""
+    """For a changed byte anywhere in the arrays' files, the loaded weights are correct or the step is refused."""
     shutil.copytree(run, tmp_path / "run")
     expected = load_weights(str(tmp_path / "run"))[0]
     state, chance, lines = tmp_path / "run" / "checkpoints" / "2" / "state", random.Random(0), []

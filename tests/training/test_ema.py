@@ -1,4 +1,4 @@
-"""The average's decay, number by number."""
+"""The decay of the exponential moving average."""
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ def test_decay_by_hand():
     assert decay[-1] == np.float32(0.9)
 
 
-def test_sequence_is_the_references(golden):
+def test_the_sequence_agrees_with_the_reference(golden):
     numbers = golden("source_ema_resize.npz")
     online = jnp.asarray(numbers["ema/.../online"], jnp.float32)
 

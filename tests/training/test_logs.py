@@ -7,7 +7,7 @@ import sys
 from fmboost_jax.training.logs import Logs
 
 
-def test_what_a_crash_left_is_dropped(tmp_path):
+def test_the_remains_of_a_crash_are_dropped(tmp_path):
     """Zeros in place of lines, part of a line, other values, and the records after the step that is restored."""
     path = tmp_path / "metrics.jsonl"
     good = [json.dumps({"step": step, "loss": 1.0}).encode() + b"\n" for step in (1, 2, 3)]

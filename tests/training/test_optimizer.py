@@ -1,4 +1,4 @@
-"""The optimiser: optax's Adam in numbers and state, guarded, in few passes over memory."""
+"""The optimiser: optax's Adam in numbers and state, skipped non-finite updates, few passes over memory."""
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ def optim(*overrides):
 
 @pytest.mark.parametrize("clip_norm", [0.0, 1.0])
 @pytest.mark.parametrize("warmup_steps", [0, 10])
-def test_it_is_optaxs_adam(clip_norm, warmup_steps):
+def test_updates_agree_with_optaxs_adam(clip_norm, warmup_steps):
     config = optim(f"--config.optim.clip_norm={clip_norm}", f"--config.optim.warmup_steps={warmup_steps}")
     expected = optax.adam(learning_rate(config), b1=config.b1, b2=config.b2, eps=config.eps)
     if clip_norm:
@@ -42,7 +42,7 @@ def test_it_is_optaxs_adam(clip_norm, warmup_steps):
     assert np.abs(found["kernel"] - parameters["kernel"]).max() > 1e-3
 
 
-def test_state_stays_where_the_gradient_is_not_finite():
+def test_the_state_is_unchanged_where_the_gradient_is_not_finite():
     optimizer = make_optimizer(optim())
     parameters = {"kernel": jnp.ones((4, 4))}
     state = optimizer.init(parameters)
@@ -54,8 +54,8 @@ def test_state_stays_where_the_gradient_is_not_finite():
 
 
 @pytest.mark.parametrize(("takes_in", "passes"), [("before", 16), ("after", 14)])
-def test_an_update_reads_and_writes_as_little_as_it_can(takes_in, passes):
-    """The norm reads 1; each moment reads 2 and writes 1, parameters 3 and 1, the average 2 and 1: in all 14.
+def test_an_update_reads_and_writes_14_times_the_parameters(takes_in, passes):
+    """The norm reads 1; each moment reads 2 and writes 1, the parameters 3 and 1, the average 2 and 1: 14 in all.
 
     An average of the parameters before the update copies them: 2 more.
     """
@@ -72,7 +72,7 @@ def test_an_update_reads_and_writes_as_little_as_it_can(takes_in, passes):
 
 
 def test_the_norm_shares_no_squares_with_adam():
-    """Shared, they would be as large as the gradient."""
+    """Shared squares would take as much memory as the gradient."""
 
     def update(moment, x, incoming):
         gradient = (x.T @ incoming).reshape(3, 3, 512, 512)

@@ -1,4 +1,4 @@
-"""The training step: its loss by hand, what it learns, what it leaves alone, and the same numbers on every mesh."""
+"""The training step: its loss by hand, overfitting, skipped updates, and the same numbers on every mesh."""
 
 import functools
 
@@ -66,7 +66,7 @@ def test_first_loss_is_the_mean_square_of_the_target():
     assert loss == pytest.approx(np.mean((0.5 * (high - low)) ** 2), rel=1e-3)
 
 
-def test_a_records_noise_is_that_of_its_number():
+def test_a_records_noise_depends_on_its_number_alone():
     """As above, at noise step 400; two steps see the same x0, whatever the positions in the stream."""
     config = tiny_config("--config.source.noise_step=400")
     batch = batch_of(0) | {"record": jnp.arange(5, 13, dtype=jnp.uint32)}
@@ -98,7 +98,7 @@ def test_accumulation_changes_memory_and_not_the_result():
         assert np.mean(np.abs(value - parts.parameters[name])) < 1e-4, name
 
 
-def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
+def test_a_step_that_is_not_finite_changes_only_the_count():
     config = tiny_config()
     good = batch_of(0)
     bad = {**good, "high": good["high"].at[3, 2, 1, 0].set(jnp.inf)}
@@ -110,7 +110,7 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count():
         jax.tree.map(np.testing.assert_array_equal, getattr(before, part), getattr(after, part))
 
 
-def test_randomness_comes_from_seed_step_and_position_alone():
+def test_random_numbers_depend_on_seed_step_and_position_alone():
     """The same examples in another order give the same loss; another seed or other positions do not."""
     config, batch = tiny_config("--config.source.noise_step=400"), batch_of(0)
     order = np.array([5, 2, 7, 0, 1, 6, 4, 3])
@@ -126,7 +126,7 @@ def test_randomness_comes_from_seed_step_and_position_alone():
 @pytest.mark.parametrize(
     "overrides", [("data.upsampling=lsu", "source.context_mode=nearest"), ("data.upsampling=psu", "source.start=noise")]
 )
-def test_sources_train(overrides):
+def test_training_runs_with_each_source(overrides):
     config = tiny_config(*(f"--config.{override}" for override in overrides))
     batch = batch_of(0)
     if config.data.upsampling == "lsu":

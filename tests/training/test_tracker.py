@@ -1,4 +1,4 @@
-"""Experiment trackers, with the real package where the records stay on the machine."""
+"""Experiment trackers, with the real package where it stores its records locally."""
 
 import json
 import os
@@ -30,7 +30,7 @@ records(1)
 """
 
 
-def test_a_run_that_continues_has_one_record(tmp_path):
+def test_a_continued_run_has_one_record(tmp_path):
     (tmp_path / "runs" / "one").mkdir(parents=True)
     environment = {**os.environ, "TRACKIO_DIR": str(tmp_path / "track"), "TRACKIO_PROJECT": "upsampling"}
     done = subprocess.run(
