@@ -13,6 +13,7 @@ On a TPU, compare `train` with the predictions in bench/tpu.md.
 """
 
 import argparse
+import functools
 import json
 import pathlib
 import statistics
@@ -134,23 +135,20 @@ def random_arguments(lowered: jax.stages.Lowered, mesh: Mesh) -> tuple[Any, ...]
     positional, keywords = lowered.args_info
     assert not keywords
 
-    @jax.jit
-    def draw(key: jax.Array):
-        leaves, tree = jax.tree.flatten(positional)
-        made = []
-        for number, leaf in enumerate(leaves):
-            if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-                made.append(jax.random.split(key, leaf.shape))
-            elif jnp.issubdtype(leaf.dtype, np.floating):
-                drawn = 0.02 * jax.random.normal(jax.random.fold_in(key, number), leaf.shape, jnp.float32)
-                # Second moments of the optimizer, among others, are not negative.
-                made.append(jnp.abs(drawn).astype(leaf.dtype))
-            else:
-                made.append(jnp.ones(leaf.shape, leaf.dtype))
-        return jax.tree.unflatten(tree, made)
+    @functools.partial(jax.jit, static_argnums=(1, 2))
+    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any):
+        if jnp.issubdtype(dtype, jax.dtypes.prng_key):
+            return jax.random.split(key, shape)
+        if jnp.issubdtype(dtype, np.floating):
+            # Second moments of the optimizer, among others, are not negative.
+            return jnp.abs(0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+        return jnp.ones(shape, dtype)
 
+    leaves, tree = jax.tree.flatten(positional)
     with jax.default_device(mesh.devices.flat[0]):
-        return draw(jax.random.key(0))
+        # One program for each shape: a single program for hundreds of arrays takes minutes to compile.
+        keys = jax.random.split(jax.random.key(0), len(leaves))
+        return jax.tree.unflatten(tree, [draw(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)])
 
 
 if __name__ == "__main__":

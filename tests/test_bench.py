@@ -54,8 +54,9 @@ def test_each_peer_is_compared_and_failures_do_not_stop_the_others():
 @pytest.mark.parametrize("mode", ["train", "sample"])
 def test_an_accelerators_part_is_measured(mode):
     """The train step returns its donated state; without it a second run would fail."""
-    words = (*accelerator.SMALL, "--config.train.batch_size=1", "--config.data.high_res=64", "--config.data.low_res=32")
-    config = read_config("cfm1024.py", (*words, "--config.unet.channel_mult=(1,)"), TrainingConfig)
+    settings = ("unet.model_channels=32", "unet.channel_mult=(1,)", "unet.num_res_blocks=1", "train.batch_size=1")
+    words = [f"--config.{setting}" for setting in (*settings, "data.high_res=64", "data.low_res=32")]
+    config = read_config("cfm1024.py", words, TrainingConfig)
     row = accelerator.measured(config, mode, Solver("euler", 1), repeats=1)
     assert row["seconds"] > 0
     assert row["images_per_second"] == pytest.approx(1 / row["seconds"])
