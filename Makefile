@@ -1,5 +1,5 @@
-# make demo   virtual environment, then photographs boosted with the weights that come with the package, then the whole
-#             way from scratch on a few: precompute, train, sample; pictures in demo/
+# make demo   virtual environment; boost photographs with the packaged weights; then precompute, train and sample from
+#             scratch on a few photographs; images in demo/
 # make test   virtual environment, lint, format, contract of layers, types, documentation, and the whole test suite
 # make docs   the documentation site in site/
 # make clean  remove what both made
@@ -17,7 +17,7 @@ DEMO := demo
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[$*]"
 	touch $@
 
-# Strict: a broken link or a page outside the navigation is an error. The variable silences an announcement.
+# Strict: a broken link or a page outside the navigation is an error. The variable hides an announcement of mkdocs.
 DOCS := NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
 
 docs: .venv/docs.stamp

@@ -6,8 +6,8 @@
 
 Seconds are medians of repeats that alternate between ours and a peer, each in a process of its own; "first call" is
 building, compiling and one run, "peak" the process's largest resident memory. A GPU is used where there is one; TPUs
-are the predictions that `bench.tpu` keeps. Parts have commands of their own that tell more: `python -m bench.sample`
-(what "large" is), `bench.processes`, `bench.data`, `bench.decode`, `bench.convolution`, `bench.precision`,
+are the predictions that `bench.tpu` keeps. Some parts have commands with more options: `python -m bench.sample`
+(the part "large"), `bench.processes`, `bench.data`, `bench.decode`, `bench.convolution`, `bench.precision`,
 `bench.headline` (prompt to 1024² pixels), `bench.accelerator` (one GPU or TPU in ten minutes), `bench.objectives`.
 """
 
@@ -102,8 +102,8 @@ def heading() -> str:
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "flax", "torch", "diffusers"))
     words = " ".join(["python -m bench", *sys.argv[1:]])
     return (
-        f"# What it takes\n\n`{words}`, {datetime.date.today()}: {len(os.sched_getaffinity(0))} cores of "
-        f"{_processor()}, {platform.system()}; {versions}."
+        f"# Speed and memory against PyTorch\n\n`{words}`, {datetime.date.today()}: "
+        f"{len(os.sched_getaffinity(0))} cores of {_processor()}, {platform.system()}; {versions}."
     )
 
 

@@ -1,4 +1,4 @@
-"""What only a real GPU or TPU can settle, measured in ten minutes: the flow and the decoder at 1024², and training.
+"""Measurements on one GPU or TPU in ten minutes: the flow and the decoder at 1024², and training.
 
     python -m bench.accelerator --out RESULTS.jsonl
     python -m bench.accelerator --out RESULTS.jsonl --minutes 10 --peers     # and the PyTorch reference model on a GPU
@@ -6,8 +6,8 @@
 
 The most important parts come first. Each row is written as soon as it is measured, so an interruption loses none.
 No part begins when the time is over. A row has the median seconds, the seconds of compilation, images a second, MFU on
-chips whose peak is known, and the device's peak memory. `--small` takes a narrow network and small latents: it shows
-that every part runs.
+chips whose peak is known, and the device's peak memory. `--small` uses a narrow network and small latents, to test that
+every part runs.
 
 On a TPU, compare `train` with the predictions in bench/tpu.md.
 """

@@ -1,11 +1,11 @@
 """How fast batches arrive: the training pipeline over records of two 128×128×4 float16 latents, 262 kB each.
 
     python -m bench.data                # throughput from the page cache, one process
-    python -m bench.data --unet         # beside it, the base UNet's time for the same batch
+    python -m bench.data --unet         # and the base UNet's time for the same batch
 
 The records are random numbers in a temporary folder, written and read by the package's own code, Riegeli's hashes
 verified; nothing is transferred to a device. Every repeat is a new iterator in another order, whose first batches
-are not counted. The median is the result; minimum and maximum show what else the machine was doing.
+are not counted. The result is the median; minimum and maximum show the influence of other work on the machine.
 """
 
 import argparse

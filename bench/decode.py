@@ -1,4 +1,4 @@
-"""What a decode costs, and what tiles change.
+"""Cost of a decode, and the error of tiles.
 
     python -m bench.decode memory --size 1024 2048      # AutoencoderKL at SD 1.x widths: seconds and peak memory
     python -m bench.decode memory --size 1024 --dtype bfloat16

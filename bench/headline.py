@@ -2,11 +2,11 @@
 
     python -m bench.headline --base SimianLuo/LCM_Dreamshaper_v7 --booster BUNDLE
     python -m bench.headline --random sd15               # random weights of the real sizes: the same time
-    python -m bench.headline --random tiny               # stand-ins: shows that it runs, on any machine
+    python -m bench.headline --random tiny               # tiny networks, to test that it runs on any machine
 
 Text encoder, base model, flow and decoder in JAX, see docs/generate.md. The first call compiles and does not count; the
-result is the median of the repeats. The booster's factor decides the base model's size: 512² before ×2, 256² before ×4.
-The paper leaves open the numbers of steps; the defaults are ours.
+result is the median of the repeats. The base model's size follows from the booster's factor: 512² for ×2, 256² for ×4.
+The paper does not report the numbers of steps; the defaults are ours.
 """
 
 import argparse

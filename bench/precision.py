@@ -1,10 +1,10 @@
-"""What bfloat16 costs in accuracy: relative error ‖bfloat16 − float32‖ / ‖float32‖ of one call.
+"""Accuracy of bfloat16: relative error ‖bfloat16 − float32‖ / ‖float32‖ of one call.
 
     python -m bench.precision
 
 Networks: the base UNet (305,806,340 parameters) on 32×32×4 latents and SD 1.x's autoencoder decoding one 256² image,
 random weights, normal inputs. With `--tiny FOLDER PHOTO` also a TAESD-family decode of a photograph's latent through
-real weights. Every layer is drawn at random, the zero-initialised ones too; else the UNet's output would be zero.
+real weights. Every layer is drawn at random, the zero-initialised ones too; otherwise the UNet's output would be zero.
 """
 
 import argparse

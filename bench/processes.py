@@ -2,11 +2,11 @@
 
     python -m bench.processes
 
-Every process is `python -m fmboost_jax.train` itself and computes in one thread (NPROC=1), as if each had a core of its
-own; bound to one, the threads that exchange gradients would wait for those that compute, milliseconds for each array.
-Each reads its part of the same dataset and has the same number of examples a step, so the global batch grows with the
-processes (weak scaling). Gradients are summed over gloo. The numbers are those that training logs; the first
-ones, when programs are still warm from compiling, are left out, the median of the rest is the result.
+Every process is `python -m fmboost_jax.train` itself and computes in one thread (NPROC=1), as if it had its own core.
+Processes are not bound to cores: threads that exchange gradients would then wait milliseconds for those that compute.
+Each process reads its part of the same dataset and has the same number of examples a step, so the global batch grows
+with the processes (weak scaling). Gradients are summed over gloo. The numbers are those of the training's log. The
+first ones are skipped, and the result is the median of the others.
 """
 
 import argparse
@@ -49,7 +49,7 @@ CONFIG = (
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """What one number of processes reached.
+    """Result for one number of processes.
 
     Attributes:
         processes: how many.
@@ -93,7 +93,7 @@ def rows(counts: list[int], *, batch: int = 4, steps: int = 60, config: tuple[st
         config: further overrides, such as `--config.unet.model_channels=64`.
 
     Raises:
-        InputError: too few steps, or a process that failed, with its last words.
+        InputError: too few steps, or a process that failed, with the end of its output.
     """
     if steps // LOG_EVERY <= WARM:
         raise InputError(f"{steps} steps are too few: expected more than {LOG_EVERY * WARM}")

@@ -1,7 +1,7 @@
 """Seconds an image for the flow and the decoder at 1024², against the PyTorch model and diffusers' decoder.
 
     python -m bench.sample                              # base UNet, 128×128 latents, 4, 20 and 40 Euler steps
-    python -m bench.sample --steps 4 --repeats 1        # the quick look
+    python -m bench.sample --steps 4 --repeats 1        # the shortest measurement
     python -m bench.sample --latent 32 --batch 2        # as the table in bench/results.md
 
 All read the same random weights of the real sizes from one file; `bench.alternation` orders the repeats.

@@ -1,10 +1,10 @@
-"""What reads and writes: batches of latent pairs, checkpoints, latent pairs made of photographs; each with its peer.
+"""Reading and writing: batches of latent pairs, checkpoints, latent pairs made of photographs; each with its peer.
 
     python -m bench data
     python -m bench checkpoints
     python -m bench precompute
 
-The peers are what a PyTorch project would do: a `DataLoader` with two worker processes over the same records, read by
+The peers are what a PyTorch project would use: a `DataLoader` with two worker processes over the same records, read by
 the same code; `torch.save` of the same tensors, made as durable (written aside, fsync, renamed), and `torch.load`; a
 loop that decodes the same crops of the same photographs and encodes them with diffusers' AutoencoderKL.
 """
@@ -171,7 +171,7 @@ def _torch(weights: pathlib.Path):
 
 
 def _folder(beside: pathlib.Path) -> pathlib.Path:
-    """A new folder on the same disk, gone with the benchmark's own."""
+    """A new folder on the same disk, removed with the benchmark's folder."""
     return pathlib.Path(tempfile.mkdtemp(dir=beside.parent))
 
 
@@ -200,7 +200,7 @@ def _recipe():
 
 
 def precompute_ours(photos: pathlib.Path, autoencoder: pathlib.Path):
-    """The shards of `fmboost_jax.precompute` in a new folder; without the preview, which nobody else makes."""
+    """The shards of `fmboost_jax.precompute` in a new folder, without the preview, which the peers lack."""
     from fmboost_jax.data.pairs import make_encode, make_shards
     from fmboost_jax.data.shards import Plan
     from fmboost_jax.data.sources import FolderPhotos

@@ -2,8 +2,8 @@
 
 python -m pytest -p bench.suite --numprocesses 2 --dist loadfile
 
-CPU seconds are user and system time of a worker and of the commands that it started. Unlike wall time they hardly
-depend on what else the machine does. Peak memory is that of the worker so far, in GiB; it never falls.
+CPU seconds are user and system time of a worker and of the commands that it started. Other work on the machine changes
+them less than wall time. Peak memory is that of the worker so far, in GiB; it never falls.
 """
 
 import collections

@@ -6,7 +6,7 @@
 
 The run ends with RUN/autoencoder/, which every `first_stage.path` of kind "tiny" and diffusers' AutoencoderTiny take.
 The result is in fmboost_jax/assets/demo-autoencoder/, with the numbers in its README.md and in
-docs/weights.md. It serves the demo and the tests. Whoever works on Stable Diffusion's latents loads its autoencoder.
+docs/weights.md. It is for the demo and the tests; latents of Stable Diffusion need Stable Diffusion's autoencoder.
 """
 
 from ml_collections import ConfigDict
@@ -26,8 +26,8 @@ def get_config() -> ConfigDict:
     config.data.num_threads = 2
     config.data.prefetch = 8  # batches read ahead
 
-    # See fmboost_jax.models.autoencoder_tiny.AutoencoderTinyConfig. TAESD's own levels (patch_size 1, four levels) cost
-    # thirty times as much a step and, in the time that two cores had, came to 24 dB.
+    # See fmboost_jax.models.autoencoder_tiny.AutoencoderTinyConfig. A step of TAESD's own levels (patch_size 1, four
+    # levels) costs thirty times as much; in the same time they reached 24 dB.
     config.autoencoder.patch_size = 8
     config.autoencoder.latent_channels = 16
     config.autoencoder.width = 96
@@ -37,14 +37,16 @@ def get_config() -> ConfigDict:
 
     config.loss.scales = 4  # sizes 1, 1/2, 1/4, 1/8 at which images are compared
     config.loss.gradient = 0.25  # weight of their gradients beside L1
-    config.loss.deviation = 0.5  # of the latents; what is far out is still within the decoder's bound of 3
-    config.loss.moments = 0.002  # weight of what draws their mean to 0, their deviations there, and channels apart
-    config.loss.enlarged = 0.1  # weight of how enlarged latents decode: ×2 and ×4, a quarter of the batch each
+    config.loss.deviation = 0.5  # of the latents; outliers are then within the decoder's bound of 3
+    config.loss.moments = 0.002  # weight of the terms for mean 0, this deviation and uncorrelated channels
+    config.loss.enlarged = (
+        0.1  # weight of the error of decoded enlarged latents: ×2 and ×4, a quarter of the batch each
+    )
     config.loss.rmse = 0.0  # weight of each image's root mean square error, which is what PSNR measures
-    config.loss.latent_noise = 0.02  # standard deviation of the noise that the decoder must bear
+    config.loss.latent_noise = 0.02  # standard deviation of the noise on the decoder's input
     config.loss.perceptual = 0.0  # weight of the distance in feature maps of efficientnet-lite0
 
-    # Muon moves the kernels, Adam the biases; both rates fall to 0 along a cosine.
+    # Muon updates the kernels, Adam the biases; both rates fall to 0 along a cosine.
     config.optim.lr = 1e-3
     config.optim.momentum = 0.95
     config.optim.bias_lr = 2e-4
@@ -63,12 +65,12 @@ def get_config() -> ConfigDict:
     config.train.nan_patience = 3
     config.train.tracker = ""
     config.train.init_from = ""  # folder of an autoencoder to start from, instead of the best linear code
-    config.train.decoder_only = False  # True: the encoder, and with it all latents, stays as it is
+    config.train.decoder_only = False  # True: the encoder and all latents stay unchanged
 
     config.checkpoint.every = 1000
     config.checkpoint.keep = 2
 
-    config.evaluate.every = 1000  # 0 for never but at the end
+    config.evaluate.every = 1000  # 0 for the end only
     config.evaluate.dir = ""  # held-out photographs; the training data's where empty
     config.evaluate.size = 256  # side of the centred squares that are measured, shrunk where the photograph is larger
     config.evaluate.images = 24

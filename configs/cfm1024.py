@@ -10,8 +10,8 @@ Variants: `configs/cfm1024.py:x4` for 256² → 1024².
 The paper reports (COCO-5k, FID): 28.81 for 512² → 1024², 30.64 for 256² → 1024² (arXiv 2312.07360, table 2). The base
 UNet has 305,806,340 parameters and needs 452.4 GFLOP a forward pass at this size.
 
-Attention is the ordinary one here, `attention_layout="heads"`. The reference's code re-reads memory and so computes
-"interleaved": weights of the one layout are of no use in the other. To train a network for the reference's code, add
+Attention has the ordinary layout, `attention_layout="heads"`. The reference's code computes "interleaved"; weights of
+one layout give other velocities in the other. To train a network for the reference's code, add
 --config.unet.attention_layout=interleaved.
 """
 

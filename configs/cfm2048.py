@@ -5,8 +5,8 @@
     python -m fmboost_jax.train --config configs/cfm2048.py --config.first_stage.path=SD_VAE \
         --config.data.dir=DATA --workdir RUN
 
-Variants: `configs/cfm2048.py:x4` for 512² → 2048². Activations are recomputed in the backward pass: a 256² latent holds
-four times what a 128² one holds.
+Variants: `configs/cfm2048.py:x4` for 512² → 2048². Activations are recomputed in the backward pass, because those of a
+256² latent take four times the memory of those of a 128² latent.
 """
 
 from ml_collections import ConfigDict

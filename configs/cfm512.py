@@ -5,7 +5,7 @@
     python -m fmboost_jax.train --config configs/cfm512.py --config.first_stage.path=SD_VAE \
         --config.data.dir=DATA --workdir RUN
 
-With configs/cfm2048.py:x4 behind it: 128² → 512² → 2048² (arXiv 2312.07360, section 4.3).
+Followed by configs/cfm2048.py:x4: 128² → 512² → 2048² (arXiv 2312.07360, section 4.3).
 """
 
 from ml_collections import ConfigDict

@@ -5,10 +5,11 @@
     python -m fmboost_jax.export --checkpoint RUN --out BUNDLE
 
 These made the packaged boosters `demo-x2` and `demo-x4` (`configs/demo.py:x4`) from the photographs of
-tools/fetch_photos.sh; docs/weights.md says what came out. `make demo` runs the same with fewer photographs and steps.
+tools/fetch_photos.sh; docs/weights.md has their measurements. `make demo` runs the same with fewer photographs and
+steps.
 
-This file names every field and says what it means. The other configs name what they decide; all other fields have the
-defaults of `fmboost_jax.training.config.TrainingConfig`.
+This file explains every field. The other configs set fewer fields; the rest has the defaults of
+`fmboost_jax.training.config.TrainingConfig`.
 """
 
 from ml_collections import ConfigDict

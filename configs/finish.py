@@ -3,7 +3,7 @@
     python -m fmboost_jax.train --config finish.py --config.train.init_from=RUN --config.data.dir=DATA --workdir OUT
     python -m fmboost_jax.export --checkpoint OUT --half --out BUNDLE
 
-The variants are those of configs/photo.py, on whose latents it works. Its source is the second phase of RFMSR (arXiv
+The latents and the variants are those of configs/photo.py. The source is the second phase of RFMSR (arXiv
 2607.12753): the velocity loss over all times stays, so the network remains a flow.
 """
 

@@ -5,8 +5,8 @@
     python -m fmboost_jax.export --checkpoint RUN --half --out flux2-x2
 
 TAEF2's code is FLUX.2's latent after its batch norm, 32 channels at an eighth of the image's size. All pairs start from
-small latents, decoded and enlarged: a base model gives nothing else. configs/demo.py explains every field;
-docs/weights.md says what came out.
+small latents, decoded and enlarged, because a base model gives only those. configs/demo.py explains every field;
+docs/weights.md has the measurements.
 """
 
 from ml_collections import ConfigDict

@@ -4,8 +4,8 @@
     python -m fmboost_jax.train --config configs/photo.py --config.data.dir=DATA --workdir RUN
     python -m fmboost_jax.export --checkpoint RUN --half --out photo-x2
 
-Half of the pairs start from small photographs, half from small latents, decoded: both are what a booster gets.
-configs/demo.py explains every field; docs/weights.md says what came out.
+Half of the pairs start from small photographs, half from decoded small latents, the two inputs of a booster.
+configs/demo.py explains every field; docs/weights.md has the measurements.
 """
 
 from ml_collections import ConfigDict

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Plan and train on a TPU
 #
-# The plan needs no TPU: the compiler for TPUs comes with `pip install ".[tpu]"`. Then the same config trains on a Colab
+# The plan needs no TPU: `pip install ".[tpu]"` installs the compiler. Then the same config trains on a Colab
 # TPU, a TPU VM, or a slice of many hosts.
 
 # %% [markdown]
@@ -13,7 +13,7 @@ from fmboost_jax import plan
 plan.main(["--config", "cfm1024", "--topology", "v5e:2x2", "--batch-per-chip", "8"])
 
 # %% [markdown]
-# Is there a TPU here? On Colab: Runtime → Change runtime type → TPU.
+# The devices of this machine. On Colab, choose Runtime → Change runtime type → TPU.
 
 # %%
 import jax

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # From a prompt to 1024²
 #
-# Any text-to-image pipeline of diffusers makes a small latent; a booster that was trained on its autoencoder's latents
-# makes it large. It needs `pip install ".[diffusers]"`, a base model, and such a booster: none is packaged.
+# A text-to-image pipeline of diffusers samples a small latent; a booster that was trained on its autoencoder's latents
+# enlarges it. This needs `pip install ".[diffusers]"`, a base model, and such a booster; none is packaged.
 
 # %%
 from fmboost_jax import Booster

@@ -1,7 +1,7 @@
 # %% [markdown]
 # # The flow alone, in two dimensions
 #
-# The method without images: a small network learns the velocity that carries Gaussian noise to two moons. It takes a
+# The method without images: a small network learns the velocity from Gaussian noise to two moons. It takes a
 # minute on a CPU.
 
 # %%

@@ -1,8 +1,8 @@
 # %% [markdown]
 # # Train on your own photographs
 #
-# The whole way in small: latent pairs, training, a bundle, a boosted photograph. With the demo's config it runs on a
-# CPU in minutes; for Stable Diffusion's latents take `cfm1024` and an accelerator.
+# All steps: latent pairs, training, a bundle, a boosted photograph. With the demo's config they run on a
+# CPU in minutes; for Stable Diffusion's latents use `cfm1024` and an accelerator.
 
 # %%
 import os
@@ -40,7 +40,7 @@ train.main(
 )
 
 # %% [markdown]
-# A bundle is what you share: `booster.push_to_hub("owner/name")` uploads it.
+# A bundle can be shared: `booster.push_to_hub("owner/name")` uploads it.
 
 # %%
 export.main(["--checkpoint", str(work / "run"), "--out", str(work / "bundle")])

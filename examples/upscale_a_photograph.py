@@ -1,7 +1,7 @@
 # %% [markdown]
 # # Upscale a photograph
 #
-# The packaged booster enlarges a photograph ×2. Install first: `pip install ".[demo]"` in a checkout.
+# The packaged booster enlarges a photograph ×2. Install the packages first: `pip install ".[demo]"` in a checkout.
 
 # %%
 import os
@@ -15,7 +15,7 @@ from fmboost_jax import Booster
 SMALL = "FMBOOST_SMALL" in os.environ  # set where this notebook is tested
 
 # %% [markdown]
-# A photograph that the weights have not seen. Use your own: `photograph = Image.open("photo.jpg")`.
+# The weights were not trained on this photograph. Use your own: `photograph = Image.open("photo.jpg")`.
 
 # %%
 photograph = Image.fromarray(skimage.data.coffee()).crop((130, 80, 386, 336))
@@ -39,7 +39,7 @@ for axis, image, title in zip(axes, (bicubic, large), ("bicubic", "boosted"), st
     axis.axis("off")
 
 # %% [markdown]
-# More noise lets the flow invent more; another seed gives another picture.
+# More noise adds detail; another seed gives another image.
 
 # %%
 versions = [booster(photograph, noise_step=200, seed=seed) for seed in range(1 if SMALL else 4)]

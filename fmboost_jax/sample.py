@@ -14,8 +14,8 @@
 
 Each result is a PNG whose text chunk `fmboost` holds the settings that made it; the same seed gives the same bytes. Its
 colours are 8-bit sRGB without EXIF; --keep-metadata keeps the photograph's. Only files that this command wrote with
-these settings are overwritten. The alpha channel is resized, and the colours below it are
-boosted on white. The exit code is 2 if any input was not boosted.
+these settings are overwritten. The alpha channel is resized, and the colours below it are boosted on white. The exit
+code is 2 if any input was not boosted.
 """
 
 import argparse

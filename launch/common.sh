@@ -1,4 +1,4 @@
-# Read by the launch scripts: settings, --help, --dry-run, and `call`, which every command goes through.
+# Sourced by the launch scripts: settings, --help, --dry-run, and `call`, which runs every command.
 # shellcheck shell=bash
 
 HERE=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -20,7 +20,7 @@ call() {
   fi
 }
 
-# need NAME...: settings that may not be empty.
+# need NAME...: settings that must not be empty.
 need() {
   local name
   for name in "$@"; do

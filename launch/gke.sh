@@ -11,7 +11,7 @@ state   print the JobSet
 tail    follow the logs
 stop    delete the run
 
-Settings: launch/pod.env. xpk and kubectl must know the cluster."
+Settings: launch/pod.env. xpk and kubectl must have access to the cluster."
 
 start "$USAGE" "train state tail stop" "$@"
 need PROJECT ZONE CLUSTER IMAGE ACCELERATOR

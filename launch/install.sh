@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Installs fmboost_jax for one kind of device and checks that its commands start: the steps of the Dockerfile, also for
+# Installs fmboost_jax for one kind of device and checks that its commands start. The Dockerfile runs it; it also works on
 # a TPU VM or any other machine.
 #
 #   launch/install.sh [cpu|cuda|tpu]     default: cpu

@@ -9,14 +9,14 @@ USAGE="usage: launch/slurm.sh ACTION [--dry-run]
 train   submit the run
 state   print the queue's entry
 tail    follow the log
-stop    SIGTERM to the training: it saves, and is not put back
+stop    SIGTERM to the training: it saves, and is not requeued
 
-Settings: launch/pod.env. Started in the repository's folder, which all nodes see, with its .venv."
+Settings: launch/pod.env. Start it in the repository's folder, which all nodes see, with its .venv."
 
 start "$USAGE" "train state tail stop" "$@"
 number NODES GPUS HOURS GRACE
 
-# What the job runs. 143 means stopped by SIGTERM, 2 bad input; stop leaves a file, or the job would be back at once.
+# The job's commands. Exit code 143 means stopped by SIGTERM, 2 bad input. `stop` leaves a file that prevents a requeue.
 STOPPED="$NAME.stopped"
 JOB="trap : TERM; srun --kill-on-bad-exit=1 .venv/bin/python -m fmboost_jax.train $TRAIN; status=\$?"
 AGAIN="[ \$status -ne 0 ] && [ \$status -ne 2 ] && [ ! -e $STOPPED ] && [ \${SLURM_RESTART_COUNT:-0} -lt $RESTARTS ]"

@@ -8,11 +8,11 @@ USAGE="usage: launch/tpu.sh ACTION [--dry-run]
 
 create   queue for the slice
 state    print the state of the queue's entry
-install  put the code and its packages on all workers and mount the bucket
+install  install the code and its packages on all workers and mount the bucket
 train    train on all workers, in the foreground; the log goes to train.log there too
 tail     follow worker 0's log
 stop     SIGTERM to the training on all workers
-delete   give the slice back
+delete   release the slice
 until    create, install and train; again after every preemption, until training has finished (or input is bad)
 
 Settings: launch/pod.env."
@@ -40,7 +40,7 @@ install() {
   printf -v code '%s; set -e; cd fmboost_jax; git checkout %q' "$code" "$REVISION"
   code+="; python3 -m pip install --user uv; python3 -m uv venv --allow-existing --python 3.11 .venv"
   code+="; python3 -m uv pip install --python .venv/bin/python -c constraints.txt -e '.[tpu]'"
-  # Nothing about the bucket is cached: a host must see at once what another has written.
+  # No metadata of the bucket is cached: every host must see at once what another has written.
   code+="; mkdir -p bucket; mountpoint -q bucket || gcsfuse --implicit-dirs --metadata-cache-ttl-secs=0"
   printf -v code '%s --metadata-cache-negative-ttl-secs=0 %q bucket' "$code" "$BUCKET"
   on all "$code"
@@ -58,7 +58,7 @@ stop() { on all "pkill -TERM -f '[f]mboost_jax.train'"; }
 
 delete() { queue delete "$NAME" --force --quiet; }
 
-# Wait until the slice is there, queueing again where it was taken away.
+# Wait until the slice is active; queue again after it was preempted.
 await() {
   local now
   if [[ $DRY == yes ]]; then
@@ -75,7 +75,7 @@ await() {
     elif [[ $now == *NOT_FOUND* ]]; then
       create
     else
-      echo "$now" >&2 # such as a network that is away: look again
+      echo "$now" >&2 # such as a network error: ask again
     fi
     sleep "$POLL"
   done
@@ -91,8 +91,8 @@ until_done() {
     fi
     how="no installation"
     if install; then
-      train || true # its log knows better: a code of one of many hosts says little
-      how=$(ended) || how="no word from worker 0"
+      train || true # the log has the exit status; this one is of any of the hosts
+      how=$(ended) || how="no answer from worker 0"
     fi
     case $how in
       "exit status 0") return ;;

@@ -17,7 +17,7 @@ from tests.conftest import COMPILER_FLAGS
 
 ROOT = pathlib.Path(__file__).parents[1]
 
-# What turns configs/demo.py to pixels as latents, the first stage that costs nothing.
+# Overrides of configs/demo.py for pixels as latents, the first stage without computation.
 PIXELS = (
     "--config.first_stage.kind=identity",
     "--config.first_stage.path=",
@@ -25,7 +25,7 @@ PIXELS = (
     "--config.unet.in_channels=6",
     "--config.unet.out_channels=3",
 )
-# And what makes it small enough to train in seconds.
+# Overrides that make it small enough to train in seconds.
 SMALL = (
     *PIXELS,
     "--config.data.crop_scale=1.0",
@@ -45,7 +45,7 @@ SMALL = (
 
 
 def environment() -> dict[str, str]:
-    """One device, whatever the tests' own process has; compiled as there."""
+    """One device, regardless of the tests' own process, and its compiler flags."""
     return {**os.environ, "XLA_FLAGS": COMPILER_FLAGS, "PYTHONUNBUFFERED": "1"}
 
 

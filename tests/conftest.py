@@ -1,4 +1,4 @@
-"""What every test shares: the golden numbers, eight virtual devices, a cache of compiled programs."""
+"""Fixtures of all tests: the golden numbers, eight virtual devices, a cache of compiled programs."""
 
 import ctypes
 import fcntl
@@ -9,7 +9,7 @@ import sys
 import tempfile
 from collections.abc import Callable
 
-# Meshes of several devices are tested on virtual ones; must be said before jax starts.
+# Meshes of several devices are tested on virtual ones. JAX reads these variables when it starts.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, installed to plan with, would look for TPUs
 # LLVM's optimisations take half of a compilation, MLIR's fusion emitters half of the rest; small networks gain nothing
 # by them. XLA's own passes all run.
@@ -44,7 +44,7 @@ def resident_memory() -> int:
 
 
 def pytest_collection_finish():
-    """What was imported stays: half a million objects that no later garbage collection has to visit."""
+    """Exclude the imported modules, half a million objects, from later garbage collections."""
     gc.freeze()
 
 
@@ -56,12 +56,12 @@ def _released_memory():
         jax.clear_caches()
         gc.collect()
         if sys.platform == "linux":
-            ctypes.CDLL(None).malloc_trim(0)  # else glibc keeps what was freed
+            ctypes.CDLL(None).malloc_trim(0)  # otherwise glibc keeps freed memory
 
 
 @pytest.fixture(scope="session")
 def golden():
-    """Reader of a file of numbers measured on the PyTorch reference (layout NCHW); skips where they are not at hand."""
+    """Reader of a file of numbers measured on the PyTorch reference (layout NCHW); skips where they are missing."""
 
     def read(name: str) -> dict[str, np.ndarray]:
         if not (GOLDEN / name).exists():
@@ -120,7 +120,7 @@ def pairs(photographs, made_once) -> pathlib.Path:
 
 @pytest.fixture(scope="session")
 def run(pairs, made_once) -> pathlib.Path:
-    """A training run of three steps on them, its averaged weights others than the online ones; not to be written to."""
+    """A training run of three steps on them, whose averaged weights differ from the online ones. Read only."""
     from tests.commands import call, train_words
 
     def make(folder):

@@ -1,4 +1,4 @@
-"""Fuzzers: valid files, changed at random, into every reader; what is neither a result nor one line escapes.
+"""Fuzzers: every reader gets valid files with random changes and must return a result or refuse them in one line.
 
     python -m tests.fuzz                        # every reader, a minute each
     python -m tests.fuzz torch --minutes 5      # one of them
@@ -360,7 +360,7 @@ def _changed_value(value: Any, random: random.Random) -> Any:
 
 @contextlib.contextmanager
 def _one_line() -> Iterator[None]:
-    """Let a refusal pass if it is one line of a length that a person reads."""
+    """Accept a refusal of one line of readable length."""
     try:
         yield
     except InputError as error:
@@ -374,7 +374,7 @@ def _too_slow(*_: Any) -> None:
 
 
 def fuzz(name: str, folder: pathlib.Path, seed: int, cases: Iterator[int]) -> Iterator[tuple[int, str]]:
-    """Give a reader changed files.
+    """Read changed files.
 
     Args:
         name: entry of `READERS`.
@@ -400,7 +400,7 @@ def fuzz(name: str, folder: pathlib.Path, seed: int, cases: Iterator[int]) -> It
                 signal.alarm(SECONDS)
                 with _one_line():
                     reader.read(case)
-            # Whatever is not a refusal is what a fuzzer looks for.
+            # A fuzzer looks for every other exception.
             except Exception:
                 signal.alarm(0)
                 yield number, traceback.format_exc()

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fetch the photographs that the packaged weights were trained on, as far as they are public, into a folder.
+# Fetch the public photographs that the packaged weights were trained on into a folder.
 #
 #   tools/fetch_photos.sh PHOTOS
 #
@@ -13,7 +13,7 @@
 # | wallpapers/ | 12 photographs of mate-backgrounds               | GPL-2+, authors in its debian/copyright   |
 # |             | 9 photographs of plasma-workspace-wallpapers     | LGPL-3, authors in their metadata.json    |
 #
-# Needs git, curl, ar, tar and xz, Python with Pillow, and 900 MB. What is there already is not fetched again.
+# Needs git, curl, ar, tar and xz, Python with Pillow, and 900 MB. Folders that exist are not fetched again.
 set -eu
 
 if [ $# -ne 1 ]; then
@@ -25,7 +25,7 @@ photos=$(cd "$1" && pwd)
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT INT TERM
 
-# Re-encode as the training data were: JPEG at full colour resolution, no side above 2048.
+# Re-encode like the training data: JPEG at full colour resolution, no side above 2048.
 as_jpeg() { # FOLDER_OF_PICTURES OUT
     mkdir -p "$2.part"
     python3 - "$1" "$2.part" <<'PYTHON'
@@ -55,7 +55,7 @@ if [ ! -d "$photos/cid22" ]; then
     as_jpeg "$work/corpus/CID22/CID22-512/training" "$photos/cid22"
 fi
 
-# CLIC's own names for its parts, and the first 12 digits of a file's: vali-… and test-….
+# Names: CLIC's prefix of the part and the first 12 digits of the file's name, vali-… and test-….
 if [ ! -d "$photos/clic2025" ]; then
     rm -rf "$work/corpus" && mkdir "$work/clic2025"
     git clone --quiet --depth 1 --filter=blob:none --sparse https://github.com/imazen/codec-corpus "$work/corpus"

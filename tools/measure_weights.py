@@ -1,4 +1,4 @@
-"""The tables of docs/weights.md: a booster on held-out photographs beside what is to be beaten.
+"""The tables of docs/weights.md: a booster and its baselines on held-out photographs.
 
     python tools/measure_weights.py demo-x2 SPLIT/held_out
     python tools/measure_weights.py demo-x2 SPLIT/held_out --boosted-alone --steps 4 --controls
@@ -8,14 +8,13 @@
     python tools/measure_weights.py demo-x4 SPLIT/held_out --add Real-ESRGAN=FOLDER
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
-the small photograph. With --from-latents, its latent is all that the ways to be compared get. PSNR, SSIM and
-SSIMULACRA2 (the package `ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency. Sharpness
-is an image's gradient energy over the original's. "Fréchet" is the Fréchet distance, in the features of
-efficientnet-lite0, between 4 patches of each image and the same patches of the originals; few patches for so many
-features, so compare it within one table alone. "Small" is the PSNR of the image, box-filtered to the small
-photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) judges an image without
-the original; 0 is best. Seconds are of one photograph on this machine, compilation left
-out.
+the small photograph. With --from-latents, all methods get only its latent. PSNR, SSIM and SSIMULACRA2 (the package
+`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency. Sharpness is an image's gradient
+energy over the original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches
+of each image and the same patches of the originals. With so few patches it is comparable only within one table. "Small"
+is the PSNR of the image, box-filtered to the small photograph's size, against that photograph. PIQE (Venkatanath et al.
+2015; the package `pypiqe`) rates an image without the original; 0 is best. Seconds are of one photograph on this
+machine, without compilation.
 """
 
 import argparse
@@ -69,7 +68,7 @@ def main() -> None:
     parser.add_argument("--grid", help="write a PNG of some photographs, cut where they hold most detail")
     parser.add_argument("--pictures", type=int, nargs="+", default=[0, 1, 2], help="numbers of those photographs")
     arguments = parser.parse_args()
-    warnings.simplefilter("ignore", UserWarning)  # fewer patches than features, as the docstring says
+    warnings.simplefilter("ignore", UserWarning)  # fewer patches than features, see the docstring
     booster = Booster.load(arguments.booster)
     originals = to_uint8(centres(arguments.photographs, arguments.size))
     if arguments.limit:
@@ -107,7 +106,7 @@ def main() -> None:
 
 
 def others(booster: Booster, small: Images, originals: Images) -> dict:
-    """Ways to the large images without the flow, by name."""
+    """Large images without the flow, by method."""
     stage, size = booster.first_stage, originals.shape[1]
 
     def enlarged(filter_: Image.Resampling) -> Images:
@@ -136,7 +135,7 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
 
 
 def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
-    """Ways from the small photographs' latents to large images without the flow, and the autoencoder's ceiling."""
+    """Large images from the small photographs' latents without the flow, and the autoencoder's upper bound."""
     stage, size = booster.first_stage, originals.shape[1]
     latents = [stage.encode(to_float(image[None])) for image in small]
 

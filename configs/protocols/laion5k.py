@@ -5,7 +5,7 @@
 
 Images: 5,000 of a folder, drawn by seed and name, no side below 1024; the largest square from the middle, resized to
 1024² by Lanczos. Prompts: their captions. The base model makes 512² latents; `laion5k.py:x4`: 256². The paper does not
-publish which 5,000 images it took, nor the base model's steps and guidance: those of this file are ours.
+publish its 5,000 images, nor the base model's steps and guidance; those of this file are ours.
 docs/evaluation.md has the published rows.
 """
 

@@ -9,7 +9,7 @@ made small in one of three ways:
     sr.py:jpeg         the same, then JPEG of a random quality from 30 to 95
     sr.py:blur_noise   blur, resize, noise and JPEG, all random, as in Real-ESRGAN's first order (arXiv 2107.10833)
 
-What is random depends on the seed and the image's name alone. Each has its like at 256² (`--config.low_res=256`).
+Random numbers depend on the seed and the image's name alone. With `--config.low_res=256` the low-res images have 256².
 """
 
 from ml_collections import ConfigDict

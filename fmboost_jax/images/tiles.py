@@ -48,7 +48,7 @@ def map_tiles(
     across = blend_weights(lefts, image.shape[1], tile, overlap, factor)
     down = blend_weights(tops, image.shape[0], tile, overlap, factor)
     result = np.empty((image.shape[0] * factor, image.shape[1] * factor, 3), image.dtype)
-    # Rows from `finished` on lack the contribution of tiles below; `sums` begins at that row.
+    # Rows from `finished` on lack the contribution of tiles below; `band` begins at that row.
     finished, band = 0, np.zeros((tile * factor, result.shape[1], 3), np.float32)
     done = 0
     for row, top in enumerate(tops):

@@ -8,7 +8,7 @@ from fmboost_jax.files import user_cache
 
 
 class CompilationCache:
-    """Compiled programs in a folder. Whoever can write to the folder can make this process run any program.
+    """Compiled programs in a folder. Anyone who can write to the folder can make this process run any program.
 
     Where JAX_COMPILATION_CACHE_DIR names a folder, that one is used.
 

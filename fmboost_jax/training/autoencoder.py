@@ -38,8 +38,8 @@ def initial_parameters(config: AutoencoderTrainingConfig, images: UInt8[np.ndarr
 
     The encoder's first convolution computes one component per channel, with unit variance and a bias that makes it
     positive for the ReLU. Residual branches end in zeros. The latents are the first components, and the decoder is the
-    inverse. Training so starts from the best linear code of patches. Other kernels have PyTorch's values times √6,
-    which preserves the variance behind a ReLU (He et al. 2015, arXiv 1502.01852, equation 10).
+    inverse. Training therefore starts from the best linear code of patches. Other kernels have PyTorch's values times
+    √6, which preserves the variance behind a ReLU (He et al. 2015, arXiv 1502.01852, equation 10).
 
     Args:
         config: with the sections `autoencoder` and `loss`, and `seed`.

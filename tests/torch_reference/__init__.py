@@ -1,4 +1,4 @@
-"""Small PyTorch models of the networks, written from the mathematics: witnesses that are independent of ours.
+"""Small PyTorch models of the networks, written from the equations and independent of this package.
 
 Modules carry the names of the reference's (UNet) and CompVis' (autoencoder) state dicts; everything is NCHW float32.
 """
@@ -7,7 +7,7 @@ import torch
 
 
 def randomised(module: torch.nn.Module, seed: int) -> torch.nn.Module:
-    """The module with every parameter drawn anew, none zero, at a size that keeps activations near 1."""
+    """The module with every parameter drawn at random, none zero, at a size that keeps activations near 1."""
     generator = torch.Generator().manual_seed(seed)
     for name, parameter in module.named_parameters():
         noise = torch.randn(parameter.shape, generator=generator)

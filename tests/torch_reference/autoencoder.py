@@ -81,7 +81,7 @@ class Level(nn.Module):
 
 
 class Coder(nn.Module):
-    """What encoder and decoder share: ends and middle."""
+    """The parts that encoder and decoder share: ends and middle."""
 
     def __init__(self, config, inputs: int, first: int, last: int, outputs: int):
         super().__init__()
@@ -113,7 +113,7 @@ class Encoder(Coder):
 
 
 class Decoder(Coder):
-    """Latent → image; `up` is numbered finest level first and used the other way round."""
+    """Latent → image; `up` is numbered finest level first and used in reverse."""
 
     def __init__(self, config):
         widths = config.channels

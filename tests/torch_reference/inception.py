@@ -18,7 +18,7 @@ class Unit(nn.Module):
 
 
 def around(x):
-    """The mean of the neighbours that there are."""
+    """The mean of the neighbours inside the map."""
     ones = torch.ones_like(x[:1, :1])
     return F.avg_pool2d(x, 3, 1, 1) / F.avg_pool2d(ones, 3, 1, 1)
 

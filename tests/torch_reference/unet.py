@@ -30,7 +30,7 @@ class Block(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention in both layouts; `interleaved` reads the memory of (3·heads·dim, positions) anew."""
+    """Self-attention in both layouts; `interleaved` reinterprets the memory of (3·heads·dim, positions)."""
 
     def __init__(self, channels: int, heads: int, dim: int, linear: bool, interleaved: bool):
         super().__init__()
