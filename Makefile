@@ -42,7 +42,7 @@ demo: .venv/demo.stamp
 		--config.train.steps=200 --config.evaluate.every=100 --config.checkpoint.every=100
 	$(BIN)/python -m fmboost_jax.sample --checkpoint $(DEMO)/run --input $(DEMO)/photos/held_out --compare --out $(DEMO)/boosted
 	$(BIN)/python tools/loss_curve.py $(DEMO)/run/metrics.jsonl $(DEMO)/loss.png
-	@echo; echo "Pictures: $(DEMO)/packaged and $(DEMO)/boosted, *_comparison.png (low-res | bilinear | boosted | original); $(DEMO)/loss.png"
+	@echo; echo "Images: $(DEMO)/packaged and $(DEMO)/boosted, *_comparison.png (low-res | bilinear | boosted | original); $(DEMO)/loss.png"
 
 clean:
 	rm -rf .venv $(DEMO) site

@@ -127,7 +127,7 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
     Args:
         name: `FILE[:VARIANT]`: the path of a file, or the name of one that comes with fmboost_jax (`cfm1024.py`,
             `configs/cfm1024.py` and `cfm1024` are the same). In a config file, paths are relative to its folder.
-        overrides: words of a command line; the field must exist and keeps its type.
+        overrides: words of a command line; the field must exist and keeps its type. Of several for one field, the last.
 
     Returns:
         The config, for other config files to build on; `read_config` returns the checked form.
@@ -139,7 +139,9 @@ def load_config(name: str, overrides: Sequence[str] = ()) -> ConfigDict:
         if word.startswith("-") and not word.startswith("--config."):
             raise InputError(f"unknown argument {word!r}; --help lists the arguments")
     values = flags.FlagValues()
-    words = ["", *overrides]
+    # ml_collections joins the values of repeated tuples.
+    last = {word.partition("=")[0]: number for number, word in enumerate(overrides)}
+    words = ["", *(word for n, word in enumerate(overrides) if "=" not in word or last[word.partition("=")[0]] == n)]
     config = _build(name)
     try:
         config_flags.DEFINE_config_dict("config", config, flag_values=values, lock_config=False, sys_argv=words)

@@ -27,6 +27,7 @@ from fmboost_jax.boosting.diffusers import BACKEND_HELP, BaseModel
 from fmboost_jax.boosting.interactive import Boosted, Settings, boost_photograph, boost_prompt
 from fmboost_jax.errors import InputError, one_line, run
 from fmboost_jax.files import refuse_addresses
+from fmboost_jax.flow.coupling import DIFFUSION_STEPS
 from fmboost_jax.images.colour import FIXES, NO_FIX
 from fmboost_jax.images.photos import UnusablePhoto, load_photo, photo_size
 from fmboost_jax.images.png import write_png
@@ -169,7 +170,7 @@ def build_page(boosters: dict[str, Booster], *, base: BaseModel | None = None, m
                 with gr.Accordion("Noise, seed, colours", open=False):
                     noise = gr.Slider(
                         0,
-                        999,
+                        DIFFUSION_STEPS - 1,
                         value=boosters[first].coupling.noise_step,
                         step=1,
                         label="Noise",

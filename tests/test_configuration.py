@@ -30,6 +30,12 @@ def test_overrides_keep_the_types_of_the_file():
     assert config.data.dir == "somewhere"
 
 
+def test_the_last_override_of_a_field_counts():
+    overrides = ["--config.unet.channel_mult=(1,2)", "--config.seed=1", "--config.unet.channel_mult=(1,)"]
+    config = load_config("configs/demo.py", [*overrides, "--config.seed=2"])
+    assert (config.unet.channel_mult, config.seed) == ((1,), 2)
+
+
 def test_arguments_may_come_in_any_order():
     parser = argparse.ArgumentParser()
     parser.add_argument("--out")

@@ -65,12 +65,12 @@ def test_a_bundle_boosts_as_its_run(run, pairs, bundle, latents):
 
 
 def test_programs_run_without_this_package(bundle, latents, tmp_path):
-    """The code of the page, in a process that cannot import fmboost_jax or flax: for any size, and for 8×16."""
+    """The code of the page, in a process without fmboost_jax, flax and jaxtyping: for any size, and for 8×16."""
     page = (bundle / "stablehlo" / "README.md").read_text()
     (snippet,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
     tasks = {"whole": ("boost.bin", latents), "part": ("boost.bin", latents[:2, :, :6])}
     tasks["sized"] = "boost_8x16.bin", latents
-    script = ["import sys", "sys.modules.update(fmboost_jax=None, flax=None)"]
+    script = ["import sys", "sys.modules.update(fmboost_jax=None, flax=None, jaxtyping=None)"]
     for name, (program, given) in tasks.items():
         np.save(tmp_path / f"{name}.npy", given)
         code = snippet.replace("boost.bin", program)

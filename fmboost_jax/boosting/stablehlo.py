@@ -132,7 +132,6 @@ need jax, flatbuffers and safetensors. `boost.bin` takes any batch and any heigh
 import jax
 import numpy as np
 from jax import export
-from jaxtyping import Array, Float, Key
 from safetensors.numpy import load_file
 
 program = export.deserialize(bytearray(open("boost.bin", "rb").read()))

@@ -13,6 +13,7 @@ import abc
 import dataclasses
 from collections.abc import Callable
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -50,13 +51,13 @@ class Path(abc.ABC):
     def sigma(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
         """Coefficient of x0: 1 at t = 0, 0 at t = 1."""
 
-    @abc.abstractmethod
     def alpha_dot(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """dα/dt."""
+        """dα/dt, by automatic differentiation where a path does not define it."""
+        return jax.jvp(self.alpha, (t,), (jnp.ones_like(t),))[1]
 
-    @abc.abstractmethod
     def sigma_dot(self, t: Float[Array, "*b"]) -> Float[Array, "*b"]:
-        """dσ/dt."""
+        """dσ/dt, by automatic differentiation where a path does not define it."""
+        return jax.jvp(self.sigma, (t,), (jnp.ones_like(t),))[1]
 
     def interpolate(
         self,

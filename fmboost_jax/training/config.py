@@ -18,7 +18,7 @@ from fmboost_jax.configuration import (
 from fmboost_jax.data.crops import CropsConfig
 from fmboost_jax.data.dataset import DataConfig
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.flow.coupling import DIFFUSION_STEPS, Coupling
 from fmboost_jax.flow.objectives import make_objective, recommended_steps
 from fmboost_jax.flow.paths import make_path
 from fmboost_jax.flow.solvers import METHODS
@@ -77,7 +77,8 @@ class SourceConfig:
     def __post_init__(self):
         if self.start not in ("low_res", "noise"):
             raise InputError(f'source.start is {self.start!r}, expected "low_res" or "noise"')
-        require("source.", self, "noise_step", "0 to 999", 0 <= self.noise_step < 1000)
+        holds = 0 <= self.noise_step < DIFFUSION_STEPS
+        require("source.", self, "noise_step", f"0 to {DIFFUSION_STEPS - 1}", holds)
         for name in ("mode", "context_mode"):
             value = getattr(self, name)
             if value not in MODES and (name, value) != ("context_mode", None):

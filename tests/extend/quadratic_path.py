@@ -17,13 +17,5 @@ class QuadraticPath(Path):
         """1 − t²."""
         return 1 - t**2
 
-    def alpha_dot(self, t):
-        """2 t."""
-        return 2 * t
-
-    def sigma_dot(self, t):
-        """−2 t."""
-        return -2 * t
-
 
 PATHS["quadratic"] = QuadraticPath

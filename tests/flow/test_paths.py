@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.flow.paths import DIFFUSION_FORMS, GVPPath, LinearPath, make_path
+from fmboost_jax.flow.paths import DIFFUSION_FORMS, GVPPath, LinearPath, Path, make_path
 from tests.conftest import relative_error
 
 PATHS = [LinearPath(), GVPPath()]
@@ -28,13 +28,19 @@ def test_a_path_starts_at_the_source_and_ends_at_the_target(path):
 
 
 @pytest.mark.parametrize("path", PATHS)
-def test_derivatives_agree_with_finite_differences(path):
+def test_derivatives_agree_with_automatic_ones(path):
     np.testing.assert_allclose(jax.vmap(jax.grad(path.alpha))(TIMES), path.alpha_dot(TIMES), rtol=1e-5)
     np.testing.assert_allclose(jax.vmap(jax.grad(path.sigma))(TIMES), path.sigma_dot(TIMES), rtol=1e-5)
     x0, x1, _ = triple(1)
     t = jnp.array([0.1, 0.5, 0.9])
     _, along = jax.jvp(lambda t: path.interpolate(x0, x1, t), (t,), (jnp.ones(3),))
     np.testing.assert_allclose(path.velocity(x0, x1, t), along, rtol=1e-4, atol=1e-5)
+
+
+def test_a_path_without_derivatives_is_differentiated():
+    plain = type("Plain", (Path,), {"alpha": GVPPath.alpha, "sigma": GVPPath.sigma})()
+    np.testing.assert_allclose(plain.alpha_dot(TIMES), GVPPath().alpha_dot(TIMES), rtol=1e-6)
+    np.testing.assert_allclose(plain.sigma_dot(TIMES), GVPPath().sigma_dot(TIMES), rtol=1e-6)
 
 
 @pytest.mark.parametrize("path", PATHS)
