@@ -25,7 +25,7 @@ _PUBLIC = {
     "Solver": "fmboost_jax.flow.solvers",
     "StochasticSolver": "fmboost_jax.flow.sde",
 }
-_PACKAGES = ("boosting", "data", "flow", "images", "interop", "metrics", "models", "training")
+_PACKAGES = ("boosting", "data", "flow", "generation", "images", "interop", "metrics", "models", "training")
 
 __all__ = ["Booster", "InputError", "Solver", "StochasticSolver", "__version__"]
 

@@ -194,6 +194,8 @@ def parts(booster):
 
 def test_the_package_exports_booster():
     assert fmboost_jax.Booster is Booster
+    assert fmboost_jax.flow.Solver is fmboost_jax.Solver
+    assert {"UNet", "AutoencoderKL", "FirstStage"} <= set(dir(fmboost_jax.models))
     with pytest.raises(AttributeError, match="Boost"):
         fmboost_jax.Boost  # noqa: B018
 
