@@ -160,7 +160,9 @@ def _reference_networks(path: str, weights: str, network: UNetConfig | None) -> 
     """The networks for the online parameters and for their average, and the step."""
     if path.endswith(".safetensors"):
         if network is None:
-            raise InputError(f"weights {path}: a bare state dict has no network arguments; give --network")
+            raise InputError(
+                f"weights {path}: a bare state dict has no network arguments; give their JSON file (network)"
+            )
         # A bare state dict does not say who trained it; the arguments do, where they name another layout.
         unet = load_unet(read_state_dict(path), network, network.attention_layout)
         return unet, unet, 0
@@ -256,7 +258,7 @@ def to_autoencoder(kind: str, source: str, out: str, *, names: str = "diffusers"
     if names == "compvis" and groups not in (None, AutoencoderKLConfig.norm_groups):
         raise InputError(
             f"autoencoder {source}: its norms have {groups} groups, and CompVis' code has "
-            f"{AutoencoderKLConfig.norm_groups}, which gives other images with these weights; use --names=diffusers"
+            f"{AutoencoderKLConfig.norm_groups}, which gives other images with these weights; use names=diffusers"
         )
     tensors = state_dict(model, names)
     _write_safetensors(out, tensors)

@@ -93,7 +93,7 @@ def test_bare_state_dict(tmp_path, reference):
     _, _, ema = reference
     save_file({name: tensor.numpy() for name, tensor in ema.state_dict().items()}, tmp_path / "a.safetensors")
     words = ["from-reference", str(tmp_path / "a.safetensors"), str(tmp_path / "run"), *CONFIG]
-    with pytest.raises(InputError, match="give --network"):
+    with pytest.raises(InputError, match="give their JSON file"):
         convert.main(words)
     (tmp_path / "network.json").write_text(json.dumps(NETWORK))
     convert.main([*words, "--network", str(tmp_path / "network.json")])
