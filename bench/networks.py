@@ -83,11 +83,12 @@ def sample_ours(work: Work):
 
     from fmboost_jax.flow.solvers import integrate
     from fmboost_jax.models.parameters import merge
+    from fmboost_jax.runtime.compilation import LEAST_MEMORY
 
     graph, parameters = _load_ours(work)
     x, context = (jnp.asarray(array) for array in latents(work))
 
-    @jax.jit
+    @functools.partial(jax.jit, compiler_options=LEAST_MEMORY)
     def sample(parameters, x, context):
         unet = merge(graph, parameters)
         return integrate(lambda x, t: unet(x, t, context), x, method="euler", steps=work.steps)

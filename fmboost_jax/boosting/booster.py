@@ -23,7 +23,7 @@ from fmboost_jax.boosting.checks import check_finite, latents_array, warn_of_sca
 from fmboost_jax.boosting.fingerprint import changed_fields, fingerprint
 from fmboost_jax.boosting.hub import Shareable
 from fmboost_jax.boosting.inputs import Images, Seed, check_images, check_seeds, noise_keys
-from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.boosting.upscaling import enlarge_images
 from fmboost_jax.boosting.weights import read_weights
 from fmboost_jax.errors import InputError
@@ -440,7 +440,7 @@ class Booster(Shareable):
             if coupling.upsampling == "psu" and not encoded:
                 grown = pixel_space_upsample(low, size, self.first_stage.encode, self.first_stage.decode)
                 low = check_finite(grown, "the autoencoder", self.first_stage.model)
-            result = flow_from_keys(
+            result = jitted_flow(
                 self.graph,
                 self.parameters,
                 low,

@@ -1,6 +1,5 @@
 """The boost as one jitted program: noise from keys, coupling, integration."""
 
-import functools
 from typing import cast
 
 import jax
@@ -14,15 +13,11 @@ from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, merge
+from fmboost_jax.runtime.compilation import LEAST_MEMORY
 
 _FLOW = FlowMatching()
 
 
-@functools.partial(
-    jax.jit,
-    static_argnums=0,
-    static_argnames=("size", "coupling", "solver", "objective", "guidance", "return_trajectory"),
-)
 def flow_from_keys(
     graph,
     parameters: Parameters,
@@ -37,7 +32,7 @@ def flow_from_keys(
     guidance: float | None = None,
     return_trajectory: bool = False,
 ) -> Float[Array, "b H W c"] | Float[Array, "b n H W c"]:
-    """Call `boost_latents` with a split network and noise from keys.
+    """Call `boost_latents` with a split network and noise from keys; inside a larger program, else see `jitted_flow`.
 
     Args:
         graph, parameters: of the network, see `fmboost_jax.models.parameters.split`.
@@ -73,3 +68,11 @@ def flow_from_keys(
         return_trajectory=return_trajectory,
     )
     return jnp.moveaxis(result, 0, 1) if return_trajectory else result
+
+
+jitted_flow = jax.jit(
+    flow_from_keys,
+    static_argnums=0,
+    static_argnames=("size", "coupling", "solver", "objective", "guidance", "return_trajectory"),
+    compiler_options=LEAST_MEMORY,
+)

@@ -7,7 +7,7 @@ from jaxtyping import Array, Float, UInt32
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.checks import check_finite
-from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.data.dataset import DatasetInfo, Teacher
 from fmboost_jax.data.reflow import Boost
 from fmboost_jax.errors import InputError
@@ -43,7 +43,7 @@ def teach(booster: Booster, pairs: DatasetInfo, solver: Solver, *, draws: int, s
     def boost(low: Float[Array, "b h w c"], records: UInt32[np.ndarray, "b"]) -> Float[Array, "b H W c"]:
         keys = jax.device_put(record_keys(seed, jnp.asarray(records)), example_sharding(booster.mesh))
         with jax.set_mesh(booster.mesh):
-            result = flow_from_keys(
+            result = jitted_flow(
                 booster.graph,
                 booster.parameters,
                 jax.device_put(low, batch_sharding(booster.mesh)),

@@ -5,7 +5,7 @@ import math
 import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.data.dataset import Recipe
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.objectives import make_objective
@@ -72,7 +72,7 @@ def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, solver: So
     """The Booster's program: noise from keys, coupling, integration. Every chip has all parameters."""
     graph, parameters = split(abstract_network(config.architecture))
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
-    return flow_from_keys.lower(
+    return jitted_flow.lower(
         graph,
         _everywhere(parameters, mesh),
         jax.ShapeDtypeStruct((batch, *recipe.low_shape), "float32", sharding=batch_sharding(mesh)),

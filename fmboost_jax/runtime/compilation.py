@@ -1,10 +1,15 @@
-"""The persistent compilation cache: a restarted run reads its compiled programs from disk."""
+"""How programs are compiled: the persistent cache, from which a restarted run reads them, and options of XLA."""
 
 import os
 
 import jax
 
 from fmboost_jax.files import user_cache
+
+# For `jax.jit` of an inference program, `compiler_options`. XLA's CPU compiler otherwise orders operations for
+# concurrency. A UNet call on large maps then needs six times the memory and is not faster: its operations use all cores
+# one by one. Training programs gain nothing. Other platforms ignore the option.
+LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
 
 
 class CompilationCache:

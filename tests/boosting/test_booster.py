@@ -14,7 +14,7 @@ from PIL import Image
 
 import fmboost_jax
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.flow.sde import StochasticSolver
@@ -84,9 +84,9 @@ def test_batches_are_split_into_parts_of_one_shape(booster, monkeypatch):
 
     def watched(graph, parameters, low, *arguments, **options):
         sizes.append(len(low))
-        return flow_from_keys(graph, parameters, low, *arguments, **options)
+        return jitted_flow(graph, parameters, low, *arguments, **options)
 
-    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", watched)
+    monkeypatch.setattr("fmboost_jax.boosting.booster.jitted_flow", watched)
     np.testing.assert_allclose(booster.boost(latents, steps=1, seed=3, batch_size=2), whole, atol=1e-4)
     assert sizes == [2, 2, 2]
 
@@ -113,7 +113,7 @@ def test_out_of_memory_names_the_size_and_the_remedies(booster, monkeypatch):
     def exhausted(*arguments, **options):
         raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory")
 
-    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", exhausted)
+    monkeypatch.setattr("fmboost_jax.boosting.booster.jitted_flow", exhausted)
     with pytest.raises(InputError, match=r"out of memory with latents of 8×16.*bfloat16"):
         booster.boost(normal(2, 4, 8, 3))
     with pytest.raises(InputError, match=r"an image of 8×8 pixels"):
@@ -122,7 +122,7 @@ def test_out_of_memory_names_the_size_and_the_remedies(booster, monkeypatch):
     def broken(*arguments, **options):
         raise jax.errors.JaxRuntimeError("INTERNAL: another thing")
 
-    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", broken)
+    monkeypatch.setattr("fmboost_jax.boosting.booster.jitted_flow", broken)
     with pytest.raises(jax.errors.JaxRuntimeError, match="another thing"):
         booster.boost(normal(2, 4, 8, 3))
 
@@ -235,7 +235,7 @@ def test_devices_that_share_heights_each_use_less_memory(latent_booster):
         keys = jax.ShapeDtypeStruct((1,), jax.random.key(0).dtype)
         options = {"size": (128, 128), "coupling": many.coupling, "solver": Solver("euler", 2)}
         with jax.set_mesh(many.mesh):
-            flow = flow_from_keys.lower(many.graph, many.parameters, *shapes, keys, **options).compile()
+            flow = jitted_flow.lower(many.graph, many.parameters, *shapes, keys, **options).compile()
         return flow.memory_analysis().temp_size_in_bytes
 
     assert temporaries(4) < 0.4 * temporaries(1)

@@ -12,7 +12,7 @@ from PIL import Image
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.folder import boost_folder
 from fmboost_jax.boosting.inputs import noise_keys
-from fmboost_jax.boosting.program import flow_from_keys
+from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.boosting.upscaling import square_for
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling, noise_augment, sample_noise_field
@@ -47,18 +47,18 @@ def test_a_folder_of_any_sizes_needs_at_most_four_shapes(booster, monkeypatch):
 
     def watched(graph, parameters, low, *arguments, **options):
         shapes.add(low.shape)
-        return flow_from_keys(graph, parameters, low, *arguments, **options)
+        return jitted_flow(graph, parameters, low, *arguments, **options)
 
-    monkeypatch.setattr("fmboost_jax.boosting.booster.flow_from_keys", watched)
-    before = flow_from_keys._cache_size()
+    monkeypatch.setattr("fmboost_jax.boosting.booster.jitted_flow", watched)
+    before = jitted_flow._cache_size()
     sizes = [(16, 16), (21, 40), (13, 9), (7, 8), (40, 5), (3, 2), (1, 1)]
     for height, width in sizes:
         assert booster.upscale(image(height, width), steps=1, tile=16).shape == (2 * height, 2 * width, 3)
     assert shapes == {(1, side, side, 3) for side in (32, 16, 8, 4)}
-    assert flow_from_keys._cache_size() - before <= 4
-    compiled = flow_from_keys._cache_size()
+    assert jitted_flow._cache_size() - before <= 4
+    compiled = jitted_flow._cache_size()
     several = booster.upscale([image(*size) for size in sizes], steps=1, tile=16, batch_size=1, seed=[0] * len(sizes))
-    assert flow_from_keys._cache_size() == compiled
+    assert jitted_flow._cache_size() == compiled
     for size, result in zip(sizes, several, strict=True):
         np.testing.assert_array_equal(result, booster.upscale(image(*size), steps=1, tile=16))
 
