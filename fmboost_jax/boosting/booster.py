@@ -36,7 +36,7 @@ from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_integers
 from fmboost_jax.models.first_stage import FirstStage, LatentStatistics
 from fmboost_jax.models.networks import VelocityNetwork
-from fmboost_jax.models.parameters import Parameters, count, split
+from fmboost_jax.models.parameters import Parameters, count, rounded, split
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
@@ -82,6 +82,7 @@ class Booster(Shareable):
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         self.graph, parameters = split(cast(nnx.Module, network))
         self.parameters: Parameters = jax.device_put(parameters, everywhere)
+        self._rounded = rounded(self.graph, self.parameters)
         self.first_stage = first_stage.to(everywhere)
         self.network_config, self.coupling, self.factor = network.config, coupling, factor
         self.path, self.name, self.statistics = path, name, statistics
@@ -442,7 +443,7 @@ class Booster(Shareable):
                 low = check_finite(grown, "the autoencoder", self.first_stage.model)
             result = jitted_flow(
                 self.graph,
-                self.parameters,
+                self._rounded,
                 low,
                 keys,
                 offsets,

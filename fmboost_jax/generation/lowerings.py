@@ -1,14 +1,17 @@
-"""PyTorch operations that torchax lowers badly for TPUs, as JAX functions of the same results.
+"""PyTorch operations that torchax lowers badly for TPUs or CPUs, as JAX functions of the same results.
 
 bench/tpu.md has the prediction and the outcome of each.
 """
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
+
+from fmboost_jax.models.convolution import convolve
 
 # Rows of queries whose scores are computed at once: those of a chunk stay in the chip's vector memory, where all rows'
 # go to HBM and back between the softmax's passes.
@@ -21,8 +24,47 @@ def lowerings() -> dict[Any, Any]:
 
     return {
         torch.nn.functional.scaled_dot_product_attention: attention,
+        torch.ops.aten.convolution: convolution,
         torch.ops.aten.native_group_norm: group_norm,
     }
+
+
+def convolution(
+    x: Float[Array, "..."],
+    weight: Float[Array, "o i *k"],
+    bias: Float[Array, " o"] | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> Float[Array, "..."]:
+    """`torch.ops.aten.convolution`; on CPUs the channels come last, in the forms of `fmboost_jax.models.convolution`.
+
+    XLA's CPU compiler changes a convolution's layout to that of its fast kernel outside of loops alone. In a sampler's
+    loop one with the channels first is computed value by value. Other devices keep torchax's form. So do transposed,
+    grouped and dilated convolutions, and those of other than two dimensions.
+    """
+
+    def theirs(x: Array, weight: Array) -> Array:
+        import torch
+        from torchax.ops import jaten, ops_registry
+
+        assert jaten is not None  # it fills the registry
+        function: Any = ops_registry.all_aten_ops[torch.ops.aten.convolution].func
+        return function(x, weight, None, stride, padding, dilation, transposed, output_padding, groups)
+
+    def channels_last(x, weight):
+        around = [(pad, pad) for pad in (tuple(padding) * 2)[:2]]
+        y = convolve(jnp.transpose(x, (0, 2, 3, 1)), jnp.transpose(weight, (2, 3, 1, 0)), tuple(stride), around)
+        return jnp.transpose(y, (0, 3, 1, 2))
+
+    if x.ndim == 4 and not transposed and groups == 1 and all(step == 1 for step in dilation):
+        result = jax.lax.platform_dependent(x, weight, cpu=channels_last, default=theirs)
+    else:
+        result = theirs(x, weight)
+    return result if bias is None else result + bias.reshape(-1, *(1,) * (weight.ndim - 2))
 
 
 def attention(

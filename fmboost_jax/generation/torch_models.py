@@ -29,10 +29,13 @@ class TorchFunction:
     Attributes:
         module: on PyTorch's meta device; it holds shapes alone.
         environment: torchax's.
+        kernels: names of the weights of two-dimensional convolutions, which are (height, width, inputs, outputs) here:
+            the order that convolutions read. In PyTorch's order they would be transposed at each call.
     """
 
     module: Any
     environment: Any
+    kernels: frozenset[str] = frozenset()
 
     def __call__(self, weights: Weights, *arguments: Any, **options: Any) -> Any:
         """Apply the module.
@@ -45,6 +48,10 @@ class TorchFunction:
         import torch
 
         to_torch, to_jax = self.environment.j2t_iso, self.environment.t2j_iso
+        weights = {
+            name: jnp.transpose(array, (3, 2, 0, 1)) if name in self.kernels else array
+            for name, array in weights.items()
+        }
         with self.environment, torch.no_grad(), warnings.catch_warnings():
             # JAX truncates the 64-bit integers that PyTorch code asks for.
             warnings.filterwarnings("ignore", "Explicitly requested dtype")
@@ -61,7 +68,8 @@ def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights
         dtype: "float32" or "bfloat16": the weights' type, in which PyTorch's own rules then compute.
 
     Returns:
-        The function, and parameters and buffers by their names in the module.
+        The function, and parameters and buffers by their names in the module; kernels of two-dimensional convolutions
+        as `TorchFunction.kernels` says.
 
     Raises:
         InputError: torchax is missing or too old.
@@ -70,12 +78,22 @@ def extract(module: Any, dtype: str = "float32") -> tuple[TorchFunction, Weights
     module = module.eval().requires_grad_(False)
     named = (*module.named_parameters(remove_duplicate=False), *module.named_buffers(remove_duplicate=False))
     # A weight that two layers share, such as T5's embedding, has two names and one array.
-    arrays = {id(tensor): _to_jax(tensor, dtype) for tensor in {id(tensor): tensor for _, tensor in named}.values()}
+    kernels = _kernels(module)
+    unique = {id(tensor): (tensor, name in kernels) for name, tensor in named}
+    arrays = {key: _to_jax(tensor, dtype, kernel) for key, (tensor, kernel) in unique.items()}
     weights = {name: arrays[id(tensor)] for name, tensor in named}
-    return TorchFunction(module.to("meta"), environment), weights
+    return TorchFunction(module.to("meta"), environment, kernels), weights
 
 
-def _to_jax(tensor: Any, dtype: str) -> jax.Array | jax.ShapeDtypeStruct:
+def _kernels(module: Any) -> frozenset[str]:
+    import torch
+
+    layers = (name for name, layer in module.named_modules() if isinstance(layer, torch.nn.Conv2d))
+    return frozenset(f"{name}.weight" if name else "weight" for name in layers)
+
+
+def _to_jax(tensor: Any, dtype: str, kernel: bool) -> jax.Array | jax.ShapeDtypeStruct:
+    tensor = tensor.permute(2, 3, 1, 0) if kernel else tensor
     floating = tensor.is_floating_point()
     if tensor.is_meta:
         return jax.ShapeDtypeStruct(tuple(tensor.shape), dtype if floating else "int32")

@@ -18,7 +18,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.models import blocks, convolution
 from fmboost_jax.models.attention import attend
 from fmboost_jax.models.parameters import kernel_flops
-from fmboost_jax.models.row_chunks import RowChunk, map_row_chunks
+from fmboost_jax.models.row_chunks import RowChunk, RowStrips, map_row_chunks, strips_of
 
 NORM_EPS = 1e-6
 LOGVAR_RANGE = (-30.0, 20.0)
@@ -114,16 +114,11 @@ class GroupNorm(blocks.GroupNorm):
     def __init__(self, channels: int, config: AutoencoderKLConfig):
         super().__init__(channels, groups=config.norm_groups, epsilon=NORM_EPS)
 
-    def statistics(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+    def statistics(self, x: Float[Array, "n h w c"], strips: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group."""
-        grouped = x.reshape(*x.shape[:3], self.groups, -1)
-        mean = jnp.mean(grouped, axis=(1, 2, 4), keepdims=True)
-        variance = jnp.mean(jnp.square(grouped - mean), axis=(1, 2, 4), keepdims=True)
-        per_channel = (x.shape[0], self.groups, x.shape[-1] // self.groups)
-        mean, variance = (
-            jnp.broadcast_to(value[:, 0, 0], per_channel).reshape(x.shape[0], -1) for value in (mean, variance)
-        )
-        return mean, variance
+        mean = self._of_groups(jnp.mean(x, axis=(1, 2)), strips)
+        centred = x - blocks.of_strips(mean, strips)
+        return mean, self._of_groups(jnp.mean(jnp.square(centred), axis=(1, 2)), strips)
 
 
 class ResBlock(nnx.Module):
@@ -136,25 +131,27 @@ class ResBlock(nnx.Module):
         self.conv2 = Conv(outputs, outputs, config, rngs)
         self.shortcut = nnx.Linear(inputs, outputs, dtype=config.dtype, rngs=rngs) if inputs != outputs else None
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-        h = _norm_silu_conv(self.norm1, self.conv1, x)
-        activation = _norm_silu(self.norm2, h)
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n h w d"]:
+        h = _norm_silu_conv(self.norm1, self.conv1, x, strips)
+        activation = _norm_silu(self.norm2, h, strips)
 
-        def finish(chunk: RowChunk) -> Array:
+        def finish(chunk: RowChunk | RowStrips) -> Array:
             rows = chunk.of(x)
             return self.conv2(chunk.window(h, activation)) + (self.shortcut(rows) if self.shortcut else rows)
 
-        return map_row_chunks(finish, x)
+        return map_row_chunks(finish, x, strips=strips)
 
 
-def _norm_silu(norm: GroupNorm, x: Array):
-    normalise, dtype = norm.fitted(x), x.dtype
+def _norm_silu(norm: GroupNorm, x: Array, strips: int):
+    normalise, dtype = norm.fitted(x, strips), x.dtype
     return lambda rows: jax.nn.silu(normalise(rows)).astype(dtype)
 
 
-def _norm_silu_conv(norm: GroupNorm, conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b h w d"]:
-    activation = _norm_silu(norm, x)
-    return map_row_chunks(lambda chunk: conv(chunk.window(x, activation)), x)
+def _norm_silu_conv(
+    norm: GroupNorm, conv: Conv, x: Float[Array, "n h w c"], strips: int = 1
+) -> Float[Array, "n h w d"]:
+    activation = _norm_silu(norm, x, strips)
+    return map_row_chunks(lambda chunk: conv(chunk.window(x, activation)), x, strips=strips)
 
 
 class Attention(nnx.Module):
@@ -167,9 +164,10 @@ class Attention(nnx.Module):
         self.norm = GroupNorm(channels, config)
         self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        batch, height, width, channels = x.shape
-        positions = self.norm.fitted(x)(x).astype(x.dtype).reshape(batch, height * width, channels)
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n h w c"]:
+        count, height, width, channels = x.shape
+        normalised = self.norm.fitted(x, strips)(x).astype(x.dtype)
+        positions = normalised.reshape(count // strips, strips * height * width, channels)
         heads = (linear(positions)[:, :, None] for linear in (self.query, self.key, self.value))
         attended = attend(*heads)
         return x + self.out(attended).reshape(x.shape)
@@ -183,11 +181,11 @@ class Middle(nnx.Module):
         self.attention = Attention(channels, config, rngs) if config.mid_attention else None
         self.block2 = ResBlock(channels, channels, config, rngs)
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        x = self.block1(x)
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n h w c"]:
+        x = self.block1(x, strips)
         if self.attention:
-            x = self.attention(x)
-        return self.block2(x)
+            x = self.attention(x, strips)
+        return self.block2(x, strips)
 
 
 class DownLevel(nnx.Module):
@@ -211,18 +209,19 @@ class UpLevel(nnx.Module):
         widths = [inputs] + [outputs] * config.blocks
         self.blocks = nnx.List([ResBlock(width, outputs, config, rngs) for width in widths])
         self.upsample = None if last else Conv(outputs, outputs, config, rngs)
+        self.width = outputs
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n H W d"]:
         for block in self.blocks:
-            x = block(x)
-        return _upsample_conv(self.upsample, x) if self.upsample else x
+            x = block(x, strips)
+        return _upsample_conv(self.upsample, x, strips) if self.upsample else x
 
 
-def _upsample_conv(conv: Conv, x: Float[Array, "b h w c"]) -> Float[Array, "b H W d"]:
-    def upsample(chunk: RowChunk) -> Array:
+def _upsample_conv(conv: Conv, x: Float[Array, "n h w c"], strips: int) -> Float[Array, "n H W d"]:
+    def upsample(chunk: RowChunk | RowStrips) -> Array:
         return conv(chunk.window(x), convolve=convolution.upsample_conv)
 
-    return map_row_chunks(upsample, x, scale=2)
+    return map_row_chunks(upsample, x, scale=2, strips=strips)
 
 
 class Encoder(nnx.Module):
@@ -263,11 +262,24 @@ class Decoder(nnx.Module):
         self.conv_out = Conv(channels[-1], config.image_channels, config, rngs)
 
     def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b H W i"]:
-        x = map_row_chunks(lambda chunk: self.conv_in(chunk.window(x)), x)
-        x = self.middle(x)
+        # The last levels have the largest maps; the last one's first map has the width of the one before.
+        strips = strips_of(x, 2 ** (len(self.levels) - 1), max(level.width for level in self.levels[-2:]))
+        if strips == 1:
+            return self._decode(x)
+        return jax.lax.platform_dependent(x, tpu=lambda x: self._decode_strips(x, strips), default=self._decode)
+
+    def _decode_strips(self, x: Float[Array, "b h w c"], strips: int) -> Float[Array, "b H W i"]:
+        batch, height, width, channels = x.shape
+        image = self._decode(x.reshape(batch * strips, height // strips, width, channels), strips)
+        return image.reshape(batch, strips * image.shape[1], *image.shape[2:])
+
+    def _decode(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n H W i"]:
+        latent = x
+        x = map_row_chunks(lambda chunk: self.conv_in(chunk.window(latent)), latent, strips=strips)
+        x = self.middle(x, strips)
         for level in self.levels:
-            x = level(x)
-        return _norm_silu_conv(self.norm_out, self.conv_out, x)
+            x = level(x, strips)
+        return _norm_silu_conv(self.norm_out, self.conv_out, x, strips)
 
     def flops(self, positions: int) -> int:
         """FLOPs of decoding a latent of `positions` positions."""

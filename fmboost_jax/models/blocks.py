@@ -92,18 +92,29 @@ class GroupNorm(nnx.Module):
         """Normalise features of any float type; the result is float32."""
         return self.fitted(x)(x)
 
-    def fitted(self, x: Float[Array, "b h w c"]) -> Callable[[Array], Array]:
-        """Return the normalisation with the statistics of `x`, a function of any rows of the map."""
-        mean, variance = (values[:, None, None] for values in self.statistics(x.astype(jnp.float32)))
+    def fitted(self, x: Float[Array, "n h w c"], strips: int = 1) -> Callable[[Array], Array]:
+        """Return the normalisation with the statistics of `x`, a function of any rows of the map.
+
+        Args:
+            x: features of any float type.
+            strips: strips of an image on the batch axis, see `fmboost_jax.models.row_chunks`. Default: 1.
+        """
+        mean, variance = (of_strips(values, strips) for values in self.statistics(x.astype(jnp.float32), strips))
         factor, bias = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...], self.bias[...]
         return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
 
-    def statistics(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+    def statistics(self, x: Float[Array, "n h w c"], strips: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group."""
-        mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2))) for values in (x, jnp.square(x)))
+        mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
-    def _of_groups(self, values: Float[Array, "b c"]) -> Float[Array, "b c"]:
-        """Replace every channel's value by the mean of its group."""
+    def _of_groups(self, values: Float[Array, "n c"], strips: int) -> Float[Array, "b c"]:
+        """Replace every channel's value by the mean of its group in the whole image."""
+        values = jnp.mean(values.reshape(-1, strips, values.shape[-1]), axis=1) if strips > 1 else values
         grouped = values.reshape(values.shape[0], self.groups, -1)
         return jnp.broadcast_to(jnp.mean(grouped, axis=-1, keepdims=True), grouped.shape).reshape(values.shape)
+
+
+def of_strips(values: Float[Array, "b c"], strips: int) -> Float[Array, "n 1 1 c"]:
+    """Values of images → values of their strips."""
+    return (jnp.repeat(values, strips, axis=0) if strips > 1 else values)[:, None, None]

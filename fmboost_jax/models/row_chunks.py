@@ -7,6 +7,9 @@ statistics over the whole map first and apply them inside each chunk.
 A map is one chunk where it is small, where several devices share its height (the `spatial` axis of the mesh in
 `jax.set_mesh`; each device computes its own rows), and in a program for any size (`fmboost_jax.boosting.stablehlo`),
 where the number of rows is unknown.
+
+TPUs convolve one image slowly: they put the batch into the sublanes of a register. There each image is cut into strips
+of rows, which stay on the batch axis from layer to layer (bench/tpu.md); `window` adds the neighbours' rows to each.
 """
 
 import dataclasses
@@ -21,6 +24,10 @@ from jaxtyping import Array, Float
 
 # Positions of a feature map in one chunk: 512² stays whole; at 256 float32 channels 256 MiB.
 CHUNK_POSITIONS = 2**18
+# Numbers of strips of an image, the best first; the smallest map's rows must be a multiple.
+STRIPS = (32, 16, 8)
+# Largest feature map of one image in strips: 1024² with 256 float32 channels.
+STRIPPED_BYTES = 2**30
 
 Activation = Callable[[Array], Array]
 
@@ -56,8 +63,52 @@ def _pad_rows(x: Array) -> Array:
     return jnp.pad(x, ((0, 0), (1, 1), (0, 0), (0, 0)))
 
 
+@dataclasses.dataclass(frozen=True)
+class RowStrips:
+    """All rows of maps whose images are `count` strips each, one after another on the batch axis."""
+
+    count: int
+
+    def of(self, x: Float[Array, "n h w c"]) -> Float[Array, "n h w c"]:
+        """Return `x`."""
+        return x
+
+    def window(self, x: Float[Array, "n h w c"], activation: Activation = lambda x: x) -> Float[Array, "n r w c"]:
+        """`activation` of the strips and of one row on either side; zeros outside the map."""
+        y = activation(x)
+        # The edges are cut out before they are reshaped: TPUs would make a second map for a reshaped one.
+        last, first = (edge.reshape(-1, self.count, *edge.shape[1:]) for edge in (y[:, -1:], y[:, :1]))
+        beside = [(0, 0)] * 3
+        above = jnp.pad(last[:, :-1], ((0, 0), (1, 0), *beside)).reshape(y[:, :1].shape)
+        below = jnp.pad(first[:, 1:], ((0, 0), (0, 1), *beside)).reshape(y[:, :1].shape)
+        return jnp.concatenate([above, y, below], axis=1)
+
+
+def strips_of(x: Float[Array, "b h w c"], scale: int, channels: int) -> int:
+    """Number of strips that TPUs cut each image into; 1 for none.
+
+    Args:
+        x: the smallest map.
+        scale: rows of the largest map per row of `x`.
+        channels: of the largest map.
+    """
+    height, width = x.shape[1:3]
+    if not _divisible(height, width):
+        return 1
+    positions = height * width * scale**2
+    if positions < CHUNK_POSITIONS or positions * channels * x.dtype.itemsize > STRIPPED_BYTES:
+        return 1
+    return next((count for count in STRIPS if height % count == 0), 1)
+
+
+def _divisible(height: Any, width: Any) -> bool:
+    """Whether one device has all rows, and their number is known."""
+    shared = jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1
+    return not (shared or is_symbolic_dim(height) or is_symbolic_dim(width))
+
+
 def map_row_chunks(
-    function: Callable[[RowChunk], Array], x: Float[Array, "b h w c"], scale: int = 1
+    function: Callable[[RowChunk | RowStrips], Array], x: Float[Array, "b h w c"], scale: int = 1, strips: int = 1
 ) -> Float[Array, "b H W d"]:
     """Apply `function` to every chunk of a map and concatenate the results along the rows.
 
@@ -65,10 +116,12 @@ def map_row_chunks(
         function: maps a chunk of r rows to scale·r rows of the result, by the same rule for every chunk.
         x: the map; its shape decides the chunks.
         scale: rows of the result per row of the map.
+        strips: strips of an image on the batch axis; above 1 they are the chunks, all computed at once.
     """
+    if strips > 1:
+        return function(RowStrips(strips))
     height, width = x.shape[1:3]
-    shared = jax.sharding.get_abstract_mesh().shape.get("spatial", 1) > 1
-    if shared or is_symbolic_dim(height) or is_symbolic_dim(width):
+    if not _divisible(height, width):
         return function(RowChunk(0, height, height))
     rows = max(1, CHUNK_POSITIONS // (width * scale * scale))
     if rows + 2 >= height:

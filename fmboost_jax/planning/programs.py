@@ -13,7 +13,7 @@ from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.interop.autoencoders import AUTOENCODERS, abstract_first_stage, load_first_stage
 from fmboost_jax.models.first_stage import FirstStage
 from fmboost_jax.models.networks import abstract_network
-from fmboost_jax.models.parameters import Parameters, merge, split
+from fmboost_jax.models.parameters import Parameters, merge, rounded, split
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 from fmboost_jax.registry import choose
 from fmboost_jax.training.config import TrainingConfig
@@ -71,6 +71,7 @@ def recipe_of(config: TrainingConfig, stage: FirstStage) -> Recipe:
 def _lower_sample(config: TrainingConfig, recipe: Recipe, mesh: Mesh, solver: Solver) -> jax.stages.Lowered:
     """The Booster's program: noise from keys, coupling, integration. Every chip has all parameters."""
     graph, parameters = split(abstract_network(config.architecture))
+    parameters = jax.eval_shape(lambda parameters: rounded(graph, parameters), parameters)
     batch, keys = config.train.batch_size, jax.eval_shape(lambda: jax.random.key(0))
     return jitted_flow.lower(
         graph,

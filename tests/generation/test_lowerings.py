@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmboost_jax.generation import lowerings
+from fmboost_jax.generation import lowerings, torch_models
 from tests.conftest import relative_error
 
 F = torch.nn.functional
@@ -54,3 +54,58 @@ def test_group_norm():
         for ours, theirs in zip(found, expected, strict=True):
             assert relative_error(ours, theirs.numpy().reshape(ours.shape)) < 1e-5
     assert lowerings.group_norm(jnp.asarray(x, jnp.bfloat16), None, None, 2, 6, 20, 3)[0].dtype == jnp.bfloat16
+
+
+@pytest.mark.parametrize(
+    ("shape", "kernel", "options"),
+    [
+        ((2, 3, 6, 5), (4, 3, 3, 3), {"padding": 1}),
+        ((1, 3, 7, 6), (4, 3, 3, 3), {"padding": (1, 0), "stride": 2}),
+        ((1, 4, 6, 5), (4, 2, 3, 3), {"groups": 2}),
+        ((1, 3, 7, 7), (4, 3, 3, 3), {"dilation": 2}),
+        ((1, 3, 9), (4, 3, 3), {"padding": 1}),
+    ],
+)
+def test_convolution(shape, kernel, options):
+    layer = functools.partial(F.conv2d if len(shape) == 4 else F.conv1d, **options)
+    arrays = _draw(*shape), _draw(*kernel, seed=1), _draw(kernel[0], seed=2)
+    sides = len(shape) - 2
+
+    def each(name, default):
+        value = options.get(name, default)
+        return value if isinstance(value, tuple) else (value,) * sides
+
+    rest = each("stride", 1), each("padding", 0), each("dilation", 1), False, (0,) * sides, options.get("groups", 1)
+    for bias in (True, False):
+        x, weight, last = arrays[0], arrays[1], arrays[2] if bias else None
+        expected = layer(*(None if array is None else torch.tensor(array) for array in (x, weight, last)))
+        given = [None if array is None else jnp.asarray(array) for array in (x, weight, last)]
+        assert relative_error(lowerings.convolution(*given, *rest), expected.numpy()) < 1e-5
+
+
+def test_transposed_convolution_is_torchaxs():
+    x, weight = _draw(1, 3, 5, 4), _draw(3, 4, 3, 3, seed=1)
+    expected = F.conv_transpose2d(torch.tensor(x), torch.tensor(weight), stride=2, padding=1)
+    found = lowerings.convolution(jnp.asarray(x), jnp.asarray(weight), None, [2, 2], [1, 1], [1, 1], True, [0, 0], 1)
+    assert relative_error(found, expected.numpy()) < 1e-5
+
+
+@pytest.mark.parametrize(("platform", "channels"), [("cpu", "[b, 0, 1, f]"), ("tpu", "[b, f, 0, 1]")])
+def test_channels_are_last_on_cpus_alone(platform, channels):
+    x, weight = jax.ShapeDtypeStruct((1, 4, 40, 40), "float32"), jax.ShapeDtypeStruct((4, 4, 3, 3), "float32")
+    rest = (1, 1), (1, 1), (1, 1), False, (0, 0), 1
+    call = jax.jit(lambda x, weight: lowerings.convolution(x, weight, None, *rest))
+    text = call.trace(x, weight).lower(lowering_platforms=(platform,)).as_text()
+    assert f"dim_numbers = {channels}x" in text
+
+
+def test_kernels_are_stored_as_convolutions_read_them():
+    layer = torch.nn.Sequential(torch.nn.Conv2d(3, 5, (1, 3)), torch.nn.Conv2d(5, 2, 1))
+    x = _draw(2, 3, 4, 6)
+    expected = layer(torch.tensor(x)).detach().numpy()
+    function, weights = torch_models.extract(layer)
+    assert (weights["0.weight"].shape, weights["1.weight"].shape) == ((1, 3, 3, 5), (1, 1, 5, 2))
+    assert relative_error(function(weights, jnp.asarray(x)), expected) < 1e-5
+    # The transposition back is undone by the convolution's own.
+    text = jax.jit(function).lower(weights, x).compile().as_text() or ""
+    assert "f32[5,3,1,3]" not in text

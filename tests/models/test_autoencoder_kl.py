@@ -160,6 +160,33 @@ def test_window_of_a_chunk_is_a_slice_of_the_padded_map(height, rows, start):
     np.testing.assert_array_equal(chunk.window(jnp.asarray(x)), padded[:, start : start + rows + 2])
 
 
+@pytest.mark.parametrize("count", [2, 4])
+def test_strips_change_nothing(count):
+    model, _ = pair(SMALL)
+    latent = jax.random.normal(jax.random.key(0), (2, 8, 5, 4))
+    whole, found = model.decoder(latent), model.decoder._decode_strips(latent, count)
+    assert relative_error(found, whole) < 3e-6
+
+
+def test_tpus_alone_decode_in_strips(monkeypatch):
+    monkeypatch.setattr(row_chunks, "CHUNK_POSITIONS", 8 * 6)
+    model, _ = pair(SMALL)
+    latent = jax.ShapeDtypeStruct((2, 8, 6, 4), jnp.float32)
+    traced = jax.jit(model.decoder.__call__).trace(latent)
+    for platform, strips in (("cpu", False), ("cuda", False), ("tpu", True)):
+        assert ("tensor<16x1x6x" in traced.lower(lowering_platforms=(platform,)).as_text()) == strips
+
+
+def test_strips_are_for_large_maps_that_fit():
+    def strips(*shape, dtype="bfloat16"):
+        return row_chunks.strips_of(jnp.zeros((1, *shape, 4), dtype), 8, 256)
+
+    assert strips(128, 128) == strips(128, 128, dtype="float32") == 32
+    assert strips(112, 128) == 16
+    assert strips(72, 128) == 8
+    assert strips(68, 128) == strips(32, 32) == strips(256, 256) == 1
+
+
 def test_the_small_limit_cuts_maps_into_chunks():
     """The comparison above needs maps that are divided into chunks."""
     x = jnp.arange(7 * 5.0).reshape(1, 7, 5, 1)

@@ -15,7 +15,9 @@ from fmboost_jax.models.convolution import (
     WIDE,
     convolve,
     direct,
+    transposed_conv,
     upsample_conv,
+    upsample_first,
     upsample_nearest,
 )
 from fmboost_jax.models.convolution_cpu import winograd
@@ -98,10 +100,10 @@ def test_each_platform_and_size_runs_its_form(platform, size, kernel, channels, 
 @given(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (1, 1))]),
-    on_accelerators=st.booleans(),
+    form=st.sampled_from([upsample_conv, transposed_conv, upsample_first]),
 )
 @settings(max_examples=16, deadline=None)
-def test_upsample_conv_is_that_of_the_upsampled_map(size, padding, on_accelerators):
+def test_upsample_conv_is_that_of_the_upsampled_map(size, padding, form):
     """Values and gradients; with padding (0, 0) the outermost values are neighbours only."""
     size = (size[0] + 3 * (padding[0][0] == 0), size[1])
     generator = np.random.default_rng(0)
@@ -113,11 +115,7 @@ def test_upsample_conv_is_that_of_the_upsampled_map(size, padding, on_accelerato
         return convolve(upsample_nearest(x)[:, cut[0], cut[1]], kernel, (1, 1), padding)
 
     def fused(x, kernel):
-        if not on_accelerators:
-            return upsample_conv(x, kernel, (1, 1), padding)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(jax.lax, "platform_dependent", lambda *arguments, default, **platforms: default(*arguments))
-            return upsample_conv(x, kernel, (1, 1), padding)
+        return form(x, kernel, (1, 1), padding) if form is upsample_conv else form(x, kernel, padding)
 
     for found, expected in zip(
         _value_and_gradients(fused, x, kernel), _value_and_gradients(plain, x, kernel), strict=True
@@ -134,15 +132,16 @@ def _value_and_gradients(form, x, kernel):
     return out, *gradients
 
 
-def test_accelerators_never_materialise_the_large_map():
-    x, kernel = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.bfloat16)
+@pytest.mark.parametrize("images", [1, 8])
+def test_only_tpus_with_few_images_make_the_large_map(images):
+    x, kernel = jax.ShapeDtypeStruct((images, 8, 8, 4), jnp.bfloat16), jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.bfloat16)
     traced = jax.jit(lambda x, k: upsample_conv(x, k, (1, 1), ((1, 1), (1, 1)), dimension_numbers=NHWC)).trace(
         x, kernel
     )
     for platform in ("tpu", "cuda"):
         text = traced.lower(lowering_platforms=(platform,)).as_text()
-        assert "1x16x16x4xbf16" not in text
-        assert "1x16x16x6xbf16" in text
+        assert (f"{images}x16x16x4xbf16" in text) == (platform == "tpu" and images == 1)
+        assert f"{images}x16x16x6xbf16" in text
 
 
 def test_upsample_conv_refuses_other_kernels():

@@ -8,7 +8,7 @@ from flax import nnx
 
 from fmboost_jax.errors import InputError
 from fmboost_jax.models import attention
-from fmboost_jax.models.parameters import abstract, count, merge, split
+from fmboost_jax.models.parameters import abstract, count, merge, rounded, split
 from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.conftest import relative_error
 from tests.random_models import random_model
@@ -142,3 +142,16 @@ def test_attention_in_blocks_is_exact(monkeypatch, linear):
     expected = call(unet, *inputs(12, 14))
     monkeypatch.setattr(attention, "QUERY_BLOCK", 5)
     np.testing.assert_allclose(call(unet, *inputs(12, 14)), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_rounded_parameters_change_no_bit_of_a_bfloat16_network():
+    unet = random_model(UNet, UNetConfig(**SMALL, dtype="bfloat16"))
+    graph, parameters = split(unet)
+    rough = rounded(graph, parameters)
+    assert {array.dtype.name for name, array in rough.items() if "conv" in name} == {"bfloat16"}
+    assert {array.dtype.name for name, array in rough.items() if "norm" in name or "embed" in name} == {"float32"}
+    x, t, context = inputs(8, 8)
+    run = jax.jit(lambda parameters: merge(graph, parameters)(x, t, context))
+    np.testing.assert_array_equal(run(rough), run(parameters))
+    exact = split(random_model(UNet, UNetConfig(**SMALL)))
+    assert all(array is exact[1][name] for name, array in rounded(*exact).items())
