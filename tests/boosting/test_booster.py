@@ -29,7 +29,7 @@ from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.sharding import batch_sharding
 from tests.random_models import random_model
 
-UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1, 1), num_res_blocks=1, dim_head=16)
+UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16)
 SOURCE = Coupling(noise_step=100)
 
 
@@ -42,7 +42,7 @@ def booster():
 def latent_booster():
     config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4, mid_attention=False)
     stage = FirstStage(LatentSpec("kl", "", 4, 2, scaling_factor=0.18215), random_model(AutoencoderKL, config))
-    unet = random_model(UNet, dataclasses.replace(UNET, in_channels=8, out_channels=4))
+    unet = random_model(UNet, dataclasses.replace(UNET, in_channels=8, out_channels=4, channel_mult=(1, 1)))
     return Booster(unet, stage, dataclasses.replace(SOURCE, upsampling="lsu"), 2)
 
 

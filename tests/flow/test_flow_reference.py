@@ -24,13 +24,26 @@ def numbers(golden):
     return golden("flow.npz")
 
 
+@pytest.fixture(autouse=True)
+def loops_in_python():
+    """The network alone is compiled: a compiled loop would compile it once more for each method."""
+    with jax.disable_jit():
+        yield
+
+
 @pytest.fixture(scope="module")
 def velocity(numbers):
-    """(x, t, context) → velocity of the reference's small UNet, traced once for all tests."""
+    """(x, t, context) → velocity of the reference's small UNet, compiled once for all tests."""
     weights = {name.removeprefix("param/"): value for name, value in numbers.items() if name.startswith("param/")}
     config = {key: tuple(v) if isinstance(v, list) else v for key, v in json.loads(str(numbers["config"])).items()}
     unet = load_unet(weights, config)
-    return jax.jit(lambda x, t, context: unet(x, t, context))
+    program = jax.jit(lambda x, t, context: unet(x, t, context))
+
+    def compiled(x, t, context):
+        with jax.disable_jit(False):
+            return program(x, t, context)
+
+    return compiled
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +55,7 @@ def flow(numbers, velocity):
 @pytest.mark.parametrize(("name", "path"), [("linear", LinearPath()), ("gvp", GVPPath())])
 def test_loss(numbers, flow, name, path):
     x0, x1, t = nhwc(numbers["in/x0"]), nhwc(numbers["in/x1"]), jnp.asarray(numbers["in/t"])
-    loss = jax.jit(lambda x0, x1, t: flow_matching_loss(flow, path, x0, x1, t))(x0, x1, t)
+    loss = flow_matching_loss(flow, path, x0, x1, t)
     assert loss.shape == (2,)
     assert relative_error(loss.mean(), numbers[f"{name}/loss"]) < 1e-5
 
@@ -62,8 +75,9 @@ def test_adaptive_ode(numbers, flow, direction):
 
 
 def test_trajectory(numbers, flow):
-    """The reference keeps the first state, every fifth of the inner nine, and the last."""
-    found = integrate(flow, nhwc(numbers["in/x0"]), method="euler", steps=10, return_trajectory=True)
+    """The reference keeps the first state, every fifth of the inner nine, and the last; here the loop is compiled."""
+    with jax.disable_jit(False):
+        found = integrate(flow, nhwc(numbers["in/x0"]), method="euler", steps=10, return_trajectory=True)
     assert relative_error(found[jnp.array([0, 1, 6, 10])], nhwc(numbers["ode/euler/11/intermediates_every_5"])) < 1e-5
 
 
@@ -76,6 +90,6 @@ def test_guidance(numbers, velocity):
 @pytest.mark.parametrize("method", ["euler", "heun"])
 def test_sde(numbers, flow, method):
     settings = {"steps": 7, "diffusion": "sigma", "norm": 1.0, "last_step": "Mean", "last_step_size": 0.04}
-    sample = jax.jit(lambda x, noise: integrate_sde(flow, x, noise, path=LinearPath(), method=method, **settings))
-    found = sample(nhwc(numbers["in/x0"]), nhwc(numbers[f"sde/{method}/8/noise"]))
+    x0, noise = nhwc(numbers["in/x0"]), nhwc(numbers[f"sde/{method}/8/noise"])
+    found = integrate_sde(flow, x0, noise, path=LinearPath(), method=method, **settings)
     assert relative_error(found, nhwc(numbers[f"sde/{method}/8/out"])) < 1e-5
