@@ -1,6 +1,7 @@
 """The packaged weights: sizes, half precision, model cards, and boosts of photographs that they were not trained on."""
 
 import pathlib
+import warnings
 
 import jax.numpy as jnp
 import numpy as np
@@ -82,6 +83,18 @@ def test_photo_boosters_are_closer_than_bicubic(photograph, factor):
     bicubic = np.asarray(small.resize(photograph.shape[1::-1], Image.Resampling.BICUBIC))[None]
     truth = to_float(photograph[None])
     assert psnr(to_float(boosted), truth)[0] > psnr(to_float(bicubic), truth)[0] + 0.3
+
+
+@pytest.mark.parametrize("factor", [2, 4])
+def test_photo_boosters_know_their_latents(photograph, factor):
+    """Latents of another scale are noticed by the bundle's statistics, those of its autoencoder are not."""
+    booster = Booster.load(f"photo-x{factor}")
+    small = booster.first_stage.encode(jnp.asarray(to_float(photograph[None, :64, :64])))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        booster.boost(small)
+    with pytest.warns(UserWarning, match="standard deviation is"):
+        booster.boost(2.3365 * small)
 
 
 def test_sample_needs_only_a_photograph(photograph, tmp_path, monkeypatch):
