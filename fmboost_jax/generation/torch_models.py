@@ -37,7 +37,7 @@ class TorchFunction:
     environment: Any
     kernels: frozenset[str] = frozenset()
 
-    def __call__(self, weights: Weights, *arguments: Any, **options: Any) -> Any:
+    def __call__(self, weights: dict[str, Any], *arguments: Any, **options: Any) -> Any:
         """Apply the module.
 
         Args:

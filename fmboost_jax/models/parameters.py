@@ -6,7 +6,7 @@ step fast and a checkpoint readable.
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import jax
 from flax import nnx
@@ -42,7 +42,9 @@ def rounded(graphdef: nnx.GraphDef[Model], parameters: Parameters) -> Parameters
     rough = {path for path, module in found if isinstance(module, layers) and module.dtype == "bfloat16"}
     paths = {".".join(map(str, path)) for path in rough}
     return {
-        name: array.astype("bfloat16") if name.rpartition(".")[0] in paths else array
+        name: jax.lax.convert_element_type(cast(jax.Array, array), "bfloat16")
+        if name.rpartition(".")[0] in paths
+        else array
         for name, array in parameters.items()
     }
 
