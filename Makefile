@@ -8,6 +8,9 @@ PYTHON ?= python3
 BIN := .venv/bin
 DEMO := demo
 
+# The tests start dozens of processes: they compile this package's modules once, whatever the environment says.
+export PYTHONDONTWRITEBYTECODE :=
+
 .PHONY: demo docs test clean
 .DELETE_ON_ERROR:
 
