@@ -5,11 +5,14 @@
 # enlarges it. This needs `pip install ".[diffusers]"`, a base model, and such a booster; none is packaged.
 
 # %%
+import os
+
 from fmboost_jax import Booster
 from fmboost_jax.boosting import boost_pipeline, load_pipeline
 
-BASE = "BASE_FOLDER_OR_ID"
-BOOSTER = "BOOSTER_FOLDER_OR_ID"
+BASE = os.environ.get("FMBOOST_BASE", "BASE_FOLDER_OR_ID")
+BOOSTER = os.environ.get("FMBOOST_BOOSTER", "BOOSTER_FOLDER_OR_ID")
+SMALL = "FMBOOST_SMALL" in os.environ  # set where this notebook is tested
 
 # %%
 pipe = load_pipeline(BASE)
@@ -20,5 +23,6 @@ booster
 # `base_steps` are the base model's, `steps` the booster's. 64 × 64 latents become 128 × 128, which decode to 1024².
 
 # %%
-images = boost_pipeline(pipe, "a red fox in snow", booster, base_steps=4, steps=4, height=512, width=512)
+side = 16 if SMALL else 512
+images = boost_pipeline(pipe, "a red fox in snow", booster, base_steps=4, steps=4, height=side, width=side)
 images.shape

@@ -1,6 +1,7 @@
 """Prompt → latents → boost → image through real diffusers pipelines, small ones with random weights."""
 
 import re
+import runpy
 import warnings
 
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import split
 from fmboost_jax.models.unet import UNet, UNetConfig
-from tests.commands import call, call_refused
+from tests.commands import ROOT, call, call_refused
 from tests.random_models import random_model
 
 torch = pytest.importorskip("torch")
@@ -116,6 +117,14 @@ def bundle(bases, tmp_path_factory):
 @pytest.fixture(scope="module")
 def booster(bundle):
     return Booster.load(bundle)
+
+
+def test_the_notebook_runs(bases, bundle, monkeypatch):
+    monkeypatch.setenv("FMBOOST_BASE", str(bases / "lcm"))
+    monkeypatch.setenv("FMBOOST_BOOSTER", str(bundle))
+    monkeypatch.setenv("FMBOOST_SMALL", "1")
+    found = runpy.run_path(str(ROOT / "examples" / "prompt_to_1024.py"))
+    assert found["images"].shape == (1, 32, 32, 3)
 
 
 @pytest.mark.parametrize("kind", KINDS)
