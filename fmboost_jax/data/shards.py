@@ -61,8 +61,9 @@ class Plan:
             "fingerprint": self.fingerprint,
         }
         if path.exists():
-            # Plans of version 0.1 lack this field.
-            before = {"low_res_source": "pixels"} | read_json(path)
+            # Plans of earlier versions lack the fields that were added since, which have defaults.
+            added = {f.name: f.default for f in dataclasses.fields(Recipe) if f.default is not dataclasses.MISSING}
+            before = added | read_json(path)
             differences = [
                 f"{name} was {before.get(name)!r} and is now {value!r}"
                 for name, value in fields.items()

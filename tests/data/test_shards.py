@@ -106,6 +106,17 @@ def test_another_plan_is_refused(changes, message, plan):
     assert (plan.folder / "plan.json").read_bytes() == before
 
 
+def test_a_plan_of_an_earlier_version_is_continued(plan):
+    path = plan.folder / "plan.json"
+    fields = json.loads(path.read_text())
+    for added in ("low_res_source", "images", "teacher"):
+        del fields[added]
+    path.write_text(json.dumps(fields))
+    plan.begin()
+    with pytest.raises(InputError, match="images was False and is now True"):
+        dataclasses.replace(plan, recipe=dataclasses.replace(RECIPE, images=True)).begin()
+
+
 def test_shard_file_names_its_photographs(plan):
     finish(plan, 0, skipped=["1.png"])
     fields = json.loads((plan.folder / "shards/00000.json").read_text())
