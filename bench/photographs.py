@@ -2,11 +2,11 @@
 
     python -m bench.photographs PHOTOGRAPH --megapixels 3 12 24 100
 
-A photograph is resized to each size and boosted ×2 by the packaged booster, in a process of its own. CPU seconds are
-user and system time of that process, import, compilation and writing included: unlike wall time they hardly depend on
-what else the machine does. Memory is the process's peak, and that without both pictures at 8 bits, 15 bytes for each
-pixel of the photograph. The exponents are those of `bench.growth`; the smallest size is left out of them, since half of
-its time is compilation.
+A photograph is resized to each size and boosted ×2 by the packaged booster, each size in a separate process. CPU
+seconds are user and system time of the process, with import, compilation and writing. Other work on the machine changes
+them less than wall time. Memory is the peak of the process; the last column subtracts both images at 8 bits, 15 bytes
+for each pixel of the photograph. The exponents are fitted as in `bench.growth`, without the smallest size, half of
+whose time is compilation.
 """
 
 import argparse

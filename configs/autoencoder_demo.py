@@ -39,9 +39,8 @@ def get_config() -> ConfigDict:
     config.loss.gradient = 0.25  # weight of their gradients beside L1
     config.loss.deviation = 0.5  # of the latents; outliers are then within the decoder's bound of 3
     config.loss.moments = 0.002  # weight of the terms for mean 0, this deviation and uncorrelated channels
-    config.loss.enlarged = (
-        0.1  # weight of the error of decoded enlarged latents: ×2 and ×4, a quarter of the batch each
-    )
+    # Weight of the error of decoded enlarged latents: ×2 and ×4, a quarter of the batch each.
+    config.loss.enlarged = 0.1
     config.loss.rmse = 0.0  # weight of each image's root mean square error, which is what PSNR measures
     config.loss.latent_noise = 0.02  # standard deviation of the noise on the decoder's input
     config.loss.perceptual = 0.0  # weight of the distance in feature maps of efficientnet-lite0

@@ -164,7 +164,7 @@ def decode_part(
 ) -> Float[Array, "b size size 3"]:
     """Decode a square of `side`² positions of a raw latent, whose upper left one is `corner`.
 
-    A model with layers that see the whole latent may have a method `decode_part` of its own. Others decode the square
+    A model with layers that see the whole latent may define a method `decode_part`. Other models decode the square
     alone. In either case, pixels near the square's edges differ from those of the whole image.
     """
     own = getattr(model, "decode_part", None)
