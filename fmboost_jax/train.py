@@ -101,7 +101,9 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
     held_out = info
     if config.evaluate.dir:
         held_out = DatasetInfo.read(config.evaluate.dir)
-        held_out.check(config.data, first_stage, config.architecture.state_channels)
+        # The evaluation does not read the records' images.
+        without_images = dataclasses.replace(config.data, images=False)
+        held_out.check(without_images, first_stage, config.architecture.state_channels)
     shardings = {name: leaf.sharding for name, leaf in abstract_batch(config, info, mesh).items()}
     iterator = _device_iterator(config, info, shardings)
 

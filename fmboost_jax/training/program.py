@@ -29,7 +29,7 @@ def abstract_batch(config: TrainingConfig, recipe: Recipe, mesh: Mesh) -> dict[s
         "high": (recipe.high_shape, dtype, pairs),
         "position": ((), np.uint32, example_sharding(mesh)),
     }
-    if recipe.images:
+    if recipe.images and config.finish.decodes:
         arrays["image"] = (recipe.image_shape, np.uint8, pairs)
     if recipe.teacher is not None:
         arrays["record"] = ((), np.uint32, example_sharding(mesh))

@@ -17,8 +17,11 @@ from fmboost_jax.images.value_range import to_float
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator, spectral_norm
 from fmboost_jax.models.parameters import split
+from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.training.finish import Finish, FinishConfig, Judge
+from fmboost_jax.training.program import abstract_batch
 from fmboost_jax.training.step import init_state, make_train_step
+from tests.datasets import make_recipe
 from tests.training.test_step import batch_of, tiny_config
 
 
@@ -96,6 +99,14 @@ def test_terms_compare_with_the_image_where_there_is_one(crop):
         assert pixels(to_float(image), seed) < 2e-4
         assert pixels(to_float(image) + 0.5, seed) == pytest.approx(0.5, rel=1e-3)
     assert pixels(x1) > 0.5
+
+
+@pytest.mark.parametrize(("term", "needed"), [("pixels", True), ("latent", False)])
+def test_images_go_to_the_devices_where_a_term_needs_them(term, needed):
+    config = tiny_config(f"--config.finish.{term}=1.0")
+    mesh = make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
+    assert ("image" in abstract_batch(config, make_recipe(images=True), mesh)) == needed
+    assert "image" not in abstract_batch(config, make_recipe(), mesh)
 
 
 def test_similar_images_have_a_small_perceptual_distance():
