@@ -148,9 +148,12 @@ def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
     def through_pixels(latent):
         return pixel_space_upsample(latent, size // stage.downsampling, stage.encode, stage.decode)
 
-    bicubic = Image.Resampling.BICUBIC
+    def enlarged(filter_: Image.Resampling) -> Images:
+        return np.stack([_resized(decode(latent), size, filter_) for latent in latents])
+
     return {
-        "decoded, bicubic": lambda: np.stack([_resized(decode(latent), size, bicubic) for latent in latents]),
+        "decoded, bilinear": lambda: enlarged(Image.Resampling.BILINEAR),
+        "decoded, bicubic": lambda: enlarged(Image.Resampling.BICUBIC),
         "LSU: latent bilinear, decoded": lambda: np.stack([decode(latent_upsampled(latent)) for latent in latents]),
         "PSU: decoded, bilinear, encoded, decoded": lambda: np.stack(
             [decode(through_pixels(latent)) for latent in latents]
