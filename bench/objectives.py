@@ -74,7 +74,7 @@ def _step(objective: str, time_inputs: int):
     low, high = jax.random.normal(jax.random.key(0), (2, config.train.batch_size, 32, 32, 32))
     numbers = jnp.arange(config.train.batch_size, dtype=jnp.uint32)
     batch = {"low": low, "high": high, "position": numbers, "record": numbers}
-    state = jax.jit(lambda: init_state(config))()
+    state = jax.jit(init_state, static_argnums=0)(config)
 
     def run_step():
         nonlocal state

@@ -19,7 +19,7 @@ from PIL import Image
 from fmboost_jax.errors import run
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
-from fmboost_jax.models.parameters import count, merge, split
+from fmboost_jax.models.parameters import abstract, count, merge, split
 from fmboost_jax.models.unet import UNet, UNetConfig
 
 
@@ -41,11 +41,11 @@ def main() -> None:
 
 def compare(name: str, model: type[nnx.Module], config, call) -> None:
     """Print the error of `call(model)` in bfloat16."""
-    parameters = _drawn(split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))[1])
+    parameters = _drawn(split(abstract(model, config))[1])
     outputs = []
     for dtype in ("float32", "bfloat16"):
         cast = dataclasses.replace(config, dtype=dtype)
-        graph = split(nnx.eval_shape(lambda cast=cast: model(cast, rngs=nnx.Rngs(0))))[0]
+        graph = split(abstract(model, cast))[0]
         outputs.append(jax.jit(lambda parameters, graph=graph: call(merge(graph, parameters)))(parameters))
     _report(f"{name}, {count(parameters):,} parameters", *outputs)
 

@@ -120,7 +120,7 @@ def _train(config: TrainingConfig, workdir: str, allow_config_change: bool, lock
     else:
         if isinstance(config.architecture, UNetConfig):
             config.architecture.check_attention()
-        state = jax.jit(lambda: init_state(config), out_shardings=placed)()
+        state = jax.jit(init_state, static_argnums=0, out_shardings=placed)(config)
         if config.train.init_from:
             weights = _initial_weights(config, state.parameters, placed.parameters)
             state = dataclasses.replace(state, parameters=weights, ema=jax.tree.map(jnp.copy, weights))

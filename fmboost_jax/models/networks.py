@@ -7,7 +7,6 @@ in `NETWORKS`. `config.network` names it; its settings are the config's section 
 import dataclasses
 from typing import Any, ClassVar, Protocol, TypeAlias, runtime_checkable
 
-from flax import nnx
 from jaxtyping import Array, Float
 
 from fmboost_jax.errors import InputError
@@ -116,7 +115,7 @@ def kind_of(config: NetworkConfig) -> str:
 
 def make_network(config: NetworkConfig, key: Array) -> Network:
     """Construct the network of a config with fresh weights drawn from a key."""
-    return NETWORKS[kind_of(config)].model(config, rngs=nnx.Rngs(key))
+    return NETWORKS[kind_of(config)].model(config, rngs=parameters.fresh_keys(key))
 
 
 def abstract_network(config: NetworkConfig) -> Network:

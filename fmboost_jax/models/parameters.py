@@ -15,9 +15,32 @@ Parameters = dict[str, jax.Array | jax.ShapeDtypeStruct]
 Model = TypeVar("Model", bound=nnx.Module)
 
 
+class _CountedStream(nnx.RngStream):
+    """The keys of an `nnx.RngStream`, with the count in Python.
+
+    Under `jax.jit`, flax would update its count of every key in a time that grows with the program traced so far.
+    """
+
+    def __init__(self, key, *, tag: str):
+        super().__init__(key, tag=tag)
+        self.drawn = 0
+
+    def __call__(self) -> jax.Array:
+        self.drawn += 1
+        return jax.random.fold_in(self.key.get_value(), self.drawn - 1)
+
+
+def fresh_keys(seed: int | jax.Array) -> nnx.Rngs:
+    """Return the keys that `nnx.Rngs(seed)` draws, for a module that is constructed in a traced function."""
+    keys = nnx.Rngs(seed)
+    stream = _CountedStream(keys.default.key.get_value(), tag="default")
+    keys.default = stream  # pyright: ignore[reportAttributeAccessIssue] (streams are attributes by name)
+    return keys
+
+
 def abstract(model: Callable[..., Model], config: Any) -> Model:
     """Return `model(config, rngs=…)` with shapes instead of arrays: for its graph and its parameters' names."""
-    return nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: model(config, rngs=fresh_keys(0)))
 
 
 def split(model: Model) -> tuple[nnx.GraphDef[Model], Parameters]:

@@ -13,7 +13,7 @@ from fmboost_jax.training.step import init_state, make_train_step
 
 def abstract_state(config: TrainingConfig, mesh: Mesh):
     """Shapes of the training state, each with its sharding."""
-    shapes = jax.eval_shape(lambda: init_state(config))
+    shapes = jax.jit(init_state, static_argnums=0).eval_shape(config)
     return jax.tree.map(
         lambda a, sharding: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=sharding),
         shapes,

@@ -4,7 +4,6 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 from jaxtyping import Array
 
 from fmboost_jax.flow.coupling import record_keys, sample_noise, source_keys
@@ -13,7 +12,7 @@ from fmboost_jax.flow.paths import make_path
 from fmboost_jax.models.discriminator import PatchDiscriminator
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import abstract_network, make_network
-from fmboost_jax.models.parameters import Parameters, abstract, merge, split
+from fmboost_jax.models.parameters import Parameters, abstract, fresh_keys, merge, split
 from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.finish import Finish, Judge
 from fmboost_jax.training.optimizer import learning_rate, make_optimizer
@@ -21,13 +20,13 @@ from fmboost_jax.training.state import TrainState
 
 
 def init_state(config: TrainingConfig) -> TrainState:
-    """Return the state of a fresh run, all from `config.seed`; meant to be jitted."""
+    """Return the state of a fresh run, all from `config.seed`; meant to be jitted with a static config."""
     key, optimizer = jax.random.key(config.seed), make_optimizer(config.optim)
     state = TrainState.create(split(make_network(config.architecture, key))[1], optimizer)
     discriminator = config.finish.discriminator(config.architecture)
     if discriminator is None:
         return state
-    parameters = split(PatchDiscriminator(discriminator, rngs=nnx.Rngs(jax.random.fold_in(key, 1))))[1]
+    parameters = split(PatchDiscriminator(discriminator, rngs=fresh_keys(jax.random.fold_in(key, 1))))[1]
     moments = optimizer.init(parameters)  # pyright: ignore[reportArgumentType] (optax's stubs know no dict of arrays)
     return dataclasses.replace(state, discriminator={"parameters": parameters, "optimizer": moments})
 

@@ -130,7 +130,7 @@ def test_a_train_step_reports_and_lowers_every_term():
     config = tiny_config(*overrides)
     finish = Finish.of(config.finish, identity(), 2)
     step = jax.jit(make_train_step(config, identity().spec, finish))
-    state, batch, history = jax.jit(lambda: init_state(config))(), batch_of(1, size=2, side=8), []
+    state, batch, history = jax.jit(init_state, static_argnums=0)(config), batch_of(1, size=2, side=8), []
     for _ in range(30):
         state, metrics = step(state, batch, finish.parameters)
         history.append({name: float(value) for name, value in metrics.items()})
@@ -145,7 +145,7 @@ def test_without_the_objectives_loss_a_step_takes_one_evaluation():
         config = tiny_config("--config.finish.latent=1.0", *overrides)
         finish = Finish.of(config.finish, identity(), 2)
         step = jax.jit(make_train_step(config, identity().spec, finish))
-        state = jax.eval_shape(lambda: init_state(config))
+        state = jax.jit(init_state, static_argnums=0).eval_shape(config)
         return step.lower(state, batch_of(0), finish.parameters).cost_analysis()["flops"]
 
     assert flops("--config.finish.velocity=0.0") < 0.6 * flops()
@@ -194,7 +194,7 @@ def test_a_discriminator_is_trained_every_second_update_and_saved():
     config = tiny_config("--config.finish.adversarial=0.1", "--config.finish.velocity=0.0")
     finish = Finish.of(config.finish, identity(), 2)
     step = jax.jit(make_train_step(config, identity().spec, finish))
-    states, metrics, batch = [jax.jit(lambda: init_state(config))()], [], batch_of(1, size=2, side=8)
+    states, metrics, batch = [jax.jit(init_state, static_argnums=0)(config)], [], batch_of(1, size=2, side=8)
     for _ in range(3):
         state, values = step(states[-1], batch, finish.parameters)
         states.append(state)

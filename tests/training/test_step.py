@@ -44,7 +44,7 @@ def batch_of(seed, size=8, side=16):
 @functools.cache
 def programs(config, latents):
     """Compiled once for all tests of a config."""
-    return jax.jit(lambda: init_state(config)), jax.jit(make_train_step(config, latents))
+    return functools.partial(jax.jit(init_state, static_argnums=0), config), jax.jit(make_train_step(config, latents))
 
 
 def run_steps(config, batches, **latents):
@@ -74,7 +74,7 @@ def test_a_records_noise_depends_on_its_number_alone():
     keys, _ = source_keys(record_keys(7, batch["record"]))
     low, high = (batch[name].astype(jnp.float32) for name in ("low", "high"))
     x0 = noise_augment(low, 400, sample_noise(keys, low.shape[1:]))
-    state = jax.jit(lambda: init_state(config))()
+    state = jax.jit(init_state, static_argnums=0)(config)
     for position in (0, 1000):
         _, metrics = step(state, batch | {"position": batch["position"] + position})
         assert float(metrics["loss"]) == pytest.approx(float(jnp.mean((high - x0) ** 2)), rel=1e-3)
@@ -142,8 +142,9 @@ def two_steps(mesh):
     config, batch = tiny_config("--config.unet.channel_mult=(1,2)"), batch_of(0)
     shardings = {"low": batch_sharding(mesh), "high": batch_sharding(mesh), "position": example_sharding(mesh)}
     batch = jax.device_put(batch, shardings)
-    placed = state_shardings(mesh, jax.eval_shape(lambda: init_state(config)), config.architecture.replicated)
-    state, losses = jax.jit(lambda: init_state(config), out_shardings=placed)(), []
+    shapes = jax.jit(init_state, static_argnums=0).eval_shape(config)
+    placed = state_shardings(mesh, shapes, config.architecture.replicated)
+    state, losses = jax.jit(init_state, static_argnums=0, out_shardings=placed)(config), []
     step = jax.jit(make_train_step(config, LatentSpec("identity", "", 3, 1)), out_shardings=(placed, None))
     step = step.lower(state, batch).compile()
     for _ in range(2):
@@ -158,7 +159,7 @@ def one_device():
     return two_steps(make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1]))
 
 
-@pytest.mark.parametrize("shape", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (1, 1, 8)])
+@pytest.mark.parametrize("shape", [(1, 8, 1), (2, 2, 2), (1, 1, 8)])
 def test_every_mesh_gives_one_devices_numbers_in_less_memory(one_device, shape):
     state, losses, bytes_ = two_steps(make_mesh(dict(zip(("data", "fsdp", "spatial"), shape, strict=True))))
     expected, expected_losses, expected_bytes = one_device
