@@ -27,7 +27,7 @@ import jax
 import numpy as np
 import pytest
 
-RELEASE_ABOVE = 1.5 * 2**30  # bytes of resident memory
+RELEASE_ABOVE = 1.9 * 2**30  # bytes of resident memory
 GOLDEN = pathlib.Path(os.environ.get("FMBOOST_GOLDEN", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
 
 

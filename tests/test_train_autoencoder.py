@@ -1,8 +1,10 @@
 """`fmboost_jax.train_autoencoder`: learns, resumes bit for bit, writes files for diffusers, refuses bad input."""
 
 import dataclasses
+import functools
 import json
 import os
+import shutil
 import signal
 
 import jax
@@ -113,6 +115,7 @@ def test_enlargement_loss_measures_decoding_of_enlarged_latents(photographs):
         np.testing.assert_allclose(brighter, 0.1 * config.scales, rtol=1e-3)
 
 
+@functools.cache
 def trained(photographs, *overrides):
     """The config, its first batch, the network, the state after the config's steps on that batch, and the losses."""
     config = tiny_config(photographs, "--config.optim.bias_lr=2e-3", "--config.train.batch_size=4", *overrides)
@@ -208,28 +211,30 @@ def test_perceptual_loss_grows_with_distance_and_is_bounded():
     assert losses[-1] <= 4 * (1 + BLOCKS)  # of vectors of length 1
 
 
-@pytest.mark.parametrize("how", ["killed", "SIGTERM"])
-def test_resumed_runs_end_with_the_same_bits(whole_run, photographs, tmp_path, monkeypatch, how):
-    add = loop.NonFiniteMonitor.add
+def test_a_killed_and_stopped_run_ends_with_the_same_bits(whole_run, photographs, tmp_path, monkeypatch):
+    """Killed at step 13, stopped by SIGTERM at step 16, and finished."""
+    add, killed = loop.NonFiniteMonitor.add, []
 
     def disturb(self, step, *arguments):
-        if step == 13 and how == "killed":
+        if step == 13 and not killed:
+            killed.append(step)
             raise KeyboardInterrupt
-        if step == 13:
+        if step == 16:
             os.kill(os.getpid(), signal.SIGTERM)
         return add(self, step, *arguments)
+
+    def saved():
+        assert not (tmp_path / "autoencoder").exists()
+        return sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
 
     config, before = tiny_config(photographs), signal.getsignal(signal.SIGTERM)
     try:
         monkeypatch.setattr(loop.NonFiniteMonitor, "add", disturb)
-        if how == "killed":
-            with pytest.raises(KeyboardInterrupt):
-                command.train_autoencoder(config, str(tmp_path))
-        else:
+        with pytest.raises(KeyboardInterrupt):
             command.train_autoencoder(config, str(tmp_path))
-        steps = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-        assert steps == (["10"] if how == "killed" else ["10", "13"])
-        assert not (tmp_path / "autoencoder").exists()
+        assert saved() == ["10"]
+        command.train_autoencoder(config, str(tmp_path))
+        assert saved() == ["10", "16"]
         monkeypatch.undo()
         command.train_autoencoder(config, str(tmp_path))
     finally:
@@ -256,13 +261,10 @@ def test_bad_input_is_refused(whole_run, photographs, tmp_path):
     refused("latent_channels ≤ width ≤ 12", "--config.autoencoder.width=16")
 
 
-def test_a_changed_config_is_refused(photographs, tmp_path):
-    command.Checkpoints(str(tmp_path)).close()
-    stopped = tiny_config(photographs, "--config.train.steps=1")
-    command.train_autoencoder(stopped, str(tmp_path))
-    (tmp_path / "autoencoder").rename(tmp_path / "elsewhere")
-    with pytest.raises(InputError, match=r"train\.steps: 1 → 24"):
-        command.train_autoencoder(tiny_config(photographs), str(tmp_path))
+def test_a_changed_config_is_refused(whole_run, photographs, tmp_path):
+    shutil.copytree(whole_run / "checkpoints", tmp_path / "checkpoints")
+    with pytest.raises(InputError, match=r"train\.steps: 24 → 25"):
+        command.train_autoencoder(tiny_config(photographs, "--config.train.steps=25"), str(tmp_path))
 
 
 def test_loss_is_zero_only_for_equal_pictures_and_white_latents(photographs):
