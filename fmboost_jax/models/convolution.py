@@ -26,6 +26,7 @@ from fmboost_jax.models.convolution_cpu import (
     Map,
     Output,
     Padding,
+    canonical,
     im2col,
     output_size,
     upsample_conv_differences,
@@ -63,15 +64,20 @@ def convolve(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, *
 
 
 def cpu_form(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Callable[..., Output]:
-    """The function that `convolve` runs on CPUs: `direct`, `im2col` or `winograd`; arguments as for `convolve`."""
+    """The function that `convolve` runs on CPUs; arguments as for `convolve`.
+
+    It is `canonical`, `im2col` or `winograd`, and `direct` for maps of symbolic size.
+    """
     size = output_size(x.shape[1:3], kernel, strides, padding)
-    if x.dtype != jnp.float32 or any(map(is_symbolic_dim, size)):
+    if any(map(is_symbolic_dim, size)):
         return direct
+    if x.dtype != jnp.float32:
+        return canonical
     positions = size[0] * size[1]
     if positions <= SMALL_MAP or kernel.shape[:2] == (1, 1):
         return im2col
     filters = kernel.shape[:2] == (3, 3) and tuple(strides) == (1, 1)
-    return winograd if filters and min(kernel.shape[2:]) >= WIDE and positions >= LARGE_MAP else direct
+    return winograd if filters and min(kernel.shape[2:]) >= WIDE and positions >= LARGE_MAP else canonical
 
 
 def direct(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding, **options) -> Output:

@@ -1,5 +1,6 @@
 """Convolutions on CPUs, with fewer multiplications or as plain matrix products, in float32.
 
+* `canonical`: XLA's convolution, with gradients that are fast inside of loops too.
 * `im2col`: one matrix product of gathered patches.
 * `winograd`: Winograd's minimal filtering along the height, two multiplications for every four.
 * `upsample_conv_differences`: nearest ×2 and a 3×3 convolution in one, 2.25 products an output instead of nine.
@@ -26,6 +27,82 @@ def output_size(size: Sequence, kernel: Kernel, strides: Sequence[int], padding:
         (length + sum(pad) - extent) // stride + 1
         for length, extent, stride, pad in zip(size, kernel.shape[:2], strides, padding, strict=True)
     ]
+
+
+def canonical(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Output:
+    """XLA's convolution; its gradients, too, are convolutions of NHWC arrays with HWIO kernels.
+
+    JAX's gradients are convolutions with the channels elsewhere. XLA's CPU compiler brings these to the layout of its
+    fast kernel outside of loops alone; inside, as in the parts of a batch (`optim.accumulate`), they are computed value
+    by value. `jax.vmap` of a gradient is not supported.
+    """
+    return _canonical(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+
+
+def _channels_last(x: Array, kernel: Array, strides: Sequence[int], padding: Padding, **dilation) -> Array:
+    return jax.lax.conv_general_dilated(
+        x, kernel, strides, padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), **dilation
+    )
+
+
+def _map_gradient(kernel, output, size, strides, padding):
+    """The gradient of a map of this height and width, from that of the convolution's output."""
+    around = [
+        (extent - 1 - before, length + before - 1 - (outputs - 1) * stride)
+        for length, extent, stride, outputs, (before, _) in zip(
+            size, kernel.shape[:2], strides, output.shape[1:3], padding, strict=True
+        )
+    ]
+    turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
+    return _channels_last(output, turned, (1, 1), around, lhs_dilation=strides)
+
+
+def _kernel_gradient(x, output, size, strides, padding):
+    """The gradient of a kernel of this height and width, from that of the convolution's output."""
+    around = [
+        (before, extent - length - before + (outputs - 1) * stride)
+        for length, extent, stride, outputs, (before, _) in zip(
+            x.shape[1:3], size, strides, output.shape[1:3], padding, strict=True
+        )
+    ]
+    columns = _channels_last(
+        x.transpose(3, 1, 2, 0), output.transpose(1, 2, 0, 3), (1, 1), around, rhs_dilation=strides
+    )
+    return columns.transpose(1, 2, 0, 3)
+
+
+def _linear_in_map(x, kernel, strides, padding):
+    return jax.custom_derivatives.linear_call(
+        lambda kernel, x: _channels_last(x, kernel, strides, padding),
+        lambda kernel, output: _map_gradient(kernel, output, x.shape[1:3], strides, padding),
+        kernel,
+        x,
+    )
+
+
+def _linear_in_kernel(x, kernel, strides, padding):
+    return jax.custom_derivatives.linear_call(
+        lambda x, kernel: _channels_last(x, kernel, strides, padding),
+        lambda x, output: _kernel_gradient(x, output, kernel.shape[:2], strides, padding),
+        x,
+        kernel,
+    )
+
+
+def _derivative(strides, padding, primals, tangents):
+    (x, kernel), (dx, dkernel) = primals, tangents
+    return _canonical(x, kernel, strides, padding), (
+        _of_map(dx, kernel, strides, padding) + _of_kernel(x, dkernel, strides, padding)
+    )
+
+
+# The same product three times, with the same derivative. The second and the third define their transposes, which makes
+# forward mode, reverse mode and their combinations (the objective `meanflow`) work.
+_canonical, _of_map, _of_kernel = (
+    jax.custom_jvp(function, nondiff_argnums=(2, 3)) for function in (_channels_last, _linear_in_map, _linear_in_kernel)
+)
+for _product in (_canonical, _of_map, _of_kernel):
+    _product.defjvp(_derivative)
 
 
 def im2col(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Output:
@@ -76,13 +153,7 @@ def winograd(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -
     rows = [x[:, i : i + 4 * tiles - 3 : 4] for i in range(6)]
     taps = jax.lax.split(kernel, (1, 1, 1))
     products = [
-        jax.lax.conv_general_dilated(
-            _combination(of_rows, rows),
-            _combination(of_taps, taps),
-            (1, 1),
-            ((0, 0), across),
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-        )
+        canonical(_combination(of_rows, rows), _combination(of_taps, taps), (1, 1), ((0, 0), across))
         for of_rows, of_taps in zip(B_TRANSPOSED, G, strict=True)
     ]
     outputs = jnp.stack([_combination(of_products, products) for of_products in A_TRANSPOSED], axis=2)

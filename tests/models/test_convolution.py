@@ -1,5 +1,8 @@
 """The forms of convolutions and norms against the plain ones, and the form of each platform."""
 
+import functools
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +23,7 @@ from fmboost_jax.models.convolution import (
     upsample_first,
     upsample_nearest,
 )
-from fmboost_jax.models.convolution_cpu import winograd
+from fmboost_jax.models.convolution_cpu import canonical, winograd
 
 NHWC = jax.lax.conv_dimension_numbers((1, 1, 1, 1), (1, 1, 1, 1), ("NHWC", "HWIO", "NHWC"))
 OPERATIONS = ("convolution", "dot_general")
@@ -70,7 +73,38 @@ def test_winograds_values_and_gradients_are_those_of_a_convolution(height, paddi
         np.testing.assert_allclose(found, expected, atol=2e-5 * np.max(np.abs(expected)))
 
 
+@pytest.mark.parametrize("stride", [(1, 1), (1, 2)])
+def test_derivatives_of_derivatives_are_those_of_a_convolution(stride):
+    """Reverse over forward mode, as the objective `meanflow` differentiates, computed again as with `unet.remat`."""
+    generator = np.random.default_rng(0)
+    x, dx = (jnp.asarray(generator.standard_normal((2, 6, 7, 3), np.float32)) for _ in range(2))
+    kernel = jnp.asarray(generator.standard_normal((3, 3, 3, 4), np.float32))
+
+    @functools.partial(jax.grad, argnums=(0, 1, 2))
+    def gradients(x, dx, kernel, form):
+        function = jax.checkpoint(lambda x: jnp.sin(form(x, kernel, stride, ((1, 0), (1, 1)))))
+        value, change = jax.jvp(function, (x,), (dx,))
+        return jnp.sum(value * change + jnp.square(change))
+
+    for found, expected in zip(gradients(x, dx, kernel, canonical), gradients(x, dx, kernel, direct), strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4 * np.max(np.abs(expected)))
+
+
 LARGE = int(LARGE_MAP**0.5)
+
+
+@pytest.mark.parametrize(
+    ("size", "channels", "stride", "dtype"),
+    [(LARGE, WIDE, 1, jnp.float32), (LARGE + 2, 4, 2, jnp.float32), (8, 4, 1, jnp.bfloat16)],
+)
+def test_gradients_on_cpus_have_the_layout_that_is_fast_in_loops(size, channels, stride, dtype):
+    """XLA's CPU compiler computes a convolution of another layout in a loop value by value, four times slower."""
+    x = jax.ShapeDtypeStruct((2, size, size, channels), dtype)
+    kernel = jax.ShapeDtypeStruct((3, 3, channels, channels), dtype)
+    gradients = jax.grad(lambda *both: convolve(*both, (stride, stride), ((1, 1),) * 2).sum(), (0, 1))
+    text = jax.jit(gradients).lower(x, kernel).as_text()
+    layouts = set(re.findall(r"stablehlo.convolution.*?dim_numbers = (.*?), window", text))
+    assert layouts == {"[b, 0, 1, f]x[0, 1, i, o]->[b, 0, 1, f]"}
 
 
 @pytest.mark.parametrize(
