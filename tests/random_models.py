@@ -6,13 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.parameters import abstract, merge, split
 
 
 def random_model(model: type[nnx.Module], config: Any, seed: int = 0) -> nnx.Module:
     """`model(config)` with kernels at 1/√fan-in, scales near 1 and biases near 0, none zero."""
     generator = np.random.default_rng(seed)
-    graph, shapes = split(nnx.eval_shape(lambda: model(config, rngs=nnx.Rngs(0))))
+    graph, shapes = split(abstract(model, config))
     drawn = {}
     for name, shape in shapes.items():
         noise = generator.standard_normal(shape.shape, np.float32)

@@ -1,7 +1,6 @@
 """The benchmarks: implementations in separate processes, failures, exponents, predictions."""
 
 import functools
-import os
 import re
 import subprocess
 import sys
@@ -18,27 +17,11 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.training.config import TrainingConfig
 from tests.commands import ROOT
-
-
-def _busy(products: int):
-    matrix = np.ones((64, 64))
-    return lambda: [matrix @ matrix for _ in range(products)]
-
-
-def _hold(gib: float):
-    return functools.partial(np.ones, int(gib * 2**30))  # float64, so eight times as much, for a moment
-
-
-def _raise():
-    raise ValueError("no such library\nsecond line")
-
-
-def _die():
-    return lambda: os._exit(3)
+from tests.implementations import busy, die, fail, hold
 
 
 def test_each_peer_is_compared_and_failures_do_not_stop_the_others():
-    ways = {"ours": functools.partial(_busy, 1), "slow": functools.partial(_busy, 3000), "raises": _raise, "dies": _die}
+    ways = {"ours": functools.partial(busy, 1), "slow": functools.partial(busy, 3000), "raises": fail, "dies": die}
     found = {result.name: result for result in alternate([Implementation(*way) for way in ways.items()], repeats=3)}
     assert list(found) == list(ways)
     assert found["slow"].ratio > 1
@@ -52,7 +35,7 @@ def test_each_peer_is_compared_and_failures_do_not_stop_the_others():
 
 
 @pytest.mark.parametrize("mode", ["train", "sample"])
-def test_an_accelerators_part_is_measured(mode):
+def test_an_accelerators_speed_is_measured(mode):
     """The train step returns its donated state; without it a second run would fail."""
     settings = ("unet.model_channels=32", "unet.channel_mult=(1,)", "unet.num_res_blocks=1", "train.batch_size=1")
     words = [f"--config.{setting}" for setting in (*settings, "data.high_res=64", "data.low_res=32")]
@@ -60,13 +43,16 @@ def test_an_accelerators_part_is_measured(mode):
     row = accelerator.measured(config, mode, Solver("euler", 1), repeats=1)
     assert row["seconds"] > 0
     assert row["images_per_second"] == pytest.approx(1 / row["seconds"])
+
+
+def test_an_accelerators_parts_are_measured():
     names = [name for name, _ in accelerator.parts(small=True, repeats=1)]
     assert len(names) == len(set(names)) == 9
 
 
 def test_peak_memory_is_that_of_each_process():
     ballast = np.ones(2**27)  # 1 GiB here, which a child must not report
-    ways = {"small": functools.partial(_busy, 1), "large": functools.partial(_hold, 0.05)}
+    ways = {"small": functools.partial(busy, 1), "large": functools.partial(hold, 0.05)}
     small, large = alternate([Implementation(*way) for way in ways.items()], repeats=1)
     assert peak_gib() > ballast.nbytes / 2**30
     assert small.peak < 1

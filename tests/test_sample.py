@@ -19,7 +19,7 @@ from fmboost_jax.images.png import write_png
 from fmboost_jax.images.sixteen_bits import read_sixteen_bits
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.sample import main
-from tests.commands import call_refused, refused
+from tests.commands import call_refused
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def test_a_folder_with_a_bad_file_among_its_photographs(run, photographs, tmp_pa
     Image.open(photographs / "coffee.png").crop((0, 0, 37, 25)).save(folder / "odd.webp", lossless=True)
     (folder / "broken.jpg").write_bytes(b"no photograph")
     options = ("--checkpoint", run, "--input", folder, "--factor", 2, "--steps", 2, "--method", "midpoint", "--seed", 7)
-    line = refused("sample", *options, "--out", tmp_path / "a")
+    line = call_refused("sample", *options, "--out", tmp_path / "a")
     assert "1 of 2 inputs were not boosted: broken.jpg: not an image" in line
     with Image.open(tmp_path / "a" / "odd.png") as image:
         assert image.size == (74, 50)

@@ -123,12 +123,7 @@ def test_size_that_cannot_be_halved_is_refused():
 
 
 # PSNR and SSIM of the round trip, measured with the original code on the top left multiple of 16 pixels.
-MEASURED = {
-    "astronaut": (31.19, 0.937),
-    "coffee": (29.62, 0.884),
-    "chelsea": (32.70, 0.924),
-    "rocket": (30.49, 0.921),
-}
+MEASURED = {"coffee": (29.62, 0.884), "chelsea": (32.70, 0.924)}
 
 
 @pytest.mark.parametrize("photo", MEASURED)
