@@ -16,6 +16,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_kl
 from fmboost_jax.models import attention, row_chunks
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
+from fmboost_jax.models.parameters import abstract
 from tests.conftest import relative_error
 from tests.torch_reference import autoencoder as twin
 from tests.torch_reference import randomised, recorded
@@ -200,7 +201,7 @@ def test_the_small_limit_cuts_maps_into_chunks():
 
 def test_memory_of_a_decode_is_bounded():
     """XLA's own account of its temporaries; weights and the runtime add 0.9 GiB (measured by bench/decode.py)."""
-    graphdef, state = nnx.split(nnx.eval_shape(lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=nnx.Rngs(0))))
+    graphdef, state = nnx.split(abstract(AutoencoderKL, AutoencoderKLConfig()))
     latent = jax.ShapeDtypeStruct((1, 256, 256, 4), jnp.float32)
     compiled = jax.jit(lambda state, z: nnx.merge(graphdef, state).decode(z)).lower(state, latent).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 9.5 * 2**30
@@ -224,5 +225,5 @@ def test_size_that_cannot_be_halved_is_refused():
 
 
 def test_sd_has_the_known_number_of_parameters():
-    model = nnx.eval_shape(lambda: AutoencoderKL(AutoencoderKLConfig(), rngs=nnx.Rngs(0)))
+    model = abstract(AutoencoderKL, AutoencoderKLConfig())
     assert sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param))) == 83_653_863
