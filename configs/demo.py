@@ -36,7 +36,9 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.low_res = low_res  # images' sizes in pixels, square
     # Networks trained on crops of 128² do worse on whole photographs (docs/weights.md).
     config.data.high_res = 256
-    config.data.upsampling = "psu"  # "psu": upsampled as an image, then encoded; "lsu": encoded small
+    # "psu": enlarged as an image, bilinearly, then encoded; "psu_bicubic": the same, bicubically; "lsu": encoded small.
+    config.data.upsampling = "psu"
+    config.data.small_context = False  # with PSU: the small latent joins the context; in_channels is that of three latents
     # What "psu" enlarges: "pixels" (the small photograph), "latents" (that photograph after a round trip through the
     # autoencoder: what there is where small latents come in), or "mixed" (half of each).
     config.data.low_res_source = "pixels"

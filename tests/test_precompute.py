@@ -144,15 +144,17 @@ class Drifting(Identity):
         return image + 1, None
 
 
+@pytest.mark.parametrize("upsampling", ["psu", "psu_bicubic"])
 @pytest.mark.parametrize(("source", "trips"), [("pixels", (0, 0, 0)), ("latents", (1, 1, 1)), ("mixed", (0, 1, 0))])
-def test_low_res_source_says_which_small_images_make_a_round_trip(source, trips):
+def test_low_res_source_says_which_small_images_make_a_round_trip(source, trips, upsampling):
     stage = dataclasses.replace(load_first_stage("identity"), model=Drifting())
-    recipe = Recipe.of(DataConfig(high_res=16, low_res=8, low_res_source=source), stage, seed=0)
+    recipe = Recipe.of(DataConfig(high_res=16, low_res=8, low_res_source=source, upsampling=upsampling), stage, seed=0)
     pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
     lows, highs = make_encode(stage, recipe)(pixels, np.arange(3))
     high = pixels / 127.5 - 1
     np.testing.assert_allclose(highs, high + 1, atol=1e-5)
-    plain = upsample(shrink(jnp.asarray(high), 8), 16, "bilinear") + 1
+    pixel_filter = {"psu": "bilinear", "psu_bicubic": "bicubic"}[upsampling]
+    plain = upsample(shrink(jnp.asarray(high), 8), 16, pixel_filter) + 1
     np.testing.assert_allclose(lows, plain + np.array(trips)[:, None, None, None], atol=1e-5)
 
 

@@ -20,7 +20,7 @@ import numpy as np
 from fmboost_jax.configuration import from_mapping, require_at_least
 from fmboost_jax.errors import InputError, shown
 from fmboost_jax.files import local_path, read_json
-from fmboost_jax.flow.coupling import UPSAMPLINGS, Coupling
+from fmboost_jax.flow.coupling import PSU_FILTERS, UPSAMPLINGS, Coupling
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec
 from fmboost_jax.registry import check_name
 
@@ -28,7 +28,7 @@ FORMAT = 2  # version of files and records; version 1 had low-res images without
 LOW_RES_SOURCES = ("pixels", "latents", "mixed")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Fields in which a dataset must agree with section `data` of a config.
-COMPARED = ("high_res", "low_res", "upsampling", "low_res_source", "dtype")
+COMPARED = ("high_res", "low_res", "upsampling", "small_context", "low_res_source", "dtype")
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
 REDO = "run the dataset's precompute command again; it replaces damaged shards"
 
@@ -39,8 +39,8 @@ class DataConfig:
 
     Attributes:
         dir: folder of a dataset that precompute wrote.
-        low_res, high_res, upsampling, low_res_source, crops, crop_scale, dtype, images: see `Recipe`, which checks
-            them.
+        low_res, high_res, upsampling, small_context, low_res_source, crops, crop_scale, dtype, images: see `Recipe`,
+            which checks them.
         num_threads: reading threads; 0 reads in the calling thread.
         prefetch: batches read in advance.
     """
@@ -49,6 +49,7 @@ class DataConfig:
     low_res: int = 512
     high_res: int = 1024
     upsampling: str = "psu"
+    small_context: bool = False
     low_res_source: str = "pixels"
     crops: int = 0
     crop_scale: float = 1.0
@@ -97,8 +98,8 @@ class Recipe:
         shift_factor: see scaling_factor.
         high_res: side of the square high-res images in pixels.
         low_res: side of the square low-res images in pixels.
-        upsampling: "psu": low-res images are resized to `high_res` and then encoded, so both latents have the same
-            size; "lsu": low-res images are encoded at their own size.
+        upsampling: "psu": low-res images are resized to `high_res` bilinearly and then encoded, so both latents have
+            the same size; "psu_bicubic": the same, bicubically; "lsu": low-res images are encoded at their own size.
         dtype: dtype of the stored latents, "float16" or "bfloat16".
         crops: random crops per photograph; 0 means one centre crop.
         crop_scale: largest side of a random crop, in units of `high_res`.
@@ -107,6 +108,8 @@ class Recipe:
             the shrunk photograph encoded and decoded, which is the input of a booster of small latents; "mixed":
             "pixels" for a photograph's first crop, "latents" for its second, and so on. LSU always encodes the shrunk
             photograph. Default: "pixels".
+        small_context: with PSU, whether the low-res latent has the small latent beside it on the channels, see
+            `fmboost_jax.flow.coupling.with_small_latent`. Default: False.
         images: whether each record also has the high-res image, uint8: what terms on images are then compared with, see
             `fmboost_jax.training.finish`. Default: False.
         teacher: what made the high-res latents, in place of the encoder. Default: None.
@@ -126,6 +129,7 @@ class Recipe:
     crop_scale: float
     seed: int
     low_res_source: str = dataclasses.field(default="pixels", kw_only=True)
+    small_context: bool = dataclasses.field(default=False, kw_only=True)
     images: bool = dataclasses.field(default=False, kw_only=True)
     teacher: Teacher | None = dataclasses.field(default=None, kw_only=True)
 
@@ -156,6 +160,7 @@ class Recipe:
             crop_scale=data.crop_scale,
             seed=seed,
             low_res_source=data.low_res_source,
+            small_context=data.small_context,
             images=data.images,
         )
         recipe.validate("config.data")
@@ -170,7 +175,9 @@ class Recipe:
             raise InputError(f"{where}: low_res {self.low_res} must be between 0 and high_res {self.high_res}")
         if self.channels < 1 or self.downsampling < 1:
             raise InputError(f"{where}: channels {self.channels} and downsampling {self.downsampling} must be positive")
-        small = self.upsampling == "lsu" or self.low_res_source != "pixels"
+        if self.small_context and not self.pixel_filter:
+            raise InputError(f"{where}: small_context needs upsampling in pixels, found {self.upsampling}")
+        small = self.upsampling == "lsu" or self.low_res_source != "pixels" or self.small_context
         encoded = {"high_res": self.high_res} | ({"low_res": self.low_res} if small else {})
         for name, pixels in encoded.items():
             if pixels % self.downsampling:
@@ -197,6 +204,11 @@ class Recipe:
         )
 
     @property
+    def pixel_filter(self) -> str | None:
+        """Filter by which low-res images are enlarged before they are encoded; None for "lsu"."""
+        return PSU_FILTERS.get(self.upsampling)
+
+    @property
     def high_size(self) -> int:
         """Side of the square high-res latent."""
         return self.high_res // self.downsampling
@@ -204,7 +216,7 @@ class Recipe:
     @property
     def low_size(self) -> int:
         """Side of the square low-res latent; with PSU it equals that of the high-res latent."""
-        return (self.high_res if self.upsampling == "psu" else self.low_res) // self.downsampling
+        return (self.high_res if self.pixel_filter else self.low_res) // self.downsampling
 
     @property
     def high_shape(self) -> tuple[int, int, int]:
@@ -213,8 +225,8 @@ class Recipe:
 
     @property
     def low_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the low-res latent."""
-        return self.low_size, self.low_size, self.channels
+        """(height, width, channels) of the low-res latent, with the small one beside it where there is one."""
+        return self.low_size, self.low_size, self.channels * (2 if self.small_context else 1)
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

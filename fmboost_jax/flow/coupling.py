@@ -30,7 +30,9 @@ from fmboost_jax.registry import check_name, unknown
 
 DIFFUSION_STEPS = 1000
 STARTS = ("low_res", "noise")
-UPSAMPLINGS = ("psu", "lsu")
+# Pixel-space upsampling (PSU): the filter that enlarges the image, by name. The paper's is bilinear.
+PSU_FILTERS = {"psu": "bilinear", "psu_bicubic": "bicubic"}
+UPSAMPLINGS = (*PSU_FILTERS, "lsu")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Coupling:
     Attributes:
         start: "low_res" or "noise", see `couple`.
         noise_step: diffusion step of the noise augmentation, 0 to 999; 400 in the paper, 0 for none.
-        upsampling: "psu" or "lsu": the space, pixels or latents, in which the low-res input is resized to the high-res
-            latent's size. A PSU latent already has that size.
+        upsampling: how the low-res input is resized to the high-res latent's size: "psu" in pixels, bilinearly;
+            "psu_bicubic" in pixels, bicubically; "lsu" in latents. A PSU latent already has that size.
         mode: interpolation of latents, "nearest", "bilinear", "bicubic" or "noise", for "lsu".
         context_mode: interpolation of the context alone, for "lsu"; `mode` is then that of x0. Default: None, as x0.
+        small_context: whether the context of a PSU latent also has the small latent itself, see `with_small_latent`:
+            the second encoding loses part of what the small latent holds. Default: False.
 
     Raises:
         InputError: a value out of its range.
@@ -54,6 +58,7 @@ class Coupling:
     upsampling: str = "psu"
     mode: str = "bilinear"
     context_mode: str | None = None
+    small_context: bool = False
 
     def __post_init__(self):
         self.check()
@@ -69,11 +74,24 @@ class Coupling:
             check_name(field, getattr(self, field), names)
         if not 0 <= self.noise_step < DIFFUSION_STEPS:
             raise InputError(f"noise_step must be 0 to {DIFFUSION_STEPS - 1}, found {self.noise_step}")
+        if self.small_context and not self.pixel_filter:
+            expected = " or ".join(PSU_FILTERS)
+            raise InputError(f"small_context needs upsampling in pixels, {expected}, found {self.upsampling!r}")
+
+    @property
+    def pixel_filter(self) -> str | None:
+        """Filter by which images are enlarged before they are encoded; None for "lsu"."""
+        return PSU_FILTERS.get(self.upsampling)
+
+    @property
+    def parts(self) -> int:
+        """Number of latents side by side in a low-res input of `couple`: 2 with `small_context`, else 1."""
+        return 2 if self.small_context else 1
 
     @property
     def resize_modes(self) -> tuple[str, str]:
         """Interpolation of the latents for x0 and for the context: "identity" for PSU, the modes for LSU."""
-        if self.upsampling == "psu":
+        if self.pixel_filter:
             return "identity", "identity"
         return self.mode, self.context_mode or self.mode
 
@@ -84,12 +102,19 @@ class Coupling:
 
     def couple(
         self,
-        low_res: Float[Array, "b h w c"],
+        low_res: Float[Array, "b h w k"],
         size: Side | tuple[Side, Side],
         noise: Float[Array, "b H W c"],
         upsampling_noise: Float[Array, "b H W c"] | None = None,
-    ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
-        """Return x0 and context; arguments and errors as for the function `couple`."""
+    ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W k"]]:
+        """Return x0 and context; arguments and errors as for the function `couple`.
+
+        With `small_context`, `low_res` comes from `with_small_latent`: all of it is context, x0 its first half.
+        """
+        if self.small_context:
+            channels = noise.shape[-1]
+            same = dataclasses.replace(self, small_context=False)
+            return same.couple(low_res[..., :channels], size, noise)[0], low_res
         mode, context_mode = self.resize_modes
         return couple(
             low_res,
@@ -177,8 +202,9 @@ def pixel_space_upsample(
     size: Side | tuple[Side, Side],
     encode: Callable[[Array], Array],
     decode: Callable[[Array], Array],
+    pixel_filter: str = "bilinear",
 ) -> Float[Array, "b H W c"]:
-    """PSU: decode, resize the image bilinearly by the factor of the latent, encode.
+    """PSU: decode, resize the image by the factor of the latent, encode.
 
     The paper's choice (arXiv 2312.07360): images interpolate better than an autoencoder's latents.
 
@@ -187,11 +213,17 @@ def pixel_space_upsample(
         size: the result's (height, width), or one number for a square.
         encode: image (b, f·H, f·W, 3) → latent (b, H, W, c).
         decode: latent (b, h, w, c) → image (b, f·h, f·w, 3).
+        pixel_filter: of the enlargement, "bilinear" or "bicubic". Default: "bilinear", as in the paper.
     """
     height, width = size if isinstance(size, tuple) else (size, size)
     image = decode(latent)
     pixels = image.shape[1] * height // latent.shape[1], image.shape[2] * width // latent.shape[2]
-    return encode(upsample(image, pixels, "bilinear"))
+    return encode(upsample(image, pixels, pixel_filter))
+
+
+def with_small_latent(enlarged: Float[Array, "b H W c"], small: Float[Array, "b h w c"]) -> Float[Array, "b H W 2*c"]:
+    """A PSU latent with the small latent beside it on the channels, each of whose positions is repeated."""
+    return jnp.concatenate([enlarged, upsample(small, (enlarged.shape[1], enlarged.shape[2]), "nearest")], axis=-1)
 
 
 def couple(

@@ -65,7 +65,7 @@ class VelocityNetwork(Protocol):
         self,
         x: Float[Array, "b h w c"],
         t: Float[Array, "b"],
-        context: Float[Array, "b h w c"],
+        context: Float[Array, "b h w k"],
         *,
         second_time: Float[Array, "b"] | None = None,
         dropout_key: Array | None = None,

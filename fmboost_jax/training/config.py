@@ -240,9 +240,10 @@ class TrainingConfig:
         _check_seed(self)
         choose("network", self.network, _networks())
         make_path(self.path)
-        if self.source.context_mode is not None and self.data.upsampling != "lsu":
+        source, upsampling = self.source, self.data.upsampling
+        if source.context_mode is not None and upsampling != "lsu":
             raise InputError(
-                f'source.context_mode is {self.source.context_mode!r}, expected none with data.upsampling="psu": '
+                f"source.context_mode is {source.context_mode!r}, expected none with data.upsampling={upsampling!r}: "
                 "latents that were upsampled in pixels have the large size"
             )
         needed, found = make_objective(self.objective).time_inputs, self.architecture.time_inputs
@@ -260,8 +261,15 @@ class TrainingConfig:
     @property
     def coupling(self) -> Coupling:
         """How the flow starts, with the upsampling that the data has."""
-        source = self.source
-        return Coupling(source.start, source.noise_step, self.data.upsampling, source.mode, source.context_mode)
+        source, data = self.source, self.data
+        return Coupling(
+            start=source.start,
+            noise_step=source.noise_step,
+            upsampling=data.upsampling,
+            mode=source.mode,
+            context_mode=source.context_mode,
+            small_context=data.small_context,
+        )
 
 
 @dataclasses.dataclass(frozen=True)

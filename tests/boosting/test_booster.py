@@ -151,7 +151,7 @@ def test_upsampling_in_pixels_and_in_latents_differ(latent_booster):
     through_pixels = latent_booster.boost(latents, steps=1, upsampling="psu")
     assert through_pixels.shape == trained.shape == (1, 8, 8, 4)
     assert np.abs(through_pixels - trained).max() > 0.1
-    with pytest.raises(InputError, match="'pixels' is unknown; expected one of psu, lsu"):
+    with pytest.raises(InputError, match="'pixels' is unknown; expected one of psu, psu_bicubic, lsu"):
         latent_booster.boost(latents, upsampling="pixels")
 
 

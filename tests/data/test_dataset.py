@@ -138,7 +138,7 @@ def test_sizes_of_latents_follow_first_stage_and_upsampling():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"upsampling": "esu"}, "upsampling 'esu' is unknown; expected one of psu, lsu"),
+        ({"upsampling": "esu"}, "upsampling 'esu' is unknown; expected one of psu, psu_bicubic, lsu"),
         ({"low_res_source": "pixel"}, "low_res_source 'pixel' is unknown"),
         ({"low_res": 20, "low_res_source": "mixed"}, "low_res 20 is not a multiple"),
         ({"dtype": "float32"}, "dtype 'float32' is unknown"),

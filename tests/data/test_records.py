@@ -42,7 +42,7 @@ word = st.integers(0, 2**32 - 1)
 @given(
     header=st.tuples(word, word, word, word),
     dtype=st.sampled_from(["float16", "bfloat16"]),
-    upsampling=st.sampled_from(["psu", "lsu"]),
+    upsampling=st.sampled_from(["psu", "psu_bicubic", "lsu"]),
     channels=st.integers(1, 5),
     sizes=st.tuples(st.integers(1, 4), st.integers(1, 4)),
     images=st.booleans(),

@@ -20,6 +20,7 @@ from fmboost_jax.flow.coupling import (
     pixel_space_upsample,
     sample_noise,
     sample_noise_field,
+    with_small_latent,
 )
 from fmboost_jax.images.resize import upsample
 from tests.conftest import relative_error
@@ -146,6 +147,9 @@ def test_pixel_space_upsampling_resizes_the_image():
     result = pixel_space_upsample(latent, (8, 10), encode, decode)
     np.testing.assert_array_equal(images[0], upsample(decode(latent), (16, 20), "bilinear"))
     np.testing.assert_array_equal(result, encode(images[0]))
+    images.clear()
+    pixel_space_upsample(latent, (8, 10), encode, decode, Coupling(upsampling="psu_bicubic").pixel_filter)
+    np.testing.assert_array_equal(images[0], upsample(decode(latent), (16, 20), "bicubic"))
 
 
 def test_context_has_no_noise_and_x0_has():
@@ -189,6 +193,17 @@ def test_context_and_x0_may_be_upsampled_differently():
     np.testing.assert_array_equal(same, named)
     with pytest.raises(InputError, match="context_mode 'cubic' is unknown"):
         Coupling(context_mode="cubic")
+
+
+def test_the_small_latent_is_context_alone():
+    enlarged, small, noise = normal(25, 2, 8, 8, 3), normal(26, 2, 4, 4, 3), normal(27, 2, 8, 8, 3)
+    low_res = with_small_latent(enlarged, small)
+    x0, context = Coupling(small_context=True).couple(low_res, 8, noise)
+    np.testing.assert_array_equal(x0, noise_augment(enlarged, 400, noise))
+    np.testing.assert_array_equal(context[..., :3], enlarged)
+    np.testing.assert_array_equal(context[:, 1::2, ::2, 3:], small)
+    with pytest.raises(InputError, match="small_context needs upsampling in pixels"):
+        Coupling(upsampling="lsu", small_context=True)
 
 
 def test_couple_refuses_unknown_starts_and_wrong_noise():
