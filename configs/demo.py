@@ -38,7 +38,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.high_res = 256
     # "psu": enlarged as an image, bilinearly, then encoded; "psu_bicubic": the same, bicubically; "lsu": encoded small.
     config.data.upsampling = "psu"
-    config.data.small_context = False  # with PSU: the small latent joins the context; in_channels is that of three latents
+    config.data.small_context = False  # with PSU: the small latent joins the context; in_channels of three latents
     # What "psu" enlarges: "pixels" (the small photograph), "latents" (that photograph after a round trip through the
     # autoencoder: what there is where small latents come in), or "mixed" (half of each).
     config.data.low_res_source = "pixels"
@@ -88,6 +88,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.finish.pixels = 0.0  # root mean square error of each image
     config.finish.perceptual = 0.0  # distance in feature maps of efficientnet-lite0
     config.finish.consistency = 0.0  # root mean square error at the small image's size
+    config.finish.grid = 0.0  # the part of the error that repeats from one latent position to the next
     config.finish.detail = 0.0  # root mean square error that consistency with the small image leaves
     config.finish.adversarial = 0.0  # judgement of a patch discriminator, which is trained beside the network
     config.finish.discriminator_width = 64  # channels of its first convolution

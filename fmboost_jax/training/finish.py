@@ -30,6 +30,9 @@ from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_
 # Positions at the edges of a decoded part that are not compared: there the decoder pads what the image continues.
 MARGIN = 1
 
+# Latent positions along each axis over which `repeating` takes means.
+REPETITIONS = 4
+
 
 @dataclasses.dataclass(frozen=True)
 class FinishConfig:
@@ -42,6 +45,8 @@ class FinishConfig:
         pixels: weight of each image's root mean square error, values in [-1, 1].
         perceptual: weight of the distance in feature maps of efficientnet-lite0.
         consistency: weight of the root mean square error of both images at the small image's size.
+        grid: weight of the root mean square of the error that repeats from one latent position to the next, see
+            `repeating`. Photographs have no such pattern.
         detail: weight of the root mean square error that remains after consistency with the small image, see
             `fmboost_jax.images.colour.consistency`.
         adversarial: weight of a patch discriminator's loss on the latent, given the context.
@@ -56,6 +61,7 @@ class FinishConfig:
     pixels: float = 0.0
     perceptual: float = 0.0
     consistency: float = 0.0
+    grid: float = 0.0
     detail: float = 0.0
     adversarial: float = 0.0
     discriminator_width: int = 64
@@ -63,7 +69,7 @@ class FinishConfig:
     crop: int = 0
 
     def __post_init__(self):
-        weights = ("velocity", "latent", "pixels", "perceptual", "consistency", "detail", "adversarial")
+        weights = ("velocity", "latent", "pixels", "perceptual", "consistency", "grid", "detail", "adversarial")
         counts = {"discriminator_width": 1, "discriminator_every": 1, "crop": 0}
         require_at_least("finish.", self, **dict.fromkeys(weights, 0), **counts)
         needed = f"0 or more than {2 * MARGIN}"
@@ -78,7 +84,7 @@ class FinishConfig:
     @property
     def decodes(self) -> bool:
         """Whether a term needs the decoder."""
-        return any((self.pixels, self.perceptual, self.consistency, self.detail))
+        return any((self.pixels, self.perceptual, self.consistency, self.grid, self.detail))
 
     def discriminator(self, network: NetworkConfig) -> DiscriminatorConfig | None:
         """Return the config of the discriminator beside a network; None where no weight needs one."""
@@ -164,7 +170,13 @@ class Finish:
         if config.pixels:
             terms["pixels"] = config.pixels * root_mean_square(decoded - target)
         if config.perceptual:
-            terms["perceptual"] = config.perceptual * perceptual_distance(load_perceptual_network(), decoded, target)
+            # Feature maps of stride 2 and 4 see each position of the latent's grid at one phase alone. Without a random
+            # shift, the network learns patterns with the grid's period that the maps do not show.
+            shift = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, self.spec.downsampling)
+            shifted = (jnp.roll(x, shift, (1, 2)) for x in (decoded, target))
+            terms["perceptual"] = config.perceptual * perceptual_distance(load_perceptual_network(), *shifted)
+        if config.grid:
+            terms["grid"] = config.grid * root_mean_square(repeating(decoded - target, self.spec.downsampling))
         if config.consistency or config.detail:
             error = decoded - target
             coarse = shrink(error, error.shape[1] // self.factor)
@@ -223,6 +235,23 @@ class Judge:
 
     def _logits(self, parameters: Parameters, latent: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 1"]:
         return merge(self.graph, parameters)(latent, self.context)
+
+
+def repeating(image: Float[Array, "b H W 3"], period: int) -> Float[Array, "b h w 3"]:
+    """The part of an image that repeats with a period: means over `REPETITIONS`² neighbouring squares of its size.
+
+    The mean of each square is subtracted first. Texture that differs from square to square is averaged out; a gradient
+    over several squares is not.
+    """
+    batch, height, width, channels = image.shape
+    squares = image.reshape(batch, height // period, period, width // period, period, channels)
+    squares = squares - jnp.mean(squares, axis=(2, 4), keepdims=True)
+    for axis in (1, 3):
+        count = squares.shape[axis]
+        size = min(REPETITIONS, count)
+        windows = [jax.lax.slice_in_dim(squares, start, count - size + 1 + start, axis=axis) for start in range(size)]
+        squares = sum(windows[1:], windows[0]) / size
+    return squares.reshape(batch, squares.shape[1] * period, squares.shape[3] * period, channels)
 
 
 def root_mean_square(difference: Float[Array, "b h w c"]) -> Float[Array, ""]:

