@@ -1,7 +1,10 @@
 """`python -m fmboost_jax.plan`: a tiny network, compiled for TPUs that this machine does not have."""
 
+import contextlib
+import io
 import json
 
+import jax
 import pytest
 
 from fmboost_jax.planning.compile import wanted_memory
@@ -29,12 +32,23 @@ def cache(tmp_path_factory):
     return f"--config.compilation_cache={tmp_path_factory.mktemp('plans')}"
 
 
+def printed(*words) -> str:
+    """What the command prints, in this process; it switches jax's own cache off."""
+    before, output = jax.config.jax_enable_compilation_cache, io.StringIO()
+    try:
+        with contextlib.redirect_stdout(output):
+            call("plan", *words)
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+    return output.getvalue()
+
+
 @pytest.fixture(scope="module")
 def on_four_chips(cache, tmp_path_factory):
     """The plan as JSON, and the program's text."""
     hlo = tmp_path_factory.mktemp("hlo") / "step.txt"
-    done = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--json", "--hlo", hlo)
-    return json.loads(done.stdout), hlo.read_text()
+    output = printed(*TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--json", "--hlo", hlo)
+    return json.loads(output), hlo.read_text()
 
 
 def test_json_output(on_four_chips):
@@ -66,7 +80,7 @@ def test_json_output(on_four_chips):
 
 def test_table_output_reads_the_cache(on_four_chips, cache):
     plan, _ = on_four_chips
-    output = command("plan", *TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--top=3").stdout
+    output = printed(*TINY, cache, "--topology=v5e:2x2", "--batch-per-chip=2", "--top=3")
     assert "read from the cache" in output
     for line in (
         "batch       2 a chip, 8 in all",
