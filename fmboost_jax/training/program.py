@@ -49,7 +49,7 @@ def lower_train_step(
     state = abstract_state(config, mesh)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     noise_seed = None if recipe.teacher is None else recipe.teacher.seed
-    step = make_train_step(config, recipe.latents, finish, noise_seed)
+    step = make_train_step(config, recipe.latents, finish, noise_seed, mesh)
     program = jax.jit(step, donate_argnums=0, out_shardings=(shardings, None))
     arguments = state, abstract_batch(config, recipe, mesh)
     if finish is None:

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 from jaxtyping import Array
 
 from fmboost_jax.flow.coupling import record_keys, sample_noise, source_keys
@@ -13,6 +14,7 @@ from fmboost_jax.models.discriminator import PatchDiscriminator
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import abstract_network, make_network
 from fmboost_jax.models.parameters import Parameters, abstract, fresh_keys, merge, split
+from fmboost_jax.parallel.mean import mean_over_devices, sums_at_once
 from fmboost_jax.training.config import TrainingConfig
 from fmboost_jax.training.finish import Finish, Judge
 from fmboost_jax.training.optimizer import learning_rate, make_optimizer
@@ -32,7 +34,11 @@ def init_state(config: TrainingConfig) -> TrainState:
 
 
 def make_train_step(
-    config: TrainingConfig, latents: LatentSpec, finish: Finish | None = None, noise_seed: int | None = None
+    config: TrainingConfig,
+    latents: LatentSpec,
+    finish: Finish | None = None,
+    noise_seed: int | None = None,
+    mesh: Mesh | None = None,
 ):
     """Return the function (state, batch, decoder) → (state, metrics) of a config, for `jax.jit` with the state donated.
 
@@ -45,18 +51,23 @@ def make_train_step(
     With `noise_seed`, that of a dataset's `Teacher`, the noise of x0 is the record's instead. The batch then holds
     `record` (b,) too, the number of each example's record.
 
+    With a `mesh` of CPUs that divide the batch alone, `mean_over_devices` sums the gradients, unless the network has
+    dropout or a device has a part of the examples that the objective treats together.
+
     A step whose loss or gradient is not finite changes neither parameters nor average nor optimiser state.
     """
     graph, path = split(abstract_network(config.architecture))[0], make_path(config.path)
     objective = make_objective(config.objective)
     optimizer, rate = make_optimizer(config.optim), learning_rate(config.optim)
+    # Examples that the objective treats together, and dropout, whose one mask is that of the whole batch.
+    group, dropout = getattr(objective, "group", 1), getattr(config.architecture, "dropout", 0.0)
     coupling, discriminator = config.coupling, config.finish.discriminator(config.architecture)
     judge_graph = None if discriminator is None else split(abstract(PatchDiscriminator, discriminator))[0]
 
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))
 
-    def loss_fn(trained, teacher, decoder, due, low, high, keys, kept, image):
+    def loss_fn(trained, teacher, decoder, due, low, high, keys, corner_keys, kept, image):
         parameters, judging = trained
         # Separate keys for noise, time, dropout and upsampling.
         noise_keys, time_keys, dropout_keys, mode_keys = jax.vmap(lambda key: jax.random.split(key, 4))(keys).T
@@ -84,7 +95,7 @@ def make_train_step(
         if finish is None:
             return objective.loss(online, path, x0, x1, time_keys, averaged).mean(), {}
         judge = None if judge_graph is None else Judge(judge_graph, judging, context, due)
-        key = jax.random.fold_in(keys[0], 1)
+        key = jax.random.fold_in(corner_keys[0], 1)
         terms = finish.terms(decoder, online, objective, x0, x1, key, judge, image)
         if finish.config.velocity:
             loss = objective.loss(online, path, x0, x1, time_keys, averaged).mean()
@@ -99,12 +110,24 @@ def make_train_step(
         kept = None if noise_seed is None else record_keys(noise_seed, batch["record"])
         due = state.step % config.finish.discriminator_every == 0
         judging = None if state.discriminator is None else state.discriminator["parameters"]
-        (loss, terms), (gradient, judges_gradient) = accumulated_gradient(
-            lambda trained, *examples: loss_fn(trained, state.ema, decoder, due, *examples),
-            (state.parameters, judging),
-            (batch["low"], batch["high"], keys, kept, batch.get("image")),
-            config.optim.accumulate,
-        )
+        parts = config.optim.accumulate
+        # All devices have the key of the part's first example.
+        corner_keys = None if finish is None else keys[jnp.arange(len(keys)) % parts]
+        examples = batch["low"], batch["high"], keys, corner_keys, kept, batch.get("image")
+
+        def gradient_of(common, examples):
+            trained, *others = common
+            return accumulated_gradient(
+                lambda trained, *examples: loss_fn(trained, *others, *examples), trained, examples, parts
+            )
+
+        common = (state.parameters, judging), state.ema, decoder, due
+        share = 1 if mesh is None else len(keys) // (mesh.shape["data"] * parts)
+        if mesh is not None and sums_at_once(mesh) and not dropout and share % group == 0:
+            result = mean_over_devices(gradient_of, mesh)(common, examples)
+        else:
+            result = gradient_of(common, examples)
+        (loss, terms), (gradient, judges_gradient) = result
         new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)
         if judging is not None:
             new = new.train_discriminator(judges_gradient, optimizer, due)

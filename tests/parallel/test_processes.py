@@ -88,6 +88,8 @@ def launch(latents, tmp_path_factory):
         **inherited,
         "JAX_PLATFORMS": "cpu",
         "XDG_CACHE_HOME": str(home),
+        # Kernels are divided among a process's threads, and so rounded: as many of them for one device as for two.
+        "NPROC": "2",
         # Compiling is what these tests would wait for.
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
     }
