@@ -38,7 +38,6 @@ def get_config(variant: str = "") -> ConfigDict:
     config.data.high_res = 256
     # "psu": enlarged as an image, bilinearly, then encoded; "psu_bicubic": the same, bicubically; "lsu": encoded small.
     config.data.upsampling = "psu"
-    config.data.small_context = False  # with PSU: the small latent joins the context; in_channels of three latents
     # What "psu" enlarges: "pixels" (the small photograph), "latents" (that photograph after a round trip through the
     # autoencoder: what there is where small latents come in), or "mixed" (half of each).
     config.data.low_res_source = "pixels"

@@ -25,7 +25,7 @@ from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.flow.objectives import Reflow, make_objective
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import Parameters, count
-from fmboost_jax.models.unet import UNetConfig, with_more_context
+from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel import distributed
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import place, process_share, replicated
@@ -228,10 +228,7 @@ def _check_network(saved: dict, present: dict, where: str) -> None:
 
 
 def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Parameters:
-    """Another run's averaged weights.
-
-    Those of a second time are fresh where that run's network has none. Those of further context channels are zero.
-    """
+    """Another run's averaged weights; those of a second time are fresh where that run's network has none."""
     parameters, saved, step = load_weights(config.train.init_from)
     where = f"{config.train.init_from} step {step}"
     before = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
@@ -239,10 +236,6 @@ def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Pa
     if config.architecture.time_inputs == 2 and network.get("time_inputs") == 1:
         network["time_inputs"] = 2
         parameters = {**fresh, **parameters}
-    more = config.architecture.state_channels if config.data.small_context > before["data"]["small_context"] else 0
-    if more and isinstance(config.architecture, UNetConfig):
-        network["in_channels"] += more
-        parameters = with_more_context(parameters, more)
     _check_network(before, to_mapping(config), where)
     return place(parameters, shardings)
 

@@ -1,6 +1,5 @@
 """`python -m fmboost_jax.train`: resumes bit for bit, refuses bad input in one line."""
 
-import dataclasses
 import json
 import os
 import re
@@ -9,16 +8,13 @@ import shutil
 import signal
 import subprocess
 
-import jax
 import numpy as np
 import pytest
 
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.errors import PREEMPTED
 from fmboost_jax.runtime.lock import FolderLock
-from fmboost_jax.train import _initial_weights
 from fmboost_jax.training.checkpoints import load_weights
-from fmboost_jax.training.config import TrainingConfig, read_saved
 from tests import commands
 from tests.commands import ROOT, call, call_refused, command, environment, words
 
@@ -155,29 +151,6 @@ def test_starts_from_another_runs_weights_also_with_a_second_time(pairs, whole_r
     assert "unet.num_res_blocks: 1 → 2" in line
     assert "time_inputs" not in line
     assert not (tmp_path / "other").exists()
-
-
-def test_the_small_latent_joins_the_context_of_a_trained_network(whole_run):
-    """Its weights start at zero; all others are those of the run."""
-    before, saved, _ = load_weights(str(whole_run[0]))
-    config = read_saved(TrainingConfig, saved, "")
-    unet = config.architecture
-    unet = dataclasses.replace(unet, in_channels=unet.in_channels + unet.out_channels)
-    config = dataclasses.replace(
-        config,
-        architecture=unet,
-        data=dataclasses.replace(config.data, small_context=True),
-        train=dataclasses.replace(config.train, init_from=str(whole_run[0])),
-    )
-    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    found = _initial_weights(config, {}, dict.fromkeys(before, here))
-    kernel = found.pop("conv_in.kernel")
-    expected = before.pop("conv_in.kernel")
-    np.testing.assert_array_equal(kernel[:, :, : expected.shape[2]], expected)
-    assert kernel.shape[2] == unet.in_channels
-    assert not np.any(kernel[:, :, expected.shape[2] :])
-    for name in before:
-        np.testing.assert_array_equal(found[name], before[name])
 
 
 def test_full_disk_keeps_the_last_checkpoint(pairs, continued, capsys):

@@ -28,7 +28,7 @@ from fmboost_jax.boosting.upscaling import enlarge_images
 from fmboost_jax.boosting.weights import read_weights
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import check_solver
-from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample, with_small_latent
+from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample
 from fmboost_jax.flow.objectives import FlowMatching, recommended_steps, sampling_objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
@@ -368,8 +368,6 @@ class Booster(Shareable):
             grown = upsample(pixels, size, pixel_filter) if pixel_filter else pixels
             grown = jax.device_put(grown, self._sharding(grown.shape))
             low = check_finite(self.first_stage.encode(grown), "the encoder", self.first_stage.model)
-            if self.coupling.small_context:
-                low = with_small_latent(low, self.first_stage.encode(pixels))
             boosted = integrate(low, keys, (size[0] // stage, size[1] // stage), return_trajectory, offsets)
             if not return_trajectory:
                 return self._decode_part(boosted, images.dtype)
@@ -444,8 +442,7 @@ class Booster(Shareable):
             if coupling.pixel_filter and not encoded:
                 stage = self.first_stage
                 grown = pixel_space_upsample(low, size, stage.encode, stage.decode, coupling.pixel_filter)
-                grown = check_finite(grown, "the autoencoder", self.first_stage.model)
-                low = with_small_latent(grown, low) if coupling.small_context else grown
+                low = check_finite(grown, "the autoencoder", self.first_stage.model)
             result = jitted_flow(
                 self.graph,
                 self._rounded,
@@ -491,7 +488,7 @@ class Booster(Shareable):
     def _image_multiple(self) -> int:
         """Required multiple of the sides of a small image, for the autoencoder and the network."""
         whole, stage = self.first_stage.image_multiple, self.first_stage.downsampling
-        if self.coupling.upsampling == "lsu" or self.coupling.small_context:
+        if self.coupling.upsampling == "lsu":
             return math.lcm(whole, stage * self.size_multiple)
         enlarged = math.lcm(whole, stage * self.network_config.size_multiple)
         return enlarged // math.gcd(enlarged, self.factor)

@@ -141,8 +141,6 @@ def _model_card(config: BundleConfig, parameters: int) -> str:
     upsampling = source.upsampling
     if upsampling == "lsu":
         upsampling += f" (x0 {source.mode}, context {source.context_mode or source.mode})"
-    if source.small_context:
-        upsampling += " with the small latent in the context"
     flow = f"{config.path} path from {source.start}, {noise}, {upsampling}{trained}"
     sizes = f"{config.low_res}² → {config.high_res}²"
     return f"""---

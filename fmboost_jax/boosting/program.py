@@ -21,7 +21,7 @@ _FLOW = FlowMatching()
 def flow_from_keys(
     graph,
     parameters: Parameters,
-    low: Float[Array, "b h w k"],
+    low: Float[Array, "b h w c"],
     keys: Key[Array, "b"],
     offsets: Int[Array, "b 2"] | None = None,
     *,
@@ -36,7 +36,7 @@ def flow_from_keys(
 
     Args:
         graph, parameters: of the network, see `fmboost_jax.models.parameters.split`.
-        low: scaled low-res latents; with PSU they already have the size `size`, see `Coupling.couple`.
+        low: scaled low-res latents; with PSU they already have the size `size`.
         keys: one an image.
         offsets: of tiles, their upper left latent in the image's latents; tiles that overlap share their noise there.
             Default: none.
@@ -44,7 +44,7 @@ def flow_from_keys(
         coupling, solver, objective, guidance: see `boost_latents`.
         return_trajectory: return the states at all points of the time grid, on the second axis.
     """
-    shape = (*size, low.shape[-1] // coupling.parts)
+    shape = (*size, low.shape[-1])
     # The SDE's steps fold their keys from those of the upsampling.
     noise_keys, other_keys = source_keys(keys)
 

@@ -23,7 +23,7 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.program import flow_from_keys
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import write_atomically
-from fmboost_jax.flow.coupling import pixel_space_upsample, with_small_latent
+from fmboost_jax.flow.coupling import pixel_space_upsample
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.models.first_stage import Autoencoder
@@ -110,14 +110,13 @@ def boosted(
     spec, coupling = booster.first_stage.spec, booster.coupling
     size = tuple(side * booster.factor for side in latents.shape[1:3])
     if coupling.pixel_filter:
-        enlarged = pixel_space_upsample(
+        latents = pixel_space_upsample(
             latents,
             size,
             lambda image: spec.scale(autoencoder.encode(image)[0]),
             lambda latent: autoencoder.decode(spec.unscale(latent)),
             coupling.pixel_filter,
         )
-        latents = with_small_latent(enlarged, latents) if coupling.small_context else enlarged
     return flow_from_keys(
         booster.graph, unet, latents, keys, size=size, coupling=coupling, solver=solver, objective=booster.objective
     )

@@ -28,7 +28,7 @@ FORMAT = 2  # version of files and records; version 1 had low-res images without
 LOW_RES_SOURCES = ("pixels", "latents", "mixed")
 DTYPES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(ml_dtypes.bfloat16)}
 # Fields in which a dataset must agree with section `data` of a config.
-COMPARED = ("high_res", "low_res", "upsampling", "small_context", "low_res_source", "dtype")
+COMPARED = ("high_res", "low_res", "upsampling", "low_res_source", "dtype")
 SHARD_NAME = re.compile(r"shards/(\d{5,})\.array_record")
 REDO = "run the dataset's precompute command again; it replaces damaged shards"
 
@@ -39,8 +39,8 @@ class DataConfig:
 
     Attributes:
         dir: folder of a dataset that precompute wrote.
-        low_res, high_res, upsampling, small_context, low_res_source, crops, crop_scale, dtype, images: see `Recipe`,
-            which checks them.
+        low_res, high_res, upsampling, low_res_source, crops, crop_scale, dtype, images: see `Recipe`, which checks
+            them.
         num_threads: reading threads; 0 reads in the calling thread.
         prefetch: batches read in advance.
     """
@@ -49,7 +49,6 @@ class DataConfig:
     low_res: int = 512
     high_res: int = 1024
     upsampling: str = "psu"
-    small_context: bool = False
     low_res_source: str = "pixels"
     crops: int = 0
     crop_scale: float = 1.0
@@ -108,8 +107,6 @@ class Recipe:
             the shrunk photograph encoded and decoded, which is the input of a booster of small latents; "mixed":
             "pixels" for a photograph's first crop, "latents" for its second, and so on. LSU always encodes the shrunk
             photograph. Default: "pixels".
-        small_context: with PSU, whether the low-res latent has the small latent beside it on the channels, see
-            `fmboost_jax.flow.coupling.with_small_latent`. Default: False.
         images: whether each record also has the high-res image, uint8: what terms on images are then compared with, see
             `fmboost_jax.training.finish`. Default: False.
         teacher: what made the high-res latents, in place of the encoder. Default: None.
@@ -129,7 +126,6 @@ class Recipe:
     crop_scale: float
     seed: int
     low_res_source: str = dataclasses.field(default="pixels", kw_only=True)
-    small_context: bool = dataclasses.field(default=False, kw_only=True)
     images: bool = dataclasses.field(default=False, kw_only=True)
     teacher: Teacher | None = dataclasses.field(default=None, kw_only=True)
 
@@ -160,7 +156,6 @@ class Recipe:
             crop_scale=data.crop_scale,
             seed=seed,
             low_res_source=data.low_res_source,
-            small_context=data.small_context,
             images=data.images,
         )
         recipe.validate("config.data")
@@ -175,9 +170,7 @@ class Recipe:
             raise InputError(f"{where}: low_res {self.low_res} must be between 0 and high_res {self.high_res}")
         if self.channels < 1 or self.downsampling < 1:
             raise InputError(f"{where}: channels {self.channels} and downsampling {self.downsampling} must be positive")
-        if self.small_context and not self.pixel_filter:
-            raise InputError(f"{where}: small_context needs upsampling in pixels, found {self.upsampling}")
-        small = self.upsampling == "lsu" or self.low_res_source != "pixels" or self.small_context
+        small = self.upsampling == "lsu" or self.low_res_source != "pixels"
         encoded = {"high_res": self.high_res} | ({"low_res": self.low_res} if small else {})
         for name, pixels in encoded.items():
             if pixels % self.downsampling:
@@ -225,8 +218,8 @@ class Recipe:
 
     @property
     def low_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels) of the low-res latent, with the small one beside it where there is one."""
-        return self.low_size, self.low_size, self.channels * (2 if self.small_context else 1)
+        """(height, width, channels) of the low-res latent."""
+        return self.low_size, self.low_size, self.channels
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

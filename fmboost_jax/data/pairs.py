@@ -19,7 +19,6 @@ from fmboost_jax.data.shards import FinishedShard, Plan
 from fmboost_jax.data.sources import Photos
 from fmboost_jax.data.threads import batched, in_order
 from fmboost_jax.errors import InputError, some
-from fmboost_jax.flow.coupling import with_small_latent
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.photos import UnusablePhoto, load_photo
 from fmboost_jax.images.png import write_png
@@ -64,9 +63,7 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
     def encode_pair(pixels, crop):
         low, high = small_and_large(pixels)
         if recipe.pixel_filter:
-            enlarged = first_stage.encode_raw(enlarge(through_latents(low, crop)))
-            small = with_small_latent(enlarged, first_stage.encode_raw(low)) if recipe.small_context else enlarged
-            return small, first_stage.encode_raw(high)
+            low = enlarge(through_latents(low, crop))
         return first_stage.encode_raw(low), first_stage.encode_raw(high)
 
     return encode_pair
@@ -142,8 +139,8 @@ def write_preview(info: DatasetInfo, first_stage: FirstStage) -> None:
     """Write preview.png: a few decoded pairs, low-res left and high-res right."""
     pairs = spread_records(info, max(1, min(PREVIEW_PAIRS, PREVIEW_HEIGHT // info.high_res)))
     decoded = (
-        to_uint8(np.asarray(first_stage.decode(first_stage.spec.scale(jnp.asarray(latent, jnp.float32)))))
-        for latent in (pairs["low"][..., : info.channels], pairs["high"])
+        to_uint8(np.asarray(first_stage.decode(first_stage.spec.scale(jnp.asarray(pairs[name], jnp.float32)))))
+        for name in ("low", "high")
     )
     rows = [list(row) for row in zip(*decoded, strict=True)]
     write_png(str(info.folder / "preview.png"), grid(rows, ["low-res", "high-res"]))

@@ -38,7 +38,7 @@ def check_solver(objective: Objective, solver: Solver | StochasticSolver) -> Non
 
 def boost_latents(
     velocity_fn: Callable[..., Array],
-    low_res: Float[Array, "b h w k"],
+    low_res: Float[Array, "b h w c"],
     noise: Float[Array, "b H W c"],
     *,
     coupling: Coupling,

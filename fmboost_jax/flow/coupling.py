@@ -46,8 +46,6 @@ class Coupling:
             "psu_bicubic" in pixels, bicubically; "lsu" in latents. A PSU latent already has that size.
         mode: interpolation of latents, "nearest", "bilinear", "bicubic" or "noise", for "lsu".
         context_mode: interpolation of the context alone, for "lsu"; `mode` is then that of x0. Default: None, as x0.
-        small_context: whether the context of a PSU latent also has the small latent itself, see `with_small_latent`:
-            the second encoding loses part of what the small latent holds. Default: False.
 
     Raises:
         InputError: a value out of its range.
@@ -58,7 +56,6 @@ class Coupling:
     upsampling: str = "psu"
     mode: str = "bilinear"
     context_mode: str | None = None
-    small_context: bool = False
 
     def __post_init__(self):
         self.check()
@@ -74,19 +71,11 @@ class Coupling:
             check_name(field, getattr(self, field), names)
         if not 0 <= self.noise_step < DIFFUSION_STEPS:
             raise InputError(f"noise_step must be 0 to {DIFFUSION_STEPS - 1}, found {self.noise_step}")
-        if self.small_context and not self.pixel_filter:
-            expected = " or ".join(PSU_FILTERS)
-            raise InputError(f"small_context needs upsampling in pixels, {expected}, found {self.upsampling!r}")
 
     @property
     def pixel_filter(self) -> str | None:
         """Filter by which images are enlarged before they are encoded; None for "lsu"."""
         return PSU_FILTERS.get(self.upsampling)
-
-    @property
-    def parts(self) -> int:
-        """Number of latents side by side in a low-res input of `couple`: 2 with `small_context`, else 1."""
-        return 2 if self.small_context else 1
 
     @property
     def resize_modes(self) -> tuple[str, str]:
@@ -102,19 +91,12 @@ class Coupling:
 
     def couple(
         self,
-        low_res: Float[Array, "b h w k"],
+        low_res: Float[Array, "b h w c"],
         size: Side | tuple[Side, Side],
         noise: Float[Array, "b H W c"],
         upsampling_noise: Float[Array, "b H W c"] | None = None,
-    ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W k"]]:
-        """Return x0 and context; arguments and errors as for the function `couple`.
-
-        With `small_context`, `low_res` comes from `with_small_latent`: all of it is context, x0 its first half.
-        """
-        if self.small_context:
-            channels = noise.shape[-1]
-            same = dataclasses.replace(self, small_context=False)
-            return same.couple(low_res[..., :channels], size, noise)[0], low_res
+    ) -> tuple[Float[Array, "b H W c"], Float[Array, "b H W c"]]:
+        """Return x0 and context; arguments and errors as for the function `couple`."""
         mode, context_mode = self.resize_modes
         return couple(
             low_res,
@@ -219,11 +201,6 @@ def pixel_space_upsample(
     image = decode(latent)
     pixels = image.shape[1] * height // latent.shape[1], image.shape[2] * width // latent.shape[2]
     return encode(upsample(image, pixels, pixel_filter))
-
-
-def with_small_latent(enlarged: Float[Array, "b H W c"], small: Float[Array, "b h w c"]) -> Float[Array, "b H W 2*c"]:
-    """A PSU latent with the small latent beside it on the channels, each of whose positions is repeated."""
-    return jnp.concatenate([enlarged, upsample(small, (enlarged.shape[1], enlarged.shape[2]), "nearest")], axis=-1)
 
 
 def couple(

@@ -8,7 +8,7 @@ import dataclasses
 import itertools
 import math
 from collections.abc import Mapping
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +20,7 @@ from fmboost_jax.errors import InputError, shown
 from fmboost_jax.models.attention import SpatialAttention
 from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
 from fmboost_jax.models.convolution import upsample_nearest
-from fmboost_jax.models.parameters import Parameters, abstract, kernel_flops
+from fmboost_jax.models.parameters import abstract, kernel_flops
 
 
 @dataclasses.dataclass(frozen=True)
@@ -425,18 +425,6 @@ class UNet(nnx.Module):
                 f"the UNet halves its input {len(config.channel_mult) - 1} times, so height and width must be "
                 f"multiples of {multiple}, found {x.shape[1]}×{x.shape[2]}; pad the latent and crop the result"
             )
-
-
-def with_more_context(parameters: Parameters, channels: int) -> Parameters:
-    """Return a UNet's parameters for more context channels. Their kernels are zero: the velocity stays the same.
-
-    Args:
-        parameters: of a UNet whose `pool_factor` is 1.
-        channels: number of channels, appended to the context.
-    """
-    name = "conv_in.kernel"
-    kernel = cast(jax.Array, parameters[name])
-    return {**parameters, name: jnp.pad(kernel, ((0, 0), (0, 0), (0, channels), (0, 0)))}
 
 
 def time_features(t: Float[Array, "b"], width: int) -> Float[Array, "b f"]:

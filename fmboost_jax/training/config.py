@@ -261,15 +261,8 @@ class TrainingConfig:
     @property
     def coupling(self) -> Coupling:
         """How the flow starts, with the upsampling that the data has."""
-        source, data = self.source, self.data
-        return Coupling(
-            start=source.start,
-            noise_step=source.noise_step,
-            upsampling=data.upsampling,
-            mode=source.mode,
-            context_mode=source.context_mode,
-            small_context=data.small_context,
-        )
+        source = self.source
+        return Coupling(source.start, source.noise_step, self.data.upsampling, source.mode, source.context_mode)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -69,7 +69,7 @@ def make_evaluate(config: TrainingConfig, first_stage: FirstStage, mesh: Mesh):
             objective=objective,
             upsampling_noise=jax.random.normal(mode_key, high.shape),
         )
-        return low[..., : high.shape[-1]], boosted, high
+        return low, boosted, high
 
     @jax.jit
     def score(images):

@@ -14,12 +14,9 @@ from fmboost_jax.boosting.folder import boost_folder
 from fmboost_jax.boosting.inputs import noise_keys
 from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.boosting.upscaling import square_for
-from fmboost_jax.data.dataset import DataConfig, Recipe
-from fmboost_jax.data.pairs import make_encode
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling, noise_augment, sample_noise_field
-from fmboost_jax.flow.solvers import Solver
-from fmboost_jax.images.resize import shrink, upsample
+from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.parameters import merge, split
@@ -28,7 +25,6 @@ from tests.random_models import random_model
 
 UNET = UNetConfig(in_channels=6, out_channels=3, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16)
 COUPLING = Coupling(noise_step=300)
-IDENTITY = load_first_stage("identity")
 
 
 def still(devices=None, spatial=1, coupling=COUPLING):
@@ -116,26 +112,6 @@ def test_padded_squares_have_few_sizes():
     assert [square_for(side, 1, 256, 8) for side in (1, 32, 33, 64, 128, 129, 256)] == [32, 32, 64, 64, 128, 256, 256]
     assert square_for(1, 257, 256, 8) is None
     assert square_for(20, 1, 20, 8) == 24
-
-
-def test_training_pairs_latents_and_photographs_give_one_context():
-    """A network that also sees the small latent: the three ways into it agree, for sides that it cannot halve too."""
-    coupling = Coupling(noise_step=0, small_context=True)
-    network = random_model(UNet, dataclasses.replace(UNET, in_channels=9, channel_mult=(1, 1)))
-    seeing = Booster(network, load_first_stage("identity"), coupling, 2)
-    large, recipe = image(16, 16), Recipe.of(DataConfig(high_res=16, low_res=8, small_context=True), IDENTITY, 0)
-    low, _ = make_encode(IDENTITY, recipe)(large[None], np.zeros(1, int))
-    small = shrink(jnp.asarray(to_float(large[None])), 8)
-    graph, parameters = split(network)
-    solver = Solver("euler", 1)
-    expected = jitted_flow(graph, parameters, low, noise_keys([0]), size=(16, 16), coupling=coupling, solver=solver)
-    found = seeing.boost(np.asarray(small), steps=1)
-    np.testing.assert_allclose(found, expected, atol=1e-4)
-    assert np.abs(found - seeing.boost(np.asarray(small[:, ::-1]), steps=1)[:, ::-1]).max() > 0.1
-    small = image(8, 16)
-    decoded = seeing.decode(seeing.boost(to_float(small[None]), steps=1))
-    np.testing.assert_array_equal(seeing.upscale(small, steps=1, tile=0), np.asarray(decoded)[0])
-    assert seeing.upscale(image(7, 9), steps=1).shape == (14, 18, 3)
 
 
 @pytest.mark.parametrize(("upsampling", "pixel_filter"), [("psu", "bilinear"), ("psu_bicubic", "bicubic")])

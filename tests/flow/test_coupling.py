@@ -20,7 +20,6 @@ from fmboost_jax.flow.coupling import (
     pixel_space_upsample,
     sample_noise,
     sample_noise_field,
-    with_small_latent,
 )
 from fmboost_jax.images.resize import upsample
 from tests.conftest import relative_error
@@ -193,17 +192,6 @@ def test_context_and_x0_may_be_upsampled_differently():
     np.testing.assert_array_equal(same, named)
     with pytest.raises(InputError, match="context_mode 'cubic' is unknown"):
         Coupling(context_mode="cubic")
-
-
-def test_the_small_latent_is_context_alone():
-    enlarged, small, noise = normal(25, 2, 8, 8, 3), normal(26, 2, 4, 4, 3), normal(27, 2, 8, 8, 3)
-    low_res = with_small_latent(enlarged, small)
-    x0, context = Coupling(small_context=True).couple(low_res, 8, noise)
-    np.testing.assert_array_equal(x0, noise_augment(enlarged, 400, noise))
-    np.testing.assert_array_equal(context[..., :3], enlarged)
-    np.testing.assert_array_equal(context[:, 1::2, ::2, 3:], small)
-    with pytest.raises(InputError, match="small_context needs upsampling in pixels"):
-        Coupling(upsampling="lsu", small_context=True)
 
 
 def test_couple_refuses_unknown_starts_and_wrong_noise():

@@ -1,7 +1,5 @@
 """The UNet: parameter count, sizes, refusals, remat, dropout, attention in blocks of queries."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,7 +9,7 @@ from flax import nnx
 from fmboost_jax.errors import InputError
 from fmboost_jax.models import attention
 from fmboost_jax.models.parameters import abstract, count, merge, rounded, split
-from fmboost_jax.models.unet import UNet, UNetConfig, with_more_context
+from fmboost_jax.models.unet import UNet, UNetConfig
 from tests.conftest import relative_error
 from tests.random_models import random_model
 
@@ -128,16 +126,6 @@ def test_dropout_follows_its_key_alone():
     np.testing.assert_array_equal(first, again)
     assert np.abs(first - second).max() > 1e-3
     assert np.abs(first - none).max() > 1e-3
-
-
-def test_more_context_starts_without_effect():
-    config = UNetConfig(**SMALL)
-    graph, parameters = split(random_model(UNet, config))
-    wider = split(abstract(UNet, dataclasses.replace(config, in_channels=11)))[0]
-    x, t, context = inputs(8, 8)
-    more = jnp.concatenate([context, jax.random.normal(jax.random.key(1), (2, 8, 8, 3))], axis=-1)
-    found = call(merge(wider, with_more_context(parameters, 3)), x, t, more)
-    np.testing.assert_allclose(found, call(merge(graph, parameters), x, t, context), atol=1e-5)
 
 
 def test_bfloat16_is_near_float32():
