@@ -110,10 +110,12 @@ class Checkpoints:
     def restore(self, step: int, abstract_state: TrainState, iterator) -> TrainState:
         """Restore the state in the shapes and shardings of `abstract_state`, and the iterator's place.
 
+        Leaves without a sharding go to the first device.
+
         Raises:
             InputError: the checkpoint is damaged, in which case the last whole one is named, or has other shapes.
         """
-        wanted = abstract_state.to_dict()
+        wanted = jax.tree.map(_on_first_device, abstract_state.to_dict())
         state = ocp.args.PyTreeRestore(item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted))
         with _naming_damage(self.directory, step, wanted):
             restored = self._manager.restore(step, args=ocp.args.Composite(state=state))["state"]
@@ -139,6 +141,12 @@ class Checkpoints:
     def _last(self) -> str:
         steps = [int(name) for name in os.listdir(self.directory) if name.isdigit()]
         return f"the last whole checkpoint is step {max(steps)}" if steps else "there is no whole checkpoint"
+
+
+def _on_first_device(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    """The leaf with a sharding: Orbax restores a NumPy array where there is none."""
+    sharding = leaf.sharding or jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def _leave_failures_to_us() -> None:
