@@ -10,6 +10,7 @@ and the results of the booster and of further runs in their recommended steps, c
 """
 
 import argparse
+import itertools
 import warnings
 
 import jax.numpy as jnp
@@ -77,20 +78,16 @@ def excess(image: UInt8[np.ndarray, "h h 3"], period: int) -> float:
     Frequencies that longer periods share with the shortest of `PERIODS` count for the shortest alone.
     """
     power = _power(image.astype(np.float64).mean(axis=-1))
-    side = len(power)
-    bins = range(0, side, side // period)
-    ratios = []
-    for row in bins:
-        for column in bins:
-            low = max(min(row, side - row), min(column, side - column)) <= HIGHEST
-            finer = period != min(PERIODS) and row % (side // min(PERIODS)) == column % (side // min(PERIODS)) == 0
-            if not low or finer or row == column == 0:
-                continue
-            around = np.arange(-FAR, FAR + 1)
-            patch = power[np.ix_((row + around) % side, (column + around) % side)]
-            near = np.maximum(*np.abs(np.meshgrid(around, around))) <= NEAR
-            beyond = np.maximum(*np.abs(np.meshgrid(around, around))) > NEAR + 1
-            ratios.append(np.log10(patch[near].mean() / patch[beyond].mean()))
+    side, around = len(power), np.arange(-FAR, FAR + 1)
+    distance = np.maximum(*np.abs(np.meshgrid(around, around)))
+    shortest, ratios = side // min(PERIODS), []
+    for row, column in itertools.product(range(0, side, side // period), repeat=2):
+        low = max(min(row, side - row), min(column, side - column)) <= HIGHEST
+        shared = period != min(PERIODS) and row % shortest == column % shortest == 0
+        if row == column == 0 or shared or not low:
+            continue
+        patch = power[np.ix_((row + around) % side, (column + around) % side)]
+        ratios.append(np.log10(patch[distance <= NEAR].mean() / patch[distance > NEAR + 1].mean()))
     return float(np.mean(ratios))
 
 

@@ -364,8 +364,7 @@ class Booster(Shareable):
         stage = self.first_stage.downsampling
 
         def enlarge_part(pixels: Array, keys: Array, offsets: Array | None = None) -> np.ndarray:
-            pixel_filter = self.coupling.pixel_filter
-            grown = upsample(pixels, size, pixel_filter) if pixel_filter else pixels
+            grown = upsample(pixels, size, self.coupling.pixel_filter) if self.coupling.pixel_filter else pixels
             grown = jax.device_put(grown, self._sharding(grown.shape))
             low = check_finite(self.first_stage.encode(grown), "the encoder", self.first_stage.model)
             boosted = integrate(low, keys, (size[0] // stage, size[1] // stage), return_trajectory, offsets)

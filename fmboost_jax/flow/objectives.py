@@ -25,7 +25,11 @@ Network = Callable[..., Array]
 
 @runtime_checkable
 class Objective(Protocol):
-    """The interface that `fmboost_jax.training.step` and the samplers use."""
+    """The interface that `fmboost_jax.training.step` and the samplers use.
+
+    An objective whose loss treats examples together, as `Shortcut` does, has an attribute `group`: the number of
+    consecutive examples that must be on one device. Without it, examples are independent.
+    """
 
     @property
     def time_inputs(self) -> int:

@@ -1,6 +1,6 @@
-"""Convolutions on CPUs, with fewer multiplications or as plain matrix products, in float32.
+"""Convolutions on CPUs, with fewer multiplications or as plain matrix products; all but `canonical` in float32.
 
-* `canonical`: XLA's convolution, with gradients that are fast inside of loops too.
+* `canonical`: XLA's convolution, with gradients that are fast in loops, too.
 * `im2col`: one matrix product of gathered patches.
 * `winograd`: Winograd's minimal filtering along the height, two multiplications for every four.
 * `upsample_conv_differences`: nearest ×2 and a 3×3 convolution in one, 2.25 products an output instead of nine.

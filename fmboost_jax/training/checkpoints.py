@@ -51,7 +51,7 @@ class Checkpoints:
         if keep_every:
             policies.append(preservation_policy.EveryNSteps(keep_every))
         handlers: dict[str, Any] = {  # Grain's handler has no type that Orbax knows
-            # zstd takes 2.7 CPU seconds a GB and saves a few per cent: the bits of trained weights look random.
+            # zstd takes longer than a disk and saves a few per cent: the bits of trained weights look random.
             "state": ocp.PyTreeCheckpointHandler(use_compression=False),
             "data": CheckpointHandler(),
             "config": ocp.JsonCheckpointHandler(),

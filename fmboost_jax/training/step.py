@@ -51,15 +51,15 @@ def make_train_step(
     With `noise_seed`, that of a dataset's `Teacher`, the noise of x0 is the record's instead. The batch then holds
     `record` (b,) too, the number of each example's record.
 
-    With a `mesh` of CPUs that divide the batch alone, `mean_over_devices` sums the gradients, unless the network has
-    dropout or a device has a part of the examples that the objective treats together.
+    On a `mesh` of CPUs whose only axis is `data`, `mean_over_devices` sums the gradients, unless the network has
+    dropout or the devices divide a group of examples that the objective treats together.
 
     A step whose loss or gradient is not finite changes neither parameters nor average nor optimiser state.
     """
     graph, path = split(abstract_network(config.architecture))[0], make_path(config.path)
     objective = make_objective(config.objective)
     optimizer, rate = make_optimizer(config.optim), learning_rate(config.optim)
-    # Examples that the objective treats together, and dropout, whose one mask is that of the whole batch.
+    # `group`: see `Objective`. Dropout has one mask for the whole batch.
     group, dropout = getattr(objective, "group", 1), getattr(config.architecture, "dropout", 0.0)
     coupling, discriminator = config.coupling, config.finish.discriminator(config.architecture)
     judge_graph = None if discriminator is None else split(abstract(PatchDiscriminator, discriminator))[0]
@@ -111,7 +111,7 @@ def make_train_step(
         due = state.step % config.finish.discriminator_every == 0
         judging = None if state.discriminator is None else state.discriminator["parameters"]
         parts = config.optim.accumulate
-        # All devices have the key of the part's first example.
+        # The key of the first example of each part, for all examples of the part: one corner on all devices.
         corner_keys = None if finish is None else keys[jnp.arange(len(keys)) % parts]
         examples = batch["low"], batch["high"], keys, corner_keys, kept, batch.get("image")
 
