@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
     config.loss.moments = 0.002  # weight of the terms for mean 0, this deviation and uncorrelated channels
     # Weight of the error of decoded enlarged latents: ×2 and ×4, a quarter of the batch each.
     config.loss.enlarged = 0.1
+    config.loss.boosted = 1.0  # weight of the error of decoded boosts, where train.boosters names boosters
     config.loss.rmse = 0.0  # weight of each image's root mean square error, which is what PSNR measures
     config.loss.latent_noise = 0.02  # standard deviation of the noise on the decoder's input
     config.loss.perceptual = 0.0  # weight of the distance in feature maps of efficientnet-lite0
@@ -65,6 +66,9 @@ def get_config() -> ConfigDict:
     config.train.tracker = ""
     config.train.init_from = ""  # folder of an autoencoder to start from, instead of the best linear code
     config.train.decoder_only = False  # True: the encoder and all latents stay unchanged
+    # Boosters of this encoder's latents, such as ("photo-x2", "photo-x4"): the decoder learns to decode what they make
+    # of small images. Needs decoder_only. Each booster takes a quarter of the batch.
+    config.train.boosters = ()
 
     config.checkpoint.every = 1000
     config.checkpoint.keep = 2

@@ -13,6 +13,8 @@ import sys
 
 import jax
 
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.teacher import between
 from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.crops import centres, crop_batches, first_crops, read_photographs
 from fmboost_jax.errors import InputError, run
@@ -28,7 +30,8 @@ from fmboost_jax.training.autoencoder import (
     decaying_optimizer,
     evaluate,
     initial_parameters,
-    load_parameters,
+    latent_scale,
+    load_initial,
     make_train_step,
     write_autoencoder,
 )
@@ -80,10 +83,15 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
 
     # --------------------------------------------------------------------------------------------------- state
     graph = split(abstract(AutoencoderTiny, architecture))[0]
+    known = None
     if config.train.init_from:
-        initial = load_parameters(config)
+        initial, known = load_initial(config)
     else:
         initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
+    boosts = [between(Booster.load(name), initial) for name in config.train.boosters]
+    for name, boost in zip(config.train.boosters, boosts, strict=True):
+        if config.data.crop % boost.multiple:
+            raise InputError(f"data.crop is {config.data.crop}: {name} needs a multiple of {boost.multiple}")
     optimizer = decaying_optimizer(config)
     state = TrainState.create(initial, optimizer)
     checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep, lock=lock), to_mapping(config)
@@ -100,10 +108,12 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
     print(f"{len(photographs)} photographs, {len(held_out)} to measure, {count(initial):,} parameters, step {start}")
 
     # ---------------------------------------------------------------------------------------------------- loop
+    train_step = jax.jit(make_train_step(config, graph, optimizer, boosts), donate_argnums=0)
+    flows = [boost.parameters for boost in boosts]
     state, finished = loop.run(
         state,
         iterator,
-        jax.jit(make_train_step(config, graph, optimizer), donate_argnums=0),
+        lambda state, pixels: train_step(state, pixels, flows),
         workdir=workdir,
         config=config.train,
         checkpoints=checkpoints,
@@ -117,7 +127,12 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
         terminated=terminated,
     )
     if finished:
-        write_autoencoder(os.path.join(workdir, "autoencoder"), merge(graph, state.ema), held_out)
+        trained = merge(graph, state.ema)
+        if known and config.train.decoder_only:
+            scale = known.scaling_factor, known.shift_factor
+        else:
+            scale = latent_scale(trained, held_out)
+        write_autoencoder(os.path.join(workdir, "autoencoder"), trained, scale)
         print(f"finished; {workdir}/autoencoder")
     else:
         print(f"stopped by SIGTERM; the same command resumes; step {int(state.step)} of {config.train.steps}")

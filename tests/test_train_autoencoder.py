@@ -15,24 +15,30 @@ from flax import nnx
 from safetensors.numpy import load_file
 
 from fmboost_jax import train_autoencoder as command
+from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.bundle import BundleConfig, write_bundle
 from fmboost_jax.configuration import read_config
 from fmboost_jax.data import crops
 from fmboost_jax.errors import InputError
+from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.efficientnet import EfficientNetConfig, EfficientNetLite
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
 from fmboost_jax.models.first_stage import Identity
-from fmboost_jax.models.parameters import merge, split
+from fmboost_jax.models.parameters import abstract, merge, split
+from fmboost_jax.models.unet import UNet, UNetConfig
 from fmboost_jax.training import loop
 from fmboost_jax.training.autoencoder import (
     decaying_optimizer,
     enlarge,
     enlargement_loss,
     initial_parameters,
-    load_parameters,
+    load_initial,
     make_train_step,
+    moments_loss,
+    picture_loss,
     principal_components,
-    reconstruction_loss,
 )
 from fmboost_jax.training.config import AutoencoderTrainingConfig
 from fmboost_jax.training.perceptual import BLOCKS, perceptual_distance
@@ -191,7 +197,45 @@ def test_a_decoder_alone_is_trained_from_given_weights(whole_run, photographs, t
     changed = {name.partition(".")[0] for name in before if not np.array_equal(before[name], after[name])}
     assert changed == {"decoder"}
     with pytest.raises(InputError, match=r"train\.init_from .*: expected the architecture"):
-        load_parameters(dataclasses.replace(config, autoencoder=AutoencoderTinyConfig()))
+        load_initial(dataclasses.replace(config, autoencoder=AutoencoderTinyConfig()))
+
+
+def test_a_decoder_learns_to_decode_what_a_booster_makes(whole_run, photographs, tmp_path):
+    """Latents that a booster moves by a constant decode closer to the photographs after training on them."""
+    path = str(whole_run / "autoencoder")
+    stage = load_first_stage("tiny", path)
+    unet = UNetConfig(
+        in_channels=8, out_channels=4, model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16
+    )
+    bundle = BundleConfig(unet, Coupling(noise_step=0), "linear", 2, 16, 32, stage.spec, 1, steps=1)
+    (tmp_path / "booster").mkdir()
+    shapes = split(abstract(UNet, unet))[1].items()
+    velocity = {name: jnp.full(shape.shape, 0.5 * (name == "conv_out.bias"), jnp.float32) for name, shape in shapes}
+    write_bundle(tmp_path / "booster", velocity, bundle)
+    small = crops.centres(str(photographs), 32)
+
+    def error(autoencoder):
+        boosted = Booster.load(tmp_path / "booster", first_stage=autoencoder).upscale(to_uint8(pooled(small, 2)))
+        return np.sqrt(np.mean((to_float(boosted) - small) ** 2))
+
+    options = f"--config.train.init_from={path}", "--config.train.decoder_only=True", "--config.train.steps=60"
+    boosters = f"--config.train.boosters=('{tmp_path / 'booster'}',)"
+    errors = [error(path)]
+    for name, more in (("without", ()), ("with", (boosters,))):
+        command.train_autoencoder(tiny_config(photographs, *options, *more), str(tmp_path / name))
+        errors.append(error(str(tmp_path / name / "autoencoder")))
+    before, without, trained = errors
+    assert trained < 0.85 * min(before, without)
+    with pytest.raises(InputError, match="decoder_only: expected True where boosters are"):
+        tiny_config(photographs, boosters)
+    other = tiny_config(photographs, "--config.train.decoder_only=True", boosters)
+    with pytest.raises(InputError, match="booster booster: it was trained on the latents of another encoder"):
+        command.train_autoencoder(other, str(tmp_path / "other"))
+
+
+def pooled(images, factor):
+    n, height, width, channels = images.shape
+    return images.reshape(n, height // factor, factor, width // factor, factor, channels).mean((2, 4))
 
 
 def test_a_refused_config_leaves_nothing(photographs, tmp_path):
@@ -276,10 +320,10 @@ def test_loss_is_zero_only_for_equal_pictures_and_white_latents(photographs):
     white = raw @ np.linalg.inv(np.linalg.cholesky(np.cov(raw, rowvar=False)).T)
     latent = jnp.asarray(white.reshape(2, 32, 32, 4), jnp.float32)
     latent = config.deviation * latent
-    assert float(reconstruction_loss(image, image, latent, config)) < 1e-6
+    assert float(moments_loss(latent, config.deviation)) < 1e-6
     twice = latent.at[..., 1].set(latent[..., 0])
-    np.testing.assert_allclose(reconstruction_loss(image, image, twice, config), 2 * config.moments, rtol=1e-2)
-    shifted = reconstruction_loss(image, image, latent + 0.5 * config.deviation, config)
-    np.testing.assert_allclose(shifted, 4 * 0.25 * config.moments, rtol=1e-3)
+    np.testing.assert_allclose(moments_loss(twice, config.deviation), 2, rtol=1e-2)
+    np.testing.assert_allclose(moments_loss(latent + 0.5 * config.deviation, config.deviation), 4 * 0.25, rtol=1e-3)
+    assert float(picture_loss(image - image, config)) == 0
     # A constant error of 0.1 has no gradients and is the same at every size.
-    np.testing.assert_allclose(reconstruction_loss(image + 0.1, image, latent, config), 0.1 * config.scales, rtol=1e-3)
+    np.testing.assert_allclose(picture_loss(0.1 + 0 * image, config), 0.1 * config.scales, rtol=1e-3)

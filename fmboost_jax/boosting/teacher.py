@@ -1,20 +1,25 @@
-"""A booster as the teacher of another flow (reflow)."""
+"""A booster as the teacher of another flow (reflow), and of the decoder that decodes its results."""
+
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Key, UInt32
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.checks import check_finite
-from fmboost_jax.boosting.program import jitted_flow
+from fmboost_jax.boosting.program import flow_from_keys, jitted_flow
 from fmboost_jax.data.dataset import DatasetInfo, Teacher
 from fmboost_jax.data.reflow import Boost
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.boost import check_solver
 from fmboost_jax.flow.coupling import record_keys
 from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.images.resize import upsample
+from fmboost_jax.models.parameters import Parameters, split
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
+from fmboost_jax.training.autoencoder import FrozenFlow
 
 
 def teach(booster: Booster, pairs: DatasetInfo, solver: Solver, *, draws: int, seed: int) -> tuple[Teacher, Boost]:
@@ -56,3 +61,44 @@ def teach(booster: Booster, pairs: DatasetInfo, solver: Solver, *, draws: int, s
         return check_finite(result, "the flow", booster.parameters)
 
     return Teacher(booster.fingerprint, solver.method, solver.steps, booster.coupling, draws, seed), boost
+
+
+def between(booster: Booster, encoder: Parameters) -> FrozenFlow:
+    """Return a booster as a step between an encoder and the decoder that is to be trained, with its default steps.
+
+    Args:
+        booster: the trained flow.
+        encoder: the parameters of an autoencoder, of which those of the encoder are compared with the booster's.
+
+    Raises:
+        InputError: the booster was trained on the latents of another encoder.
+    """
+    found, known = (
+        {name: np.asarray(array) for name, array in parameters.items() if name.startswith("encoder.")}
+        for parameters in (encoder, split(booster.first_stage.model)[1])
+    )
+    if found.keys() != known.keys() or not all(np.array_equal(found[name], known[name]) for name in known):
+        raise InputError(f"booster {booster.name}: it was trained on the latents of another encoder")
+    coupling, spec = booster.coupling, booster.first_stage.spec
+
+    def run(
+        parameters: Parameters,
+        small: Float[Array, "b h w 3"],
+        encode: Callable[[Float[Array, "b H W 3"]], Float[Array, "b y x c"]],
+        key: Key[Array, ""],
+    ) -> Float[Array, "b y x c"]:
+        size = small.shape[1] * booster.factor, small.shape[2] * booster.factor
+        grown = upsample(small, size, coupling.pixel_filter) if coupling.pixel_filter else small
+        boosted = flow_from_keys(
+            booster.graph,
+            parameters,
+            spec.scale(encode(grown)),
+            jax.random.split(key, len(small)),
+            size=(size[0] // spec.downsampling, size[1] // spec.downsampling),
+            coupling=coupling,
+            solver=booster.solver_with(),
+            objective=booster.objective,
+        )
+        return spec.unscale(boosted)
+
+    return FrozenFlow(booster.factor, booster.factor * booster.image_multiple, run, booster.parameters)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -16,11 +17,11 @@ from safetensors.numpy import save
 from fmboost_jax.errors import InputError
 from fmboost_jax.files import atomic_folder, write_atomically
 from fmboost_jax.images.grid import grid
-from fmboost_jax.images.resize import upsample
+from fmboost_jax.images.resize import shrink, upsample
 from fmboost_jax.images.value_range import to_uint8
 from fmboost_jax.interop.autoencoders import autoencoder_state_dict, load_first_stage
 from fmboost_jax.models.autoencoder_tiny import LATENT_BOUND, AutoencoderTiny, to_patches
-from fmboost_jax.models.first_stage import Autoencoder
+from fmboost_jax.models.first_stage import Autoencoder, LatentSpec
 from fmboost_jax.models.parameters import Parameters, merge, split
 from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTrainingConfig
 from fmboost_jax.training.evaluation import SCORES
@@ -31,6 +32,23 @@ from fmboost_jax.training.state import TrainState
 
 LIFT = 4.0  # bias of components in deviations, for the ReLU
 ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
+
+
+@dataclasses.dataclass(frozen=True)
+class FrozenFlow:
+    """A trained flow between the encoder and the decoder.
+
+    Attributes:
+        factor: its enlargement.
+        multiple: of pixels, required of the sides of a large image.
+        run: (parameters, small images in [-1, 1], encode, key) → raw high-res latents; `encode` returns raw latents.
+        parameters: of the flow, an argument of the train step, not constants of its program.
+    """
+
+    factor: int
+    multiple: int
+    run: Callable[[Parameters, Array, Callable[[Array], Array], Array], Array]
+    parameters: Parameters
 
 
 def initial_parameters(config: AutoencoderTrainingConfig, images: UInt8[np.ndarray, "n h w 3"]) -> Parameters:
@@ -78,20 +96,21 @@ def initial_parameters(config: AutoencoderTrainingConfig, images: UInt8[np.ndarr
     return {name: jnp.asarray(array, jnp.float32) for name, array in parameters.items()}
 
 
-def load_parameters(config: AutoencoderTrainingConfig) -> Parameters:
-    """The weights of the autoencoder in `config.train.init_from`, float32.
+def load_initial(config: AutoencoderTrainingConfig) -> tuple[Parameters, LatentSpec]:
+    """The weights of the autoencoder in `config.train.init_from`, float32, and the spec of its latents.
 
     Raises:
         InputError: there is none, or it has another architecture.
     """
-    found = load_first_stage("tiny", config.train.init_from).model
+    stage = load_first_stage("tiny", config.train.init_from)
+    found = stage.model
     scale = {"scaling_factor": config.autoencoder.scaling_factor, "shift_factor": config.autoencoder.shift_factor}
     if dataclasses.replace(found.config, **scale) != config.autoencoder:
         raise InputError(
             f"train.init_from {config.train.init_from}: expected the architecture {config.autoencoder}, found "
             f"{found.config}"
         )
-    return {name: jnp.asarray(array, jnp.float32) for name, array in split(found)[1].items()}
+    return {name: jnp.asarray(array, jnp.float32) for name, array in split(found)[1].items()}, stage.spec
 
 
 def principal_components(images: UInt8[np.ndarray, "n h w 3"], patch_size: int, count: int):
@@ -136,14 +155,15 @@ def make_train_step(
     config: AutoencoderTrainingConfig,
     graph: nnx.GraphDef[AutoencoderTiny],
     optimizer: optax.GradientTransformationExtraArgs,
+    boosts: Sequence[FrozenFlow] = (),
 ):
-    """The function (state, uint8 images) → (state, metrics), to be jitted with the state donated.
+    """The function (state, uint8 images, parameters of each boost) → (state, metrics), to be jitted, the state donated.
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
     features = load_perceptual_network() if config.loss.perceptual else None
 
-    def loss_fn(parameters: Parameters, image: Array, key: Array):
+    def loss_fn(parameters: Parameters, image: Array, key: Array, flows: Sequence[Parameters]):
         if config.train.decoder_only:
             parameters = {
                 name: jax.lax.stop_gradient(array) if name.startswith("encoder.") else array
@@ -153,42 +173,44 @@ def make_train_step(
         latent = autoencoder.encode(image)[0]
         noise = config.loss.latent_noise * jax.random.normal(key, latent.shape)
         decoded = autoencoder.decode(latent + noise)
-        loss = reconstruction_loss(decoded, image, latent, config.loss)
-        if config.loss.rmse:
-            loss += config.loss.rmse * root_mean_square(decoded - image)
         quarter = max(1, len(image) // 4)
-        if features is not None:
-            loss += config.loss.perceptual * perceptual_distance(features, decoded[:quarter], image[:quarter])
+
+        def distance(decoded: Array, image: Array) -> Array:
+            total = picture_loss(decoded - image, config.loss)
+            if config.loss.rmse:
+                total += config.loss.rmse * root_mean_square(decoded - image)
+            if features is not None:
+                total += config.loss.perceptual * perceptual_distance(features, decoded[:quarter], image[:quarter])
+            return total
+
+        loss = distance(decoded, image) + config.loss.moments * moments_loss(latent, config.loss.deviation)
+        for i, (boost, flow) in enumerate(zip(boosts, flows, strict=True)):
+            part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
+            small = shrink(part, part.shape[1] // boost.factor)
+            boosted = boost.run(flow, small, lambda x: autoencoder.encode(x)[0], jax.random.fold_in(key, i))
+            loss += config.loss.boosted * distance(autoencoder.decode(jax.lax.stop_gradient(boosted)), part)
         for i, factor in enumerate(ENLARGEMENTS if config.loss.enlarged else ()):
             part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
             loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
         return loss
 
-    def train_step(state: TrainState, pixels: UInt8[Array, "b h w 3"]):
+    def train_step(state: TrainState, pixels: UInt8[Array, "b h w 3"], flows: Sequence[Parameters] = ()):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        loss, gradient = jax.value_and_grad(loss_fn)(state.parameters, pixels / 127.5 - 1, key)
+        loss, gradient = jax.value_and_grad(loss_fn)(state.parameters, pixels / 127.5 - 1, key, flows)
         return state.apply_gradient(loss, gradient, optimizer, config.ema)
 
     return train_step
 
 
-def reconstruction_loss(
-    decoded: Float[Array, "b h w 3"],
-    image: Float[Array, "b h w 3"],
-    latent: Float[Array, "b h2 w2 c"],
-    loss: AutoencoderLossConfig,
-) -> Float[Array, ""]:
-    """L1 and L1 of the gradients at several sizes; the latents' distance from mean 0 and covariance `deviation`² · 1.
+def moments_loss(latent: Float[Array, "b h w c"], deviation: float) -> Float[Array, ""]:
+    """Distance of the latents' mean and covariance from 0 and `deviation`² · 1.
 
-    Sizes are 1, 1/2, 1/4, …, `loss.scales` of them. The small ones train the colours, which the L1 of pixels learns
-    last; the gradients keep edges sharp without a pretrained network (Mathieu et al. 2016, arXiv 1511.05440,
-    equation 6, here with exponent 1). The covariance term (Bardes et al. 2022, arXiv 2105.04906, equation 4, here with
-    the variances in it) decorrelates the channels.
+    The covariance term (Bardes et al. 2022, arXiv 2105.04906, equation 4, here with the variances in it) decorrelates
+    the channels.
     """
-    positions = latent.reshape(-1, latent.shape[-1]) / loss.deviation
+    positions = latent.reshape(-1, latent.shape[-1]) / deviation
     mean, covariance = jnp.mean(positions, axis=0), jnp.cov(positions, rowvar=False)
-    moments = jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2)
-    return picture_loss(decoded - image, loss) + loss.moments * moments
+    return jnp.sum(mean**2) + jnp.sum((covariance - jnp.eye(len(mean))) ** 2)
 
 
 def enlargement_loss(
@@ -210,7 +232,11 @@ def enlarge(x: Float[Array, "b h w c"], factor: int) -> Float[Array, "b H W c"]:
 
 
 def picture_loss(difference: Float[Array, "b h w 3"], loss: AutoencoderLossConfig) -> Float[Array, ""]:
-    """L1 of a difference and of its gradients, at `loss.scales` sizes."""
+    """L1 of a difference and of its gradients, at sizes 1, 1/2, 1/4, …, `loss.scales` of them.
+
+    The small sizes train the colours, which the L1 of pixels learns last; the gradients keep edges sharp without a
+    pretrained network (Mathieu et al. 2016, arXiv 1511.05440, equation 6, here with exponent 1).
+    """
     total = jnp.zeros(())
     for _ in range(loss.scales):
         total += jnp.mean(jnp.abs(difference))
@@ -249,13 +275,18 @@ def _round_trip(graph, parameters, image):
 GRID_ROWS = 4
 
 
-def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]) -> None:
-    """A diffusers folder: float16 weights, and a config with the scale and shift that these latents need.
+def latent_scale(autoencoder: AutoencoderTiny, images: Float[np.ndarray, "n h w 3"]) -> tuple[float, float]:
+    """Scaling factor and shift with which the latents of these images have mean 0 and deviation 1."""
+    _, latents = round_trip(autoencoder, images)
+    return round(float(1 / np.std(latents)), 4), round(float(np.mean(latents)), 4)
+
+
+def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, scale: tuple[float, float]) -> None:
+    """A diffusers folder: float16 weights, and a config with the scaling factor and the shift of the latents.
 
     Raises:
         InputError: the folder exists.
     """
-    _, latents = round_trip(autoencoder, images)
     architecture = dataclasses.asdict(autoencoder.config)
     levels, channels = len(architecture["encoder_blocks"]), autoencoder.config.patch_channels
     config = {
@@ -272,8 +303,8 @@ def write_autoencoder(folder: str, autoencoder: AutoencoderTiny, images: Float[n
         "upsampling_scaling_factor": 2,
         "latent_magnitude": LATENT_BOUND,
         "latent_shift": 0.5,
-        "scaling_factor": round(float(1 / np.std(latents)), 4),
-        "shift_factor": round(float(np.mean(latents)), 4),
+        "scaling_factor": scale[0],
+        "shift_factor": scale[1],
     }
     tensors = autoencoder_state_dict(autoencoder, "diffusers")
     with atomic_folder(folder) as partial:

@@ -275,6 +275,7 @@ class AutoencoderLossConfig:
         deviation: of the latents.
         moments: weight of the latents' distance from mean 0 and that deviation, and of their correlations.
         enlarged: weight of how enlarged latents decode.
+        boosted: weight of how boosted latents decode, see `train.boosters`.
         rmse: weight of each image's root mean square error, averaged over images.
         latent_noise: standard deviation of the noise that the decoder gets.
         perceptual: weight of the distance in the first feature maps of efficientnet-lite0, see `perceptual_distance`.
@@ -285,14 +286,14 @@ class AutoencoderLossConfig:
     deviation: float = 0.5
     moments: float = 0.002
     enlarged: float = 0.1
+    boosted: float = 1.0
     rmse: float = 0.0
     latent_noise: float = 0.02
     perceptual: float = 0.0
 
     def __post_init__(self):
-        require_at_least(
-            "loss.", self, scales=1, gradient=0, moments=0, enlarged=0, rmse=0, latent_noise=0, perceptual=0
-        )
+        weights = ("gradient", "moments", "enlarged", "boosted", "rmse", "latent_noise", "perceptual")
+        require_at_least("loss.", self, scales=1, **dict.fromkeys(weights, 0))
         require("loss.", self, "deviation", "more than 0", self.deviation > 0)
 
 
@@ -303,10 +304,17 @@ class AutoencoderTrainConfig(LoopConfig):
     Attributes:
         init_from: folder of an autoencoder of the same architecture to start from; "" for the best linear code.
         decoder_only: do not train the encoder, so that latents do not change.
+        boosters: boosters of this encoder's latents; the decoder is trained on what they make of small images, too.
     """
 
     init_from: str = ""
     decoder_only: bool = False
+    boosters: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        super().__post_init__()
+        holds = self.decoder_only or not self.boosters
+        require("train.", self, "decoder_only", "True where boosters are, which know this encoder's latents", holds)
 
 
 @dataclasses.dataclass(frozen=True)
