@@ -7,9 +7,9 @@
 Seconds are medians of repeats that alternate between ours and a peer, each in a process of its own; "first call" is
 building, compiling and one run, "peak" the process's largest resident memory. A GPU is used where there is one; TPUs
 are the predictions that `bench.tpu` keeps. Some parts have commands with more options: `python -m bench.sample`
-(the part "large"), `bench.processes`, `bench.accumulation`, `bench.data`, `bench.decode`, `bench.convolution`,
-`bench.precision`, `bench.headline` (prompt to 1024² pixels), `bench.accelerator` (one GPU or TPU in ten minutes),
-`bench.objectives`.
+(the part "large"), `bench.processes`, `bench.accumulation`, `bench.saving` (training beside a save), `bench.data`,
+`bench.decode`, `bench.convolution`, `bench.precision`, `bench.headline` (prompt to 1024² pixels), `bench.accelerator`
+(one GPU or TPU in ten minutes), `bench.objectives`.
 """
 
 import argparse

@@ -98,6 +98,11 @@ def sample_ours(work: Work):
 
 def train_ours(work: Work):
     """One step of `fmboost_jax.training.step`, the state donated, after what `fmboost_jax.train` begins with."""
+    return trainer(work)[0]
+
+
+def trainer(work: Work):
+    """The step of `train_ours`, and a function that returns its state."""
     from fmboost_jax.runtime.memory import keep_freed_memory
 
     keep_freed_memory()
@@ -126,7 +131,7 @@ def train_ours(work: Work):
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
 
-    return run
+    return run, lambda: state
 
 
 def _load_ours(work: Work):

@@ -226,7 +226,7 @@ def test_a_decoder_learns_to_decode_what_a_booster_makes(whole_run, photographs,
         errors.append(error(str(tmp_path / name / "autoencoder")))
     before, without, trained = errors
     assert trained < 0.85 * min(before, without)
-    with pytest.raises(InputError, match="decoder_only: expected True where boosters are"):
+    with pytest.raises(InputError, match="decoder_only is False, expected True where boosters are"):
         tiny_config(photographs, boosters)
     other = tiny_config(photographs, "--config.train.decoder_only=True", boosters)
     with pytest.raises(InputError, match="booster booster: it was trained on the latents of another encoder"):
