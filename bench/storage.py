@@ -123,9 +123,12 @@ def _ours(weights: pathlib.Path, records: pathlib.Path):
     from fmboost_jax.data.dataset import DatasetInfo
     from fmboost_jax.data.pipeline import batches
     from fmboost_jax.training.checkpoints import Checkpoints
+    from fmboost_jax.training.state import TrainState
 
     folder = _folder(weights)
-    state = jax.tree.map(lambda leaf: jax.device_put(np.array(leaf)), _four_times(load_file(weights)))
+    arrays = jax.tree.map(lambda leaf: jax.device_put(np.array(leaf)), _four_times(load_file(weights)))
+    moments = {name: arrays[name] for name in ("mu", "nu")}
+    state = TrainState(jax.numpy.zeros((), "int32"), arrays["parameters"], arrays["ema"], moments)
     iterator = iter(batches(DatasetInfo.read(records), batch_size=BATCH, seed=0))
     next(iterator)
     checkpoints, steps = Checkpoints(str(folder), keep=1), itertools.count(1)
