@@ -30,6 +30,8 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=100, help="steps from one save to the next, for the share (100)")
     parser.add_argument("--saves", type=int, default=3, help="how many; the first is not counted (3)")
     arguments = parser.parse_args()
+    if arguments.saves < 2:
+        parser.error(f"--saves must be 2 or more, found {arguments.saves}: the first is not counted")
     with tempfile.TemporaryDirectory() as folder:
         unet, weights = {"model_channels": arguments.width}, pathlib.Path(folder) / "unet.safetensors"
         write_weights(weights, unet)
@@ -69,14 +71,13 @@ def measure(work: Work, folder: pathlib.Path, *, every: int, saves: int) -> str:
             beside.append(during)
     checkpoints.close()
     iterator.close()
-    plain, waiting = statistics.median(alone), statistics.median(held)
-    during = statistics.median(itertools.chain(*beside))
+    plain, waiting, slowed = (statistics.median(times) for times in (alone, held, itertools.chain(*beside)))
     steps = statistics.mean(len(times) for times in beside)
     lost = waiting + statistics.mean(sum(times) - len(times) * plain for times in beside)
     cells = [
         f"{plain:.3f}",
         f"{waiting:.3f}",
-        f"{during:.3f}",
+        f"{slowed:.3f}",
         f"{steps:.0f}",
         f"{lost:.2f} s, {lost / every / plain:.1%}",
     ]

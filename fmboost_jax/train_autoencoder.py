@@ -14,7 +14,7 @@ import sys
 import jax
 
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.teacher import between
+from fmboost_jax.boosting.teacher import frozen_flow
 from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.crops import centres, crop_batches, first_crops, read_photographs
 from fmboost_jax.errors import InputError, run
@@ -88,10 +88,10 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
         initial, known = load_initial(config)
     else:
         initial = initial_parameters(config, first_crops(photographs, config.data, batches=PRINCIPAL_BATCHES, **stream))
-    boosts = [between(Booster.load(name), initial) for name in config.train.boosters]
-    for name, boost in zip(config.train.boosters, boosts, strict=True):
-        if config.data.crop % boost.multiple:
-            raise InputError(f"data.crop is {config.data.crop}: {name} needs a multiple of {boost.multiple}")
+    flows = [frozen_flow(Booster.load(name), initial) for name in config.train.boosters]
+    for name, flow in zip(config.train.boosters, flows, strict=True):
+        if config.data.crop % flow.factor:
+            raise InputError(f"data.crop is {config.data.crop}: booster {name} needs a multiple of {flow.factor}")
     optimizer = decaying_optimizer(config)
     state = TrainState.create(initial, optimizer)
     checkpoints, saved_config = Checkpoints(workdir, keep=config.checkpoint.keep, lock=lock), to_mapping(config)
@@ -108,12 +108,12 @@ def _train(config: AutoencoderTrainingConfig, workdir: str, lock: FolderLock) ->
     print(f"{len(photographs)} photographs, {len(held_out)} to measure, {count(initial):,} parameters, step {start}")
 
     # ---------------------------------------------------------------------------------------------------- loop
-    train_step = jax.jit(make_train_step(config, graph, optimizer, boosts), donate_argnums=0)
-    flows = [boost.parameters for boost in boosts]
+    train_step = jax.jit(make_train_step(config, graph, optimizer, flows), donate_argnums=0)
+    frozen = [flow.parameters for flow in flows]
     state, finished = loop.run(
         state,
         iterator,
-        lambda state, pixels: train_step(state, pixels, flows),
+        lambda state, pixels: train_step(state, pixels, frozen),
         workdir=workdir,
         config=config.train,
         checkpoints=checkpoints,

@@ -231,6 +231,10 @@ def test_a_decoder_learns_to_decode_what_a_booster_makes(whole_run, photographs,
     other = tiny_config(photographs, "--config.train.decoder_only=True", boosters)
     with pytest.raises(InputError, match="booster booster: it was trained on the latents of another encoder"):
         command.train_autoencoder(other, str(tmp_path / "other"))
+    write_bundle(tmp_path / "booster", velocity, dataclasses.replace(bundle, factor=3))
+    thrice = tiny_config(photographs, *options, boosters)
+    with pytest.raises(InputError, match=r"data\.crop is 32: booster .* needs a multiple of 3"):
+        command.train_autoencoder(thrice, str(tmp_path / "other"))
 
 
 def pooled(images, factor):

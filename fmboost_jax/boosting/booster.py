@@ -330,7 +330,7 @@ class Booster(Shareable):
         if tile < 0:
             raise InputError(f"tile must be 0 (the whole image) or more, found {tile}")
         data, spatial = self.mesh.shape["data"], self.mesh.shape["spatial"]
-        checked, multiple = check_images(images), self.image_multiple
+        checked, multiple = check_images(images), self._image_multiple()
         results = enlarge_images(
             functools.partial(
                 self._enlarge, batch_size=batch_size, integrate=integrate, return_trajectory=return_trajectory
@@ -484,8 +484,7 @@ class Booster(Shareable):
         images = check_finite(self.first_stage.decode(latents), "the decoder", self.first_stage.model)
         return to_integers(np.asarray(images), dtype)
 
-    @property
-    def image_multiple(self) -> int:
+    def _image_multiple(self) -> int:
         """Required multiple of the sides of a small image, for the autoencoder and the network."""
         whole, stage = self.first_stage.image_multiple, self.first_stage.downsampling
         if self.coupling.upsampling == "lsu":

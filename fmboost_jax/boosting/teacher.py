@@ -63,19 +63,19 @@ def teach(booster: Booster, pairs: DatasetInfo, solver: Solver, *, draws: int, s
     return Teacher(booster.fingerprint, solver.method, solver.steps, booster.coupling, draws, seed), boost
 
 
-def between(booster: Booster, encoder: Parameters) -> FrozenFlow:
-    """Return a booster as a step between an encoder and the decoder that is to be trained, with its default steps.
+def frozen_flow(booster: Booster, autoencoder: Parameters) -> FrozenFlow:
+    """Return a booster for the training of a decoder; it integrates in its recommended number of steps.
 
     Args:
         booster: the trained flow.
-        encoder: the parameters of an autoencoder, of which those of the encoder are compared with the booster's.
+        autoencoder: parameters of the autoencoder whose decoder is to be trained.
 
     Raises:
         InputError: the booster was trained on the latents of another encoder.
     """
     found, known = (
         {name: np.asarray(array) for name, array in parameters.items() if name.startswith("encoder.")}
-        for parameters in (encoder, split(booster.first_stage.model)[1])
+        for parameters in (autoencoder, split(booster.first_stage.model)[1])
     )
     if found.keys() != known.keys() or not all(np.array_equal(found[name], known[name]) for name in known):
         raise InputError(f"booster {booster.name}: it was trained on the latents of another encoder")
@@ -101,4 +101,4 @@ def between(booster: Booster, encoder: Parameters) -> FrozenFlow:
         )
         return spec.unscale(boosted)
 
-    return FrozenFlow(booster.factor, booster.factor * booster.image_multiple, run, booster.parameters)
+    return FrozenFlow(booster.factor, run, booster.parameters)

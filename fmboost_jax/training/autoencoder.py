@@ -36,17 +36,16 @@ ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
 
 @dataclasses.dataclass(frozen=True)
 class FrozenFlow:
-    """A trained flow between the encoder and the decoder.
+    """A trained flow whose results a decoder is trained on.
 
     Attributes:
         factor: its enlargement.
-        multiple: of pixels, required of the sides of a large image.
-        run: (parameters, small images in [-1, 1], encode, key) → raw high-res latents; `encode` returns raw latents.
+        run: (parameters, small images (b, h, w, 3) in [-1, 1], encode, key) → raw high-res latents (b, H, W, c), where
+            `encode` maps images to raw latents.
         parameters: of the flow, an argument of the train step, not constants of its program.
     """
 
     factor: int
-    multiple: int
     run: Callable[[Parameters, Array, Callable[[Array], Array], Array], Array]
     parameters: Parameters
 
@@ -155,15 +154,15 @@ def make_train_step(
     config: AutoencoderTrainingConfig,
     graph: nnx.GraphDef[AutoencoderTiny],
     optimizer: optax.GradientTransformationExtraArgs,
-    boosts: Sequence[FrozenFlow] = (),
+    flows: Sequence[FrozenFlow] = (),
 ):
-    """The function (state, uint8 images, parameters of each boost) → (state, metrics), to be jitted, the state donated.
+    """The function (state, uint8 images, parameters of each flow) → (state, metrics), to be jitted, the state donated.
 
     A step whose loss or gradient is not finite leaves parameters, average and optimiser as they were.
     """
     features = load_perceptual_network() if config.loss.perceptual else None
 
-    def loss_fn(parameters: Parameters, image: Array, key: Array, flows: Sequence[Parameters]):
+    def loss_fn(parameters: Parameters, image: Array, key: Array, frozen: Sequence[Parameters]):
         if config.train.decoder_only:
             parameters = {
                 name: jax.lax.stop_gradient(array) if name.startswith("encoder.") else array
@@ -184,19 +183,19 @@ def make_train_step(
             return total
 
         loss = distance(decoded, image) + config.loss.moments * moments_loss(latent, config.loss.deviation)
-        for i, (boost, flow) in enumerate(zip(boosts, flows, strict=True)):
+        for i, (flow, weights) in enumerate(zip(flows, frozen, strict=True)):
             part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
-            small = shrink(part, part.shape[1] // boost.factor)
-            boosted = boost.run(flow, small, lambda x: autoencoder.encode(x)[0], jax.random.fold_in(key, i))
+            small = shrink(part, part.shape[1] // flow.factor)
+            boosted = flow.run(weights, small, lambda x: autoencoder.encode(x)[0], jax.random.fold_in(key, i))
             loss += config.loss.boosted * distance(autoencoder.decode(jax.lax.stop_gradient(boosted)), part)
         for i, factor in enumerate(ENLARGEMENTS if config.loss.enlarged else ()):
             part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
             loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
         return loss
 
-    def train_step(state: TrainState, pixels: UInt8[Array, "b h w 3"], flows: Sequence[Parameters] = ()):
+    def train_step(state: TrainState, pixels: UInt8[Array, "b h w 3"], frozen: Sequence[Parameters] = ()):
         key = jax.random.fold_in(jax.random.key(config.seed), state.step)
-        loss, gradient = jax.value_and_grad(loss_fn)(state.parameters, pixels / 127.5 - 1, key, flows)
+        loss, gradient = jax.value_and_grad(loss_fn)(state.parameters, pixels / 127.5 - 1, key, frozen)
         return state.apply_gradient(loss, gradient, optimizer, config.ema)
 
     return train_step

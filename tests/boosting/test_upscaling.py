@@ -132,4 +132,4 @@ def test_sides_that_autoencoder_and_network_can_halve(booster, upsampling, facto
     """One halving in the network, none (identity) in the autoencoder; and an autoencoder of 2×."""
     network = random_model(UNet, dataclasses.replace(UNET, channel_mult=(1, 1, 1) if upsampling == "psu" else (1, 1)))
     one = Booster(network, booster.first_stage, dataclasses.replace(COUPLING, upsampling=upsampling), factor)
-    assert one.image_multiple == expected
+    assert one._image_multiple() == expected
