@@ -21,6 +21,7 @@ from fmboost_jax.configuration import read_config
 from fmboost_jax.data import crops
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
+from fmboost_jax.images.resize import shrink
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.metrics.efficientnet import EfficientNetConfig, EfficientNetLite
@@ -103,6 +104,26 @@ def test_training_improves_the_decoding_of_enlarged_latents(photographs):
         autoencoder, pictures = merge(graph, state.parameters), jnp.asarray(images / 127.5 - 1, jnp.float32)
         errors.append([enlargement_loss(autoencoder, pictures, factor, config.loss) for factor in (2, 4)])
     assert np.all(np.divide(errors[1], errors[0]) < 0.9), errors
+
+
+def test_the_round_trip_of_enlarged_small_images_is_part_of_the_loss(photographs):
+    """Of one image enlarged by 2 and of another by 4, a quarter of the batch each."""
+    (_, images, graph, state, without), (config, *_, with_term) = (
+        trained(
+            photographs,
+            "--config.train.steps=1",
+            "--config.optim.lr=1e-30",
+            "--config.optim.bias_lr=1e-30",
+            f"--config.loss.blurred={weight}",
+        )
+        for weight in (0.0, 0.5)
+    )
+    autoencoder, expected = merge(graph, state.parameters), 0.0
+    for image, factor in zip(jnp.asarray(images[:2] / 127.5 - 1, jnp.float32), (2, 4), strict=True):
+        blurred = enlarge(shrink(image[None], len(image) // factor), factor)
+        expected += picture_loss(autoencoder.decode(autoencoder.encode(blurred)[0]) - blurred, config.loss)
+    assert expected > 0.01
+    np.testing.assert_allclose(with_term[0] - without[0], 0.5 * expected, rtol=1e-3)
 
 
 def test_enlargement_loss_measures_decoding_of_enlarged_latents(photographs):

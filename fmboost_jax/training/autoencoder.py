@@ -31,7 +31,7 @@ from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_
 from fmboost_jax.training.state import TrainState
 
 LIFT = 4.0  # bias of components in deviations, for the ReLU
-ENLARGEMENTS = (2, 4)  # of latents, whose decoding is trained too
+ENLARGEMENTS = (2, 4)  # of latents and of small images, whose decoding is trained too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -188,9 +188,13 @@ def make_train_step(
             small = shrink(part, part.shape[1] // flow.factor)
             boosted = flow.run(weights, small, lambda x: autoencoder.encode(x)[0], jax.random.fold_in(key, i))
             loss += config.loss.boosted * distance(autoencoder.decode(jax.lax.stop_gradient(boosted)), part)
-        for i, factor in enumerate(ENLARGEMENTS if config.loss.enlarged else ()):
+        for i, factor in enumerate(ENLARGEMENTS):
             part = jnp.roll(image, -i * quarter, axis=0)[:quarter]
-            loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
+            if config.loss.enlarged:
+                loss += config.loss.enlarged * enlargement_loss(autoencoder, part, factor, config.loss)
+            if config.loss.blurred:
+                blurred = enlarge(shrink(part, part.shape[1] // factor), factor)
+                loss += config.loss.blurred * distance(autoencoder.decode(autoencoder.encode(blurred)[0]), blurred)
         return loss
 
     def train_step(state: TrainState, pixels: UInt8[Array, "b h w 3"], frozen: Sequence[Parameters] = ()):

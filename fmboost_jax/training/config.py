@@ -112,7 +112,7 @@ class TrainConfig(LoopConfig):
     """Section `train` of the flow's training.
 
     Attributes:
-        init_from: checkpoint whose averaged weights to start from; "" for fresh weights.
+        init_from: bundle, packaged name or run whose averaged weights to start from; "" for fresh weights.
     """
 
     init_from: str = ""
@@ -275,6 +275,7 @@ class AutoencoderLossConfig:
         deviation: of the latents.
         moments: weight of the latents' distance from mean 0 and that deviation, and of their correlations.
         enlarged: weight of how enlarged latents decode.
+        blurred: weight of the round trip of enlarged small images, which flows start from.
         boosted: weight of how boosted latents decode, see `train.boosters`.
         rmse: weight of each image's root mean square error, averaged over images.
         latent_noise: standard deviation of the noise that the decoder gets.
@@ -286,13 +287,14 @@ class AutoencoderLossConfig:
     deviation: float = 0.5
     moments: float = 0.002
     enlarged: float = 0.1
+    blurred: float = 0.0
     boosted: float = 1.0
     rmse: float = 0.0
     latent_noise: float = 0.02
     perceptual: float = 0.0
 
     def __post_init__(self):
-        weights = ("gradient", "moments", "enlarged", "boosted", "rmse", "latent_noise", "perceptual")
+        weights = ("gradient", "moments", "enlarged", "blurred", "boosted", "rmse", "latent_noise", "perceptual")
         require_at_least("loss.", self, scales=1, **dict.fromkeys(weights, 0))
         require("loss.", self, "deviation", "more than 0", self.deviation > 0)
 
