@@ -113,7 +113,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.train.log_every = 50
     config.train.nan_patience = 3  # steps within which a loss that is not finite ends the run
     config.train.tracker = ""  # "wandb" or "trackio": keeps the metrics and pictures, too
-    config.train.init_from = ""  # checkpoint whose averaged weights to start from
+    config.train.init_from = ""  # bundle, packaged name or run whose averaged weights to start from
 
     config.checkpoint.every = 500
     config.checkpoint.keep = 3  # the last ones

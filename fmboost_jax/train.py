@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from fmboost_jax.boosting.bundle import is_bundle, read_bundle
 from fmboost_jax.configuration import changes, parse_arguments, to_mapping
 from fmboost_jax.data.dataset import DatasetInfo
 from fmboost_jax.data.originals import original_images
@@ -24,6 +25,7 @@ from fmboost_jax.data.pipeline import batches, spread_records
 from fmboost_jax.errors import PREEMPTED, InputError, run
 from fmboost_jax.flow.objectives import Reflow, make_objective
 from fmboost_jax.interop.autoencoders import load_first_stage
+from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.parameters import Parameters, count
 from fmboost_jax.models.unet import UNetConfig
 from fmboost_jax.parallel import distributed
@@ -222,16 +224,22 @@ def _check_network(saved: dict, present: dict, where: str) -> None:
     network = changes(before, after)
     if network:
         raise InputError(
-            f"checkpoint {where} is of another architecture: {', '.join(network[:5])}; "
+            f"{where} has another architecture: {', '.join(network[:5])}; "
             "set the config back or choose another --workdir"
         )
 
 
 def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Parameters:
-    """Another run's averaged weights; those of a second time are fresh where that run's network has none."""
-    parameters, saved, step = load_weights(config.train.init_from)
-    where = f"{config.train.init_from} step {step}"
-    before = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
+    """A bundle's or another run's averaged weights; those of a second time are fresh where its network has none."""
+    where = config.train.init_from
+    folder = local_folder(where, "booster")
+    if is_bundle(folder):
+        parameters, bundle = read_bundle(folder)
+        before = {"network": bundle.network, bundle.network: to_mapping(bundle.architecture)}
+    else:
+        parameters, saved, step = load_weights(folder)
+        where = f"{where} step {step}"
+        before = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
     network = before[before["network"]]
     if config.architecture.time_inputs == 2 and network.get("time_inputs") == 1:
         network["time_inputs"] = 2

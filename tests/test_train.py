@@ -134,10 +134,15 @@ def test_changed_config_is_refused_by_name_unless_allowed(pairs, continued, caps
     assert "unet.num_res_blocks: 1 → 2" in line
 
 
-def test_starts_from_another_runs_weights_also_with_a_second_time(pairs, whole_run, tmp_path):
+@pytest.mark.parametrize("kind", ["run", "bundle"])
+def test_starts_from_other_weights_also_with_a_second_time(pairs, whole_run, tmp_path, kind):
     """The second time's embedding starts at zero, so a shortcut model starts with the flow's velocity."""
     options = ("--config.train.steps=1", "--config.objective=shortcut", "--config.unet.time_inputs=2")
-    start = f"--config.train.init_from={whole_run[0]}"
+    weights = whole_run[0]
+    if kind == "bundle":
+        weights = tmp_path / "bundle"
+        call("export", "--checkpoint", str(whole_run[0]), "--out", str(weights))
+    start = f"--config.train.init_from={weights}"
     call("train", *train_words(pairs, tmp_path / "shortcut", *options, start, "--config.optim.lr=1e-30"))
     (found, _, _), (expected, _, _) = load_weights(str(tmp_path / "shortcut")), load_weights(str(whole_run[0]))
     for name in expected:
