@@ -1,32 +1,38 @@
 """Measurements on one GPU or TPU in ten minutes: the flow and the decoder at 1024², and training.
 
     python -m bench.accelerator --out RESULTS.jsonl
-    python -m bench.accelerator --out RESULTS.jsonl --minutes 10 --peers     # and the PyTorch reference model on a GPU
+    python -m bench.accelerator --out RESULTS.jsonl --peers        # and the PyTorch reference model, on a GPU
     python -m bench.accelerator --out /tmp/rehearsal.jsonl --small           # on any machine, a minute
 
-The most important parts come first. Each row is written as soon as it is measured, so an interruption loses none.
-No part begins when the time is over. A row has the median seconds, the seconds of compilation, images a second, MFU on
-chips whose peak is known, and the device's peak memory. `--small` uses a narrow network and small latents, to test that
+The programs are compiled side by side, then measured one after another, the most important first. Each row is written
+as soon as it is measured, so an interruption loses none. No part begins when the time is over. A row has the median
+seconds, the seconds of compilation, images a second, MFU on chips whose peak is known, and the device's peak memory.
+`--small` uses a narrow network and small latents, to test that
 every part runs.
 
 On a TPU, compare `train` with the predictions in bench/tpu.md.
 """
 
 import argparse
+import contextlib
 import functools
 import json
+import os
 import pathlib
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bench import sample
+from bench.alternation import Child, Implementation
+from bench.networks import Work, sampling, write_weights
 from fmboost_jax.configuration import read_config
 from fmboost_jax.errors import run
 from fmboost_jax.flow.solvers import Solver
@@ -45,7 +51,6 @@ PEAKS = {
     "TPU v5": CHIPS["v5p"].peak,
     "TPU v6 lite": CHIPS["v6e"].peak,
 }
-BATCHES, STEPS, TRAINING_BATCHES = (1, 4), (4, 20, 40), (8, 16, 32, 4)
 SMALL = (
     "--config.unet.model_channels=32",
     "--config.unet.channel_mult=(1,2)",
@@ -64,91 +69,172 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10, help="time in all (default: 10)")
     parser.add_argument("--repeats", type=int, default=10, help="runs of each program after its first (default: 10)")
     parser.add_argument("--small", action="store_true", help="a rehearsal with a narrow network")
-    parser.add_argument("--peers", action="store_true", help="end with python -m bench.sample, on a GPU with PyTorch")
+    parser.add_argument("--peers", action="store_true", help="compare the first part with PyTorch's reference model")
+    parser.add_argument("--parts", type=int, help="measure the first ones alone, for less time (default: all)")
     arguments = parser.parse_args()
     end = time.perf_counter() + 60 * arguments.minutes
-    with arguments.out.open("a", encoding="utf-8") as file:
-        for name, measure in parts(arguments.small, arguments.repeats):
+    chosen = list(parts(arguments.small))[: arguments.parts]
+    with contextlib.ExitStack() as stack:
+        file = stack.enter_context(arguments.out.open("a", encoding="utf-8"))
+        pool = stack.enter_context(ThreadPoolExecutor(os.cpu_count()))
+        children = (
+            [stack.enter_context(Child(peer)) for peer in peers(arguments.small, stack)] if arguments.peers else []
+        )
+        print(f"compiling {len(chosen)} programs", flush=True)
+        prepared = pool.submit(lambda: [child.prepare() for child in children])
+        # All before the first measurement: the compiler tries kernels on the device.
+        programs = list(pool.map(compiled, chosen))
+        prepared.result()
+
+        def write(name: str, measure: Callable[[], dict[str, Any]]) -> None:
             if time.perf_counter() > end:
                 print(f"{name}: not begun, the time is over")
-                continue
+                return
             try:
                 row = measure()
-            # Too little memory for a batch is a result, too.
             except jax.errors.JaxRuntimeError as error:
-                row = {"failure": str(error).splitlines()[0]}
+                row = failure(error)
             row = {"part": name, "device": jax.devices()[0].device_kind, "jax": jax.__version__, **row}
             file.write(json.dumps(row) + "\n")
             file.flush()
             print(json.dumps(row), flush=True)
-    if arguments.peers and time.perf_counter() < end:
-        for text in sample.tables(latent=128, batch=1, steps=[4, 40], width=128, repeats=arguments.repeats):
-            print(text, end="\n\n", flush=True)
+
+        for part, program in zip(chosen, programs, strict=True):
+            write(part.name, functools.partial(measured, part, program, arguments.repeats))
+        for child in children:
+            name = f"{chosen[0].name}: {child.name}"
+            write(name, functools.partial(compared, chosen[0], programs[0], child, arguments.repeats))
 
 
-def parts(small: bool, repeats: int) -> Iterator[tuple[str, Callable[[], dict[str, Any]]]]:
-    """Names of the parts, and the functions that measure them."""
+class Part(NamedTuple):
+    """One program to measure; its batch is the config's."""
+
+    name: str
+    config: TrainingConfig
+    mode: str
+    solver: Solver
+
+
+def parts(small: bool) -> Iterator[Part]:
+    """The parts, the most important first."""
     overrides = SMALL if small else ()
 
-    def part(mode: str, batch: int, steps: int = 1) -> Callable[[], dict[str, Any]]:
+    def part(name: str, mode: str, batch: int, steps: int = 1) -> Part:
         words = [*overrides, f"--config.train.batch_size={batch}", "--config.unet.dtype=bfloat16"]
         config = read_config("cfm1024.py", [*words, "--config.first_stage.dtype=bfloat16"], TrainingConfig)
-        return lambda: measured(config, mode, Solver("euler", steps), repeats)
+        return Part(f"{name}, batch {batch}", config, mode, Solver("euler", steps))
 
-    for batch in BATCHES:
-        for steps in STEPS:
-            yield f"flow of {steps} Euler steps, batch {batch}", part("sample", batch, steps)
-        yield f"decoder, batch {batch}", part("decode", batch)
-    for batch in TRAINING_BATCHES[: 1 if small else None]:
-        yield f"training step, batch {batch}", part("train", batch)
+    for batch, training in ((1, 16), (4, 32)):
+        yield part("flow of 40 Euler steps", "sample", batch, 40)
+        yield part("decoder", "decode", batch)
+        yield part("training step", "train", training)
+    for batch, training in ((1, 8), (4, 4)):
+        yield part("flow of 4 Euler steps", "sample", batch, 4)
+        yield part("flow of 20 Euler steps", "sample", batch, 20)
+        yield part("training step", "train", training)
 
 
-def measured(config: TrainingConfig, mode: str, solver: Solver, repeats: int) -> dict[str, Any]:
-    """Compile a mode's program for the first device, run it on random arrays, and return the row."""
-    mesh = make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
+def peers(small: bool, stack: contextlib.ExitStack) -> list[Implementation]:
+    """The PyTorch reference model at the work of the first part, with random weights."""
+    weights = pathlib.Path(stack.enter_context(tempfile.TemporaryDirectory())) / "unet.safetensors"
+    config: dict[str, Any] = {"model_channels": 32, "channel_mult": (1, 2), "num_res_blocks": 1} if small else {}
+    with jax.default_device(jax.devices("cpu")[0]):
+        write_weights(weights, config)
+    return sampling(Work(weights, config, batch=1, latent=16 if small else 128, steps=40))[1:]
+
+
+class Program(NamedTuple):
+    """A part's program, and the seconds of lowering and compiling it."""
+
+    lowered: jax.stages.Lowered
+    compiled: jax.stages.Compiled
+    seconds: float
+
+
+def compiled(part: Part) -> Program | jax.errors.JaxRuntimeError:
+    """A part's program for the first device, or the failure."""
     started = time.perf_counter()
-    lowered = lower(config, mode, mesh, solver)
-    program = lowered.compile()
-    compiled = time.perf_counter() - started
-    arguments = list(random_arguments(lowered, mesh))
+    lowered = lower(part.config, part.mode, one_device(), part.solver)
+    try:
+        return Program(lowered, lowered.compile(), time.perf_counter() - started)
+    except jax.errors.JaxRuntimeError as error:
+        return error
+
+
+def failure(error: Exception) -> dict[str, str]:
+    """The row of a part that failed: too little memory for a batch is a result, too."""
+    return {"failure": str(error).splitlines()[0]}
+
+
+def one_device() -> Mesh:
+    """A mesh of the first device."""
+    return make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
+
+
+def runner(part: Part, program: Program | jax.errors.JaxRuntimeError) -> Callable[[], float]:
+    """A function that runs a part's program once on random arrays, and returns the seconds; it has run once already.
+
+    Raises:
+        JaxRuntimeError: the compilation's failure, or too little memory.
+    """
+    if isinstance(program, Exception):
+        raise program
+    arguments = list(random_arguments(program.lowered, one_device()))
 
     def once() -> float:
         started = time.perf_counter()
-        result = jax.block_until_ready(program(*arguments))
-        if mode == "train":  # The state was donated.
+        result = jax.block_until_ready(program.compiled(*arguments))
+        if part.mode == "train":  # The state was donated.
             arguments[0] = result[0]
         return time.perf_counter() - started
 
     once()
+    return once
+
+
+def measured(part: Part, program: Program | jax.errors.JaxRuntimeError, repeats: int) -> dict[str, Any]:
+    """The row of a part."""
+    once = runner(part, program)
     seconds = statistics.median(once() for _ in range(repeats))
     device = jax.devices()[0]
-    row = {"seconds": seconds, "compile_seconds": compiled, "images_per_second": config.train.batch_size / seconds}
+    images = part.config.train.batch_size
+    row = {"seconds": seconds, "images_per_second": images / seconds}
+    if isinstance(program, Program):
+        row["compile_seconds"] = program.seconds
     if peak := PEAKS.get(device.device_kind):
-        row["mfu"] = model_flops(config, mode, solver) / seconds / peak
+        row["mfu"] = model_flops(part.config, part.mode, part.solver) / seconds / peak
     if statistics_ := device.memory_stats():
-        row["peak_bytes"] = statistics_["peak_bytes_in_use"]
+        row["peak_bytes"] = statistics_["peak_bytes_in_use"]  # of the process so far
     return row
+
+
+def compared(part: Part, program: Program | jax.errors.JaxRuntimeError, peer: Child, repeats: int) -> dict[str, Any]:
+    """The row of a peer that alternates with a part's program."""
+    once = runner(part, program)
+    pairs = [(once(), peer.ask("run")) for _ in range(repeats)]
+    if peer.failure:
+        return {"failure": peer.failure}
+    ours, seconds = (statistics.median(column) for column in zip(*pairs, strict=True))
+    return {"seconds": seconds, "ours": ours, "ratio": seconds / ours}
 
 
 def random_arguments(lowered: jax.stages.Lowered, mesh: Mesh) -> tuple[Any, ...]:
     """Arrays of the shapes that a lowered program takes: small random floats, ones elsewhere, keys."""
     positional, keywords = lowered.args_info
     assert not keywords
+    # Repeated in each array: drawing hundreds of millions of numbers takes seconds. Second moments of the optimizer,
+    # among others, are not negative.
+    values = np.abs(0.02 * np.random.default_rng(0).standard_normal(2**20, np.float32))
 
-    @functools.partial(jax.jit, static_argnums=(1, 2))
-    def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any):
+    def draw(shape: tuple[int, ...], dtype: Any):
         if jnp.issubdtype(dtype, jax.dtypes.prng_key):
-            return jax.random.split(key, shape)
+            return jax.random.split(jax.random.key(0), shape)
         if jnp.issubdtype(dtype, np.floating):
-            # Second moments of the optimizer, among others, are not negative.
-            return jnp.abs(0.02 * jax.random.normal(key, shape, jnp.float32)).astype(dtype)
+            return jnp.asarray(np.resize(values, shape).astype(dtype))
         return jnp.ones(shape, dtype)
 
-    leaves, tree = jax.tree.flatten(positional)
     with jax.default_device(mesh.devices.flat[0]):
-        # One program for each shape: a single program for hundreds of arrays takes minutes to compile.
-        keys = jax.random.split(jax.random.key(0), len(leaves))
-        return jax.tree.unflatten(tree, [draw(key, a.shape, a.dtype) for key, a in zip(keys, leaves, strict=True)])
+        return jax.tree.map(lambda a: draw(a.shape, a.dtype), positional)
 
 
 if __name__ == "__main__":

@@ -58,10 +58,10 @@ def alternate(implementations: list[Implementation], *, repeats: int = 5) -> lis
     Repetitions of the first implementation alternate with those of each other one. At most two processes run at the
     same time, to bound memory.
     """
-    with _Child(implementations[0]) as ours:
+    with Child(implementations[0]) as ours:
         first, mine, results = ours.prepare(), [], []
         for implementation in implementations[1:]:
-            with _Child(implementation) as peer:
+            with Child(implementation) as peer:
                 first_of_peer, pairs = peer.prepare(), []
                 for _ in range(repeats):
                     pairs.append((ours.ask("run"), peer.ask("run")))
@@ -70,7 +70,7 @@ def alternate(implementations: list[Implementation], *, repeats: int = 5) -> lis
         return [_result(ours, first, [(seconds, seconds) for seconds in mine]), *results]
 
 
-def _result(child: "_Child", first: float, pairs: list[tuple[float, float]]) -> Result:
+def _result(child: "Child", first: float, pairs: list[tuple[float, float]]) -> Result:
     """Of the second of each pair."""
     if child.failure:
         return Result(child.name, failure=child.failure)
@@ -78,7 +78,7 @@ def _result(child: "_Child", first: float, pairs: list[tuple[float, float]]) -> 
     return Result(child.name, seconds, seconds / ours, first, child.ask("peak"), child.ask("passing"))
 
 
-class _Child:
+class Child:
     """An implementation's process, from the outside."""
 
     def __init__(self, implementation: Implementation):
@@ -108,7 +108,7 @@ class _Child:
             return float("nan")
         return answer
 
-    def __enter__(self) -> "_Child":
+    def __enter__(self) -> "Child":
         return self
 
     def __exit__(self, *_):
