@@ -9,12 +9,12 @@
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. With --from-latents, all methods get only its latent. PSNR, SSIM and SSIMULACRA2 (the package
-`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency. Sharpness is an image's gradient
-energy over the original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches
-of each image and the same patches of the originals. With so few patches it is comparable only within one table. "Small"
-is the PSNR of the image, box-filtered to the small photograph's size, against that photograph. PIQE (Venkatanath et al.
-2015; the package `pypiqe`) rates an image without the original; 0 is best. Seconds are of one photograph on this
-machine, without compilation.
+`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency; with --from-latents, it is
+with what the latent decodes to. Sharpness is an image's gradient energy over the original's. "Fréchet" is the Fréchet
+distance, in the features of efficientnet-lite0, between 4 patches of each image and the same patches of the originals.
+With so few patches it is comparable only within one table. "Small" is the PSNR of the image, box-filtered to the small
+photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) rates an image without
+the original; 0 is best. Seconds are of one photograph on this machine, without compilation.
 """
 
 import argparse
@@ -154,6 +154,9 @@ def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
     return {
         "decoded, bilinear": lambda: enlarged(Image.Resampling.BILINEAR),
         "decoded, bicubic": lambda: enlarged(Image.Resampling.BICUBIC),
+        "decoded, bicubic, consistent": lambda: fix_colour(
+            enlarged(Image.Resampling.BICUBIC), decoded(booster, small), "consistency"
+        ),
         "LSU: latent bilinear, decoded": lambda: np.stack([decode(latent_upsampled(latent)) for latent in latents]),
         "PSU: decoded, bilinear, encoded, decoded": lambda: np.stack(
             [decode(through_pixels(latent)) for latent in latents]
@@ -175,21 +178,23 @@ def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: b
         return np.asarray(booster.decode(booster.boost(latents, steps=count, batch_size=1), batch_size=1))
 
     ways = {f"boosted, Euler {count}": lambda count=count: boost(count) for count in steps}
-    if from_latents:
-        return ways
-    consistent = {
-        f"{name}, consistent": lambda way=way: fix_colour(way(), small, "consistency") for name, way in ways.items()
-    }
-    return ways | consistent
+
+    def consistent(way) -> Images:
+        return fix_colour(way(), decoded(booster, small) if from_latents else small, "consistency")
+
+    return ways | {f"{name}, consistent": lambda way=way: consistent(way) for name, way in ways.items()}
+
+
+def decoded(booster: Booster, small: Images) -> Images:
+    """What the latents of the small photographs decode to."""
+    stage = booster.first_stage
+    return np.concatenate([to_uint8(np.asarray(stage.decode(stage.encode(to_float(image[None]))))) for image in small])
 
 
 def write_small(folder: pathlib.Path, booster: Booster, small: Images, *, from_latents: bool) -> None:
     """Write 000.png, 001.png, …: the small photographs, or what their latents decode to."""
     folder.mkdir(parents=True, exist_ok=True)
-    for number, image in enumerate(small):
-        if from_latents:
-            stage = booster.first_stage
-            image = to_uint8(np.asarray(stage.decode(stage.encode(to_float(image[None])))))[0]
+    for number, image in enumerate(decoded(booster, small) if from_latents else small):
         Image.fromarray(image).save(folder / f"{number:03}.png")
 
 
