@@ -20,6 +20,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.finish.pixels = 0.5
     config.finish.perceptual = 0.1
     config.finish.consistency = 0.5
+    config.finish.detail = config.finish.grid = 0.0
     config.finish.adversarial = 0.01
     config.finish.crop = 16
     config.optim.lr = 1e-4
