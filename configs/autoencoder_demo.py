@@ -41,7 +41,8 @@ def get_config() -> ConfigDict:
     config.loss.moments = 0.002  # weight of the terms for mean 0, this deviation and uncorrelated channels
     # Weight of the error of decoded enlarged latents: ×2 and ×4, a quarter of the batch each.
     config.loss.enlarged = 0.1
-    # Weight of the round trip of small images enlarged by 2 and 4, a quarter of the batch each: flows start from them.
+    # Weight of the error of the round trip of small images enlarged ×2 and ×4, a quarter of the batch each. Flows start
+    # from such images.
     config.loss.blurred = 0.0
     config.loss.boosted = 1.0  # weight of the error of decoded boosts, where train.boosters names boosters
     config.loss.rmse = 0.0  # weight of each image's root mean square error, which is what PSNR measures

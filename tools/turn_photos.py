@@ -16,7 +16,8 @@ from tqdm import tqdm
 
 from fmboost_jax.data.sources import FolderPhotos
 from fmboost_jax.errors import InputError, run
-from fmboost_jax.images.photos import load_photo
+from fmboost_jax.files import atomic_folder
+from fmboost_jax.images.photos import UnusablePhoto, load_photo
 
 WAYS = list(Image.Transpose)
 
@@ -29,14 +30,15 @@ def main() -> None:
     parser.add_argument("--shift", type=int, default=0, help="take another way for every photograph (default: 0)")
     arguments = parser.parse_args()
     photos = FolderPhotos(arguments.photographs)
-    if arguments.out.exists():
-        raise InputError(f"{arguments.out} exists already; choose another folder")
-    arguments.out.mkdir(parents=True)
-    for number, name in enumerate(tqdm(photos.names, unit="photo")):
-        way = WAYS[(hashlib.sha256(name.encode()).digest()[0] + arguments.shift) % len(WAYS)]
-        with photos.open(number) as file:
-            turned = load_photo(file).rgb.transpose(way)
-        turned.save(arguments.out / f"{pathlib.PurePath(name).stem}.png", compress_level=1)
+    with atomic_folder(arguments.out) as folder:
+        for number, name in enumerate(tqdm(photos.names, unit="photo")):
+            way = WAYS[(hashlib.sha256(name.encode()).digest()[0] + arguments.shift) % len(WAYS)]
+            try:
+                with photos.open(number) as file:
+                    turned = load_photo(file).rgb.transpose(way)
+            except UnusablePhoto as reason:
+                raise InputError(f"{arguments.photographs}/{name}: {reason}; remove it") from reason
+            turned.save(folder / f"{pathlib.PurePath(name).stem}.png", compress_level=1)
 
 
 if __name__ == "__main__":

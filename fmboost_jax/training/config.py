@@ -275,7 +275,7 @@ class AutoencoderLossConfig:
         deviation: of the latents.
         moments: weight of the latents' distance from mean 0 and that deviation, and of their correlations.
         enlarged: weight of how enlarged latents decode.
-        blurred: weight of the round trip of enlarged small images, which flows start from.
+        blurred: weight of the error of the round trip of enlarged small images, which flows start from.
         boosted: weight of how boosted latents decode, see `train.boosters`.
         rmse: weight of each image's root mean square error, averaged over images.
         latent_noise: standard deviation of the noise that the decoder gets.
