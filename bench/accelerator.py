@@ -5,10 +5,10 @@
     python -m bench.accelerator --out /tmp/rehearsal.jsonl --small           # on any machine, a minute
 
 The programs are compiled side by side, then measured one after another, the most important first. Each row is written
-as soon as it is measured, so an interruption loses none. No part begins when the time is over. A row has the median
-seconds, the seconds of compilation, images a second, MFU on chips whose peak is known, and the device's peak memory.
-`--small` uses a narrow network and small latents, to test that
-every part runs.
+as soon as it is measured, so an interruption keeps all finished rows. After the given time, no further part is
+measured; compilation is not bounded. A row has the median seconds, the seconds of compilation, images a second, MFU on
+chips whose peak is known, and the process's peak memory on the device so far. `--small` uses a narrow network and small
+latents, to test that every part runs.
 
 On a TPU, compare `train` with the predictions in bench/tpu.md.
 """
@@ -23,7 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, NamedTuple
 
 import jax
@@ -82,9 +82,9 @@ def main() -> None:
         )
         print(f"compiling {len(chosen)} programs", flush=True)
         prepared = pool.submit(lambda: [child.prepare() for child in children])
+        programs = [pool.submit(compiled, part) for part in chosen]
         # All before the first measurement: the compiler tries kernels on the device.
-        programs = list(pool.map(compiled, chosen))
-        prepared.result()
+        wait([prepared, *programs])
 
         def write(name: str, measure: Callable[[], dict[str, Any]]) -> None:
             if time.perf_counter() > end:
@@ -92,8 +92,9 @@ def main() -> None:
                 return
             try:
                 row = measure()
+            # Too little memory for a batch is a result, too.
             except jax.errors.JaxRuntimeError as error:
-                row = failure(error)
+                row = {"failure": str(error).splitlines()[0]}
             row = {"part": name, "device": jax.devices()[0].device_kind, "jax": jax.__version__, **row}
             file.write(json.dumps(row) + "\n")
             file.flush()
@@ -151,19 +152,11 @@ class Program(NamedTuple):
     seconds: float
 
 
-def compiled(part: Part) -> Program | jax.errors.JaxRuntimeError:
-    """A part's program for the first device, or the failure."""
+def compiled(part: Part) -> Program:
+    """A part's program for the first device."""
     started = time.perf_counter()
     lowered = lower(part.config, part.mode, one_device(), part.solver)
-    try:
-        return Program(lowered, lowered.compile(), time.perf_counter() - started)
-    except jax.errors.JaxRuntimeError as error:
-        return error
-
-
-def failure(error: Exception) -> dict[str, str]:
-    """The row of a part that failed: too little memory for a batch is a result, too."""
-    return {"failure": str(error).splitlines()[0]}
+    return Program(lowered, lowered.compile(), time.perf_counter() - started)
 
 
 def one_device() -> Mesh:
@@ -171,14 +164,8 @@ def one_device() -> Mesh:
     return make_mesh({"data": 1, "fsdp": 1, "spatial": 1}, jax.devices()[:1])
 
 
-def runner(part: Part, program: Program | jax.errors.JaxRuntimeError) -> Callable[[], float]:
-    """A function that runs a part's program once on random arrays, and returns the seconds; it has run once already.
-
-    Raises:
-        JaxRuntimeError: the compilation's failure, or too little memory.
-    """
-    if isinstance(program, Exception):
-        raise program
+def runner(part: Part, program: Program) -> Callable[[], float]:
+    """A function that runs a part's program on random arrays and returns the seconds; its first run is over."""
     arguments = list(random_arguments(program.lowered, one_device()))
 
     def once() -> float:
@@ -192,25 +179,28 @@ def runner(part: Part, program: Program | jax.errors.JaxRuntimeError) -> Callabl
     return once
 
 
-def measured(part: Part, program: Program | jax.errors.JaxRuntimeError, repeats: int) -> dict[str, Any]:
-    """The row of a part."""
+def measured(part: Part, compilation: "Future[Program]", repeats: int) -> dict[str, Any]:
+    """The row of a part.
+
+    Raises:
+        JaxRuntimeError: the compilation failed, or there is too little memory.
+    """
+    program = compilation.result()
     once = runner(part, program)
     seconds = statistics.median(once() for _ in range(repeats))
     device = jax.devices()[0]
     images = part.config.train.batch_size
-    row = {"seconds": seconds, "images_per_second": images / seconds}
-    if isinstance(program, Program):
-        row["compile_seconds"] = program.seconds
+    row = {"seconds": seconds, "compile_seconds": program.seconds, "images_per_second": images / seconds}
     if peak := PEAKS.get(device.device_kind):
         row["mfu"] = model_flops(part.config, part.mode, part.solver) / seconds / peak
     if statistics_ := device.memory_stats():
-        row["peak_bytes"] = statistics_["peak_bytes_in_use"]  # of the process so far
+        row["peak_bytes"] = statistics_["peak_bytes_in_use"]
     return row
 
 
-def compared(part: Part, program: Program | jax.errors.JaxRuntimeError, peer: Child, repeats: int) -> dict[str, Any]:
-    """The row of a peer that alternates with a part's program."""
-    once = runner(part, program)
+def compared(part: Part, compilation: "Future[Program]", peer: Child, repeats: int) -> dict[str, Any]:
+    """The row of a peer that alternates with a part's program; errors as for `measured`."""
+    once = runner(part, compilation.result())
     pairs = [(once(), peer.ask("run")) for _ in range(repeats)]
     if peer.failure:
         return {"failure": peer.failure}

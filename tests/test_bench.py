@@ -4,12 +4,13 @@ import functools
 import re
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 
 from bench import accelerator, headline
-from bench.alternation import Implementation, alternate, table
+from bench.alternation import Child, Implementation, alternate, table
 from bench.growth import exponent
 from bench.memory import peak_gib
 from fmboost_jax.configuration import read_config
@@ -40,10 +41,24 @@ def test_an_accelerators_speed_is_measured(mode):
     settings = ("unet.model_channels=32", "unet.channel_mult=(1,)", "unet.num_res_blocks=1", "train.batch_size=1")
     words = [f"--config.{setting}" for setting in (*settings, "data.high_res=64", "data.low_res=32")]
     part = accelerator.Part("", read_config("cfm1024.py", words, TrainingConfig), mode, Solver("euler", 1))
-    row = accelerator.measured(part, accelerator.compiled(part), repeats=1)
+    with ThreadPoolExecutor() as pool:
+        row = accelerator.measured(part, pool.submit(accelerator.compiled, part), repeats=1)
     assert row["seconds"] > 0
     assert row["compile_seconds"] > 0
     assert row["images_per_second"] == pytest.approx(1 / row["seconds"])
+
+
+@pytest.mark.parametrize(("peer", "failure"), [(functools.partial(busy, 1), ""), (fail, "ValueError: no such library")])
+def test_an_accelerators_first_part_is_compared_with_peers(peer, failure):
+    part = next(accelerator.parts(small=True))
+    with ThreadPoolExecutor() as pool, Child(Implementation("peer", peer)) as child:
+        compilation = pool.submit(accelerator.compiled, part)
+        child.prepare()
+        row = accelerator.compared(part, compilation, child, repeats=1)
+    if failure:
+        assert row == {"failure": failure}
+    else:
+        assert row["ratio"] == row["seconds"] / row["ours"] > 0
 
 
 def test_an_accelerators_parts_are_measured():

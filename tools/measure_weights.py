@@ -12,9 +12,10 @@ the small photograph. With --from-latents, all methods get only its latent. PSNR
 `ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency with the small photograph, or with
 --from-latents, with what its latent decodes to. Sharpness is an image's gradient energy over the original's. "Fréchet"
 is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches of each image and the same patches of
-the originals. With so few patches it is comparable only within one table. "Small" is the PSNR of the image, box-filtered to the small
-photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) rates an image without
-the original; 0 is best. Seconds are of one photograph on this machine, without compilation.
+the originals. With so few patches it is comparable only within one table. "Small" is the PSNR of the image,
+box-filtered to the small photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package
+`pypiqe`) rates an image without the original; 0 is best. Seconds are of one photograph on this machine, without
+compilation.
 """
 
 import argparse
