@@ -232,7 +232,7 @@ def _check_network(saved: dict, present: dict, where: str) -> None:
 def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Parameters:
     """A bundle's or another run's averaged weights; those of a second time are fresh where its network has none."""
     where = config.train.init_from
-    folder = local_folder(where, "booster")
+    folder = local_folder(where, "train.init_from")
     if is_bundle(folder):
         parameters, bundle = read_bundle(folder)
         before = {"network": bundle.network, bundle.network: to_mapping(bundle.architecture)}
