@@ -98,7 +98,7 @@ def build_page(boosters: dict[str, Booster], *, base: BaseModel | None = None, m
         seconds = time.monotonic() - started
         facts = result.settings
         text = (
-            f"{width} × {height} pixels in {seconds:.1f} s · {facts['checkpoint']}, {facts['steps']} steps, "
+            f"{width} × {height} pixels in {seconds:.1f} s · {facts['checkpoint']}, steps {facts['steps']}, "
             f"noise {facts['noise_step']}, seed {facts['seed']}"
         )
         return (
