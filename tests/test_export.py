@@ -96,7 +96,8 @@ def test_programs_run_without_this_package(bundle, latents, tmp_path):
 def test_a_program_for_any_size_has_attention_and_psu():
     """The autoencoder has attention, the flow starts from PSU; networks on pixels have neither."""
     config = AutoencoderKLConfig(channels=(8, 8), blocks=1, norm_groups=4)
-    stage = FirstStage(LatentSpec("kl", "", 4, 2, scaling_factor=0.18215), random_model(AutoencoderKL, config))
+    spec = LatentSpec("kl", "", 4, 2, scaling_factor=0.18215, inversion_steps=1)
+    stage = FirstStage(spec, random_model(AutoencoderKL, config))
     unet = random_model(UNet, UNetConfig(model_channels=32, channel_mult=(1,), num_res_blocks=1, dim_head=16))
     booster = Booster(unet, stage, Coupling(upsampling="psu_bicubic"), 2)
     latents = np.random.default_rng(0).standard_normal((2, 3, 5, 4), np.float32)

@@ -158,6 +158,26 @@ def test_low_res_source_says_which_small_images_make_a_round_trip(source, trips,
     np.testing.assert_allclose(lows, plain + np.array(trips)[:, None, None, None], atol=1e-5)
 
 
+class Weak(Identity):
+    """Encodes 0.75x, where the inverse of its decoder is x."""
+
+    def encode(self, image):
+        return 0.75 * image, None
+
+
+def test_large_latents_are_inverted_and_small_ones_are_a_base_models():
+    stage = load_first_stage("identity", inversion_steps=1)
+    stage = dataclasses.replace(stage, model=Weak())
+    recipe = Recipe.of(DataConfig(high_res=16, low_res=8, low_res_source="latents"), stage, seed=0)
+    pixels = np.random.default_rng(0).integers(0, 256, (3, 16, 16, 3), np.uint8)
+    lows, highs = make_encode(stage, recipe)(pixels, np.arange(3))
+    high = pixels / 127.5 - 1
+    once = 0.75 * (2 - 0.75)  # 0.75 + 0.75 − 0.75²
+    np.testing.assert_allclose(highs, once * high, atol=1e-5)
+    small = 0.75 * shrink(jnp.asarray(high), 8)
+    np.testing.assert_allclose(lows, once * upsample(small, 16, "bilinear"), atol=1e-5)
+
+
 def test_lsu_keeps_the_low_res_small(config, photos, tmp_path):
     words = ["--config.data.upsampling=lsu", "--config.data.low_res=8", "--config.data.crops=0"]
     info = DatasetInfo.read(precompute(config, photos, tmp_path / "out", *words, "--config.data.dtype=bfloat16"))

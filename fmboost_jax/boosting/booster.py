@@ -147,7 +147,8 @@ class Booster(Shareable):
         """Identifies weights and configs by their content: equal for equal results, whatever the folder's name."""
         spec, trained = self.first_stage.spec, () if self.objective == FlowMatching() else (self.objective,)
         settings = changed_fields(self.network_config), changed_fields(self.coupling), self.factor
-        facts = *settings, *trained, spec.scaling_factor, spec.shift_factor, *self.first_stage.statistics
+        inversion = (spec.inversion_steps,) if spec.inversion_steps else ()
+        facts = *settings, *trained, spec.scaling_factor, spec.shift_factor, *self.first_stage.statistics, *inversion
         return fingerprint(facts, self.parameters, split(self.first_stage.model)[1])
 
     def boost(

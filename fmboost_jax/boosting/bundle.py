@@ -100,6 +100,8 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
             del description[name]
     if config.source.context_mode is None:
         del description["source"]["context_mode"]
+    if not config.latents.inversion_steps:
+        del description["latents"]["inversion_steps"]
     write_atomically(folder / CONFIG, json.dumps(description, indent=2).encode())
     write_atomically(folder / "README.md", _model_card(config, count(parameters)).encode())
 
@@ -142,6 +144,8 @@ def _model_card(config: BundleConfig, parameters: int) -> str:
     if upsampling == "lsu":
         upsampling += f" (x0 {source.mode}, context {source.context_mode or source.mode})"
     flow = f"{config.path} path from {source.start}, {noise}, {upsampling}{trained}"
+    steps = latents.inversion_steps
+    inverted = f", {steps} step{'s' * (steps > 1)} of decoder inversion (arXiv 2409.18442)" if steps else ""
     sizes = f"{config.low_res}² → {config.high_res}²"
     return f"""---
 library_name: fmboost_jax
@@ -156,7 +160,7 @@ Enlarges latents of a diffusion model, or photographs, by flow matching (arXiv 2
 | --- | --- |
 | trained on | {sizes} pixels, {config.step:,} steps, averaged weights |
 | parameters | {parameters:,} |
-| autoencoder | {latents.kind} {latents.path}: {latents.channels} channels, {latents.downsampling}× smaller |
+| autoencoder | {latents.kind} {latents.path}: {latents.channels} channels, {latents.downsampling}× smaller{inverted} |
 | latents' scale | scaled = (latent − {latents.shift_factor}) · {latents.scaling_factor} |
 | flow | {flow} |
 | recommended steps | {config.steps} |

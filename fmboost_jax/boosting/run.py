@@ -22,7 +22,9 @@ def read_run(
     parameters, saved, step = load_weights(folder, step=step)
     config = read_saved(TrainingConfig, saved, f"config of run {folder}")
     autoencoder = config.first_stage
-    stage = load_first_stage(autoencoder.kind, first_stage or autoencoder.path, dtype or autoencoder.dtype)
+    stage = load_first_stage(
+        autoencoder.kind, first_stage or autoencoder.path, dtype or autoencoder.dtype, autoencoder.inversion_steps
+    )
     data = config.data
     bundle = BundleConfig(
         architecture=config.architecture,

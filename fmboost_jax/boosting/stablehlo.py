@@ -26,7 +26,7 @@ from fmboost_jax.files import write_atomically
 from fmboost_jax.flow.coupling import pixel_space_upsample
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.images.value_range import to_uint8
-from fmboost_jax.models.first_stage import Autoencoder
+from fmboost_jax.models.first_stage import Autoencoder, invert_decoder
 from fmboost_jax.models.parameters import Parameters, merge, split
 
 PLATFORMS = ("cpu", "cuda", "tpu")
@@ -113,7 +113,7 @@ def boosted(
         latents = pixel_space_upsample(
             latents,
             size,
-            lambda image: spec.scale(autoencoder.encode(image)[0]),
+            lambda image: spec.scale(invert_decoder(autoencoder, image, spec.inversion_steps)),
             lambda latent: autoencoder.decode(spec.unscale(latent)),
             coupling.pixel_filter,
         )

@@ -25,7 +25,7 @@ def read_weights(
         path, kind = first_stage or config.latents.path, config.latents.kind
         # Another autoencoder with the same latents, such as FLUX.2's own in place of its tiny imitation.
         kind = first_stage_kind(path, kind) if first_stage else kind
-        stage = load_first_stage(kind, path, dtype or "float32")
+        stage = load_first_stage(kind, path, dtype or "float32", config.latents.inversion_steps)
         config.latents.check(stage.spec, f"first stage {stage.path}")
     else:
         # Checkpoints need orbax and grain, which a bundle does without.

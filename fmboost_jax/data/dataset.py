@@ -107,6 +107,7 @@ class Recipe:
             the shrunk photograph encoded and decoded, which is the input of a booster of small latents; "mixed":
             "pixels" for a photograph's first crop, "latents" for its second, and so on. LSU always encodes the shrunk
             photograph. Default: "pixels".
+        inversion_steps: of the encoder, see `fmboost_jax.models.first_stage.invert_decoder`. Default: 0.
         images: whether each record also has the high-res image, uint8: what terms on images are then compared with, see
             `fmboost_jax.training.finish`. Default: False.
         teacher: what made the high-res latents, in place of the encoder. Default: None.
@@ -126,6 +127,7 @@ class Recipe:
     crop_scale: float
     seed: int
     low_res_source: str = dataclasses.field(default="pixels", kw_only=True)
+    inversion_steps: int = dataclasses.field(default=0, kw_only=True)
     images: bool = dataclasses.field(default=False, kw_only=True)
     teacher: Teacher | None = dataclasses.field(default=None, kw_only=True)
 
@@ -156,6 +158,7 @@ class Recipe:
             crop_scale=data.crop_scale,
             seed=seed,
             low_res_source=data.low_res_source,
+            inversion_steps=first_stage.spec.inversion_steps,
             images=data.images,
         )
         recipe.validate("config.data")
@@ -194,6 +197,7 @@ class Recipe:
             self.downsampling,
             self.scaling_factor,
             self.shift_factor,
+            inversion_steps=self.inversion_steps,
         )
 
     @property
@@ -268,7 +272,7 @@ class DatasetInfo(Recipe):
         """Return the text of dataset.json. Equal datasets give equal bytes."""
         fields = dataclasses.asdict(self)
         del fields["folder"]
-        for name in ("images", "teacher"):
+        for name in ("inversion_steps", "images", "teacher"):
             if not fields[name]:
                 del fields[name]
         shards = fields.pop("shards")
@@ -329,7 +333,7 @@ class DatasetInfo(Recipe):
         }
         if data.images:
             wanted["data.images"] = ("images", True)
-        for name in ("channels", "downsampling", "scaling_factor", "shift_factor"):
+        for name in ("channels", "downsampling", "scaling_factor", "shift_factor", "inversion_steps"):
             wanted[f"the first stage's {name}"] = (name, getattr(first_stage.spec, name))
         differences = [
             f"{label} is {value!r} in the config and {getattr(self, name)!r} in the dataset"

@@ -55,7 +55,7 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
     def through_latents(low: Float[Array, "b l l 3"], crop: Int[np.ndarray, "b"]) -> Float[Array, "b l l 3"]:
         if recipe.low_res_source == "pixels":
             return low
-        decoded = first_stage.decode(first_stage.encode(low))
+        decoded = first_stage.decode(first_stage.plain.encode(low))
         if recipe.low_res_source == "latents":
             return decoded
         return jnp.where((crop % 2 == 1)[:, None, None, None], decoded, low)

@@ -20,7 +20,9 @@ from fmboost_jax.registry import choose
 _CLASSES = {"AutoencoderKL": "kl", "AutoencoderKLFlux2": "kl", "AutoencoderTiny": "tiny"}
 
 
-def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "float32") -> FirstStage:
+def load_first_stage(
+    kind: str, path: str | os.PathLike = "", dtype: str = "float32", inversion_steps: int = 0
+) -> FirstStage:
     """Load a first stage by its kind and the folder, file or hub id of its weights.
 
     Args:
@@ -31,6 +33,7 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
             and `<prefix>_decoder.pth`.
         path: see `kind`.
         dtype: dtype of convolutions and matrix products, "float32" or "bfloat16". Default: "float32".
+        inversion_steps: see `fmboost_jax.models.first_stage.invert_decoder`. Default: 0.
 
     Raises:
         InputError: an unknown kind, a missing path, weights that are missing, unreadable or do not fit.
@@ -38,7 +41,9 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
     entry = choose("first stage kind", kind, AUTOENCODERS)
     if not entry.has_weights:
         config = entry.config(dtype=dtype)
-        return FirstStage(LatentSpec.from_config(kind, "", config), entry.model(config, rngs=nnx.Rngs(0)))
+        return FirstStage(
+            LatentSpec.from_config(kind, "", config, inversion_steps), entry.model(config, rngs=nnx.Rngs(0))
+        )
     if not path:
         raise InputError(f"first stage {kind!r} needs the folder or hub id of its weights: set first_stage.path")
     path = os.fspath(path)
@@ -51,7 +56,7 @@ def load_first_stage(kind: str, path: str | os.PathLike = "", dtype: str = "floa
         raise InputError(f"first stage {path}: kind {kind!r} is read from folders that save_model writes")
     if not isinstance(model, entry.model):
         raise InputError(f"first stage {path}: expected kind {kind!r}, found {type(model).__name__}")
-    return FirstStage(LatentSpec.from_config(kind, path, model.config), model)
+    return FirstStage(LatentSpec.from_config(kind, path, model.config, inversion_steps), model)
 
 
 def first_stage_kind(path: str | os.PathLike, default: str) -> str:

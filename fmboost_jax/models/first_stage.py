@@ -4,6 +4,9 @@ Two kinds of latents appear in this package. The autoencoder's own output is the
 autoencoder with statistics for each channel (FLUX.2's, Playground 2.5's) has normalised it already. The flow
 works on *scaled* latents, (raw − shift_factor) · scaling_factor, whose standard deviation is about 1.
 `FirstStage.encode` and `FirstStage.decode` are inverses on scaled latents; `FirstStage.encode_raw` returns raw ones.
+
+An encoder is only about an inverse of its decoder. `invert_decoder` brings a latent closer to the one that decodes to
+an image, without gradients.
 """
 
 import dataclasses
@@ -15,6 +18,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Array, Float, Int
 
+from fmboost_jax.configuration import require_at_least
 from fmboost_jax.errors import InputError
 
 Latent: TypeAlias = Float[Array, "b h w c"]
@@ -81,6 +85,7 @@ class LatentSpec:
         shift_factor: see above; 0 for most autoencoders.
         normalized: whether the latents are also normalised by each channel's mean and deviation, as FLUX.2's are; None
             if unknown.
+        inversion_steps: steps of `invert_decoder` that follow the encoder. Default: 0.
     """
 
     kind: str
@@ -90,9 +95,10 @@ class LatentSpec:
     scaling_factor: float = 1.0
     shift_factor: float = 0.0
     normalized: bool | None = None
+    inversion_steps: int = 0
 
     @classmethod
-    def from_config(cls, kind: str, path: str, config: AutoencoderConfig) -> "LatentSpec":
+    def from_config(cls, kind: str, path: str, config: AutoencoderConfig, inversion_steps: int = 0) -> "LatentSpec":
         """Build the spec of an autoencoder from its config."""
         return cls(
             kind,
@@ -102,6 +108,7 @@ class LatentSpec:
             scaling_factor=float(config.scaling_factor),
             shift_factor=float(config.shift_factor),
             normalized=getattr(config, "normalized", None),
+            inversion_steps=inversion_steps,
         )
 
     def scale(self, raw: RawLatent) -> Latent:
@@ -152,6 +159,24 @@ class Autoencoder(Protocol):
     def decoder_flops(self, height: int, width: int) -> int:
         """FLOPs of decoding one latent of this size; a multiply-add is two."""
         ...
+
+
+def invert_decoder(model: Autoencoder, image: Float[Array, "b H W 3"], steps: int) -> RawLatent:
+    """Encode an image, then move the latent towards one that decodes to the image.
+
+    z₀ = E(x), then zₖ₊₁ = zₖ + E(x) − E(D(zₖ)): the forward step method with step size 1 of Hong et al. 2024,
+    "Gradient-free Decoder Inversion in Latent Diffusion Models", arXiv 2409.18442. Each step decodes and encodes once.
+
+    Args:
+        model: the autoencoder.
+        image: in [-1, 1].
+        steps: 0 or more; 0 is the encoder alone.
+    """
+    encoded = model.encode(image)[0]
+    latent = encoded
+    for _ in range(steps):
+        latent = latent + (encoded - model.encode(model.decode(latent))[0])
+    return latent
 
 
 def square(x: Float[Array, "b h w c"], corner: Int[Array, "2"], side: int) -> Float[Array, "b side side c"]:
@@ -209,13 +234,17 @@ class FirstStageConfig:
         kind: "identity" (pixels as latents), "kl" (Stable Diffusion's family) or "tiny" (TAESD's family).
         path: folder, packaged name or hub id of its weights; "" for identity.
         dtype: "float32" or "bfloat16", what its convolutions and matrix products compute in.
+        inversion_steps: steps of decoder inversion after the encoder, see `invert_decoder`; for latents of enlarged and
+            of high-res images, not for the small latents that stand for a base model's.
     """
 
     kind: str = "kl"
     path: str = ""
     dtype: str = "float32"
+    inversion_steps: int = 0
 
     def __post_init__(self):
+        require_at_least("first_stage.", self, inversion_steps=0)
         if self.dtype not in ("float32", "bfloat16"):
             raise InputError(f'first_stage.dtype is {self.dtype!r}, expected "float32" or "bfloat16"')
 
@@ -276,18 +305,23 @@ class FirstStage:
         """Image in [-1, 1] → scaled latent (the distribution's mean); the inverse of `decode`."""
         return self.spec.scale(self.encode_raw(image))
 
+    @property
+    def plain(self) -> "FirstStage":
+        """The same first stage without decoder inversion: it encodes as for the training of a base model."""
+        return dataclasses.replace(self, spec=dataclasses.replace(self.spec, inversion_steps=0))
+
     def decode(self, latent: Latent) -> Float[Array, "b H W 3"]:
         """Scaled latent → image in [-1, 1]; compiled once for each shape."""
         return _decode(*self._split, self.spec.unscale(latent))
 
     def encode_raw(self, image: Float[Array, "b H W 3"]) -> RawLatent:
         """Image in [-1, 1] → raw latent, as datasets store it; compiled once for each shape."""
-        return _encode(*self._split, image)
+        return _encode(*self._split, image, self.spec.inversion_steps)
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _encode(graphdef, state, image):
-    return nnx.merge(graphdef, state).encode(image)[0]
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _encode(graphdef, state, image, inversion_steps):
+    return invert_decoder(nnx.merge(graphdef, state), image, inversion_steps)
 
 
 @functools.partial(jax.jit, static_argnums=0)

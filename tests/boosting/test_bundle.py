@@ -51,6 +51,14 @@ def test_a_mode_of_the_context_is_kept_and_named_only_where_it_is_set(folder, tm
     assert "lsu (x0 noise, context nearest)" in (tmp_path / "README.md").read_text()
 
 
+def test_steps_of_decoder_inversion_are_kept_and_named_only_where_there_are_any(folder, tmp_path):
+    assert "inversion_steps" not in json.loads((folder / "config.json").read_text())["latents"]
+    config = dataclasses.replace(CONFIG, latents=dataclasses.replace(CONFIG.latents, inversion_steps=1))
+    write_bundle(tmp_path, split(random_model(UNet, UNET))[1], config)
+    assert read_bundle(tmp_path)[1] == config
+    assert "1 step of decoder inversion" in (tmp_path / "README.md").read_text()
+
+
 def test_statistics_of_the_latents_are_kept(folder, tmp_path):
     assert "statistics" not in json.loads((folder / "config.json").read_text())
     config = dataclasses.replace(CONFIG, statistics=LatentStatistics((0.0, 0.5, -1.0), (1.0, 2.0, 0.25)))

@@ -1,5 +1,6 @@
 """dataset.json: a written file is read, and fields that do not fit a config are refused with both values."""
 
+import dataclasses
 import hashlib
 import json
 import shutil
@@ -124,6 +125,12 @@ def test_first_stage_of_another_scale_is_refused(dataset):
     other = FirstStage(LatentSpec("identity", "", 3, 1, scaling_factor=0.5, shift_factor=0.1), Identity())
     expected = r"scaling_factor is 0.5 in the config and 1.0 in the dataset; .*shift_factor is 0.1 .* and 0.0"
     with pytest.raises(InputError, match=expected):
+        dataset.check(make_config(), other)
+
+
+def test_a_first_stage_with_more_inversion_steps_is_refused(dataset):
+    other = dataclasses.replace(IDENTITY, spec=dataclasses.replace(IDENTITY.spec, inversion_steps=1))
+    with pytest.raises(InputError, match="inversion_steps is 1 in the config and 0 in the dataset"):
         dataset.check(make_config(), other)
 
 
