@@ -29,6 +29,8 @@ import pytest
 
 RELEASE_ABOVE = 1.9 * 2**30  # bytes of resident memory
 GOLDEN = pathlib.Path(os.environ.get("FMBOOST_GOLDEN", pathlib.Path(__file__).parents[2] / "shared" / "golden"))
+# The tiny autoencoder of FLUX.2's latents, with its pretrained weights.
+TAEF2 = pathlib.Path(os.environ.get("FMBOOST_TAEF2", GOLDEN.parent / "taef2"))
 
 
 def relative_error(found, expected) -> float:

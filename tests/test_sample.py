@@ -108,9 +108,13 @@ def test_comparisons_and_latents_are_written(run, small_photograph, tmp_path, ca
     assert (tmp_path / "coffee_comparison.png").exists()
     latents = np.random.default_rng(0).normal(size=(2, 8, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "latents.npz", latents)
-    sample("--checkpoint", run, "--input", tmp_path / "latents.npz", "--out", tmp_path / "latents")
-    with Image.open(tmp_path / "latents" / "00001.png") as image:
-        assert image.size == (32, 16)
+    booster = Booster.load(str(run))
+    boosted = booster.boost(latents, steps=1, seed=[0, 1])
+    for fix, expected in (("consistency", booster.decode_boosted(boosted, latents)), ("none", booster.decode(boosted))):
+        words = ("--steps", 1, "--colour-fix", fix, "--out", tmp_path / fix)
+        sample("--checkpoint", run, "--input", tmp_path / "latents.npz", *words)
+        with Image.open(tmp_path / fix / "00001.png") as image:
+            assert np.abs(np.asarray(image, int) - expected[1]).max() <= 1
 
 
 @pytest.mark.parametrize(

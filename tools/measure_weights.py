@@ -9,13 +9,13 @@
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. With --from-latents, all methods get only its latent. PSNR, SSIM and SSIMULACRA2 (the package
-`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency with the small photograph, or with
---from-latents, with what its latent decodes to. Sharpness is an image's gradient energy over the original's. "Fréchet"
-is the Fréchet distance, in the features of efficientnet-lite0, between 4 patches of each image and the same patches of
-the originals. With so few patches it is comparable only within one table. "Small" is the PSNR of the image,
-box-filtered to the small photograph's size, against that photograph. PIQE (Venkatanath et al. 2015; the package
-`pypiqe`) rates an image without the original; 0 is best. Seconds are of one photograph on this machine, without
-compilation.
+`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency with the small photograph. With
+--from-latents, "half consistent" is half of that correction, with what the small latent decodes to. Both are the
+defaults of `sample`. Sharpness is an image's gradient energy over the original's. "Fréchet" is the Fréchet distance, in
+the features of efficientnet-lite0, between 4 patches of each image and the same patches of the originals. With so few
+patches it is comparable only within one table. "Small" is the PSNR of the image, box-filtered to the small photograph's
+size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) rates an image without the original;
+0 is best. Seconds are of one photograph on this machine, without compilation.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from pypiqe import piqe
 
-from fmboost_jax.boosting.booster import Booster
+from fmboost_jax.boosting.booster import LATENTS_STRENGTH, Booster
 from fmboost_jax.data.crops import centres
 from fmboost_jax.errors import run
 from fmboost_jax.flow.coupling import pixel_space_upsample
@@ -138,7 +138,7 @@ def others(booster: Booster, small: Images, originals: Images) -> dict:
 def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
     """Large images from the small photographs' latents without the flow, and the autoencoder's upper bound."""
     stage, size = booster.first_stage, originals.shape[1]
-    latents = [stage.encode(to_float(image[None])) for image in small]
+    latents = small_latents(booster, small)
 
     def decode(latent) -> UInt8[np.ndarray, "h w 3"]:
         return to_uint8(np.asarray(stage.decode(latent)))[0]
@@ -155,8 +155,8 @@ def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
     return {
         "decoded, bilinear": lambda: enlarged(Image.Resampling.BILINEAR),
         "decoded, bicubic": lambda: enlarged(Image.Resampling.BICUBIC),
-        "decoded, bicubic, consistent": lambda: fix_colour(
-            enlarged(Image.Resampling.BICUBIC), decoded(booster, small), "consistency"
+        "decoded, bicubic, half consistent": lambda: fix_colour(
+            enlarged(Image.Resampling.BICUBIC), decoded(booster, small), "consistency", LATENTS_STRENGTH
         ),
         "LSU: latent bilinear, decoded": lambda: np.stack([decode(latent_upsampled(latent)) for latent in latents]),
         "PSU: decoded, bilinear, encoded, decoded": lambda: np.stack(
@@ -170,26 +170,35 @@ def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
 
 def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: bool) -> dict:
     """Boosts in several numbers of Euler steps, by name."""
-    stage = booster.first_stage
 
     def boost(count: int) -> Images:
         if not from_latents:
             return booster.upscale(small, steps=count, batch_size=1)
-        latents = np.concatenate([stage.encode(to_float(image[None])) for image in small])
+        latents = np.concatenate(small_latents(booster, small))
         return np.asarray(booster.decode(booster.boost(latents, steps=count, batch_size=1), batch_size=1))
 
     ways = {f"boosted, Euler {count}": lambda count=count: boost(count) for count in steps}
 
-    def consistent(way) -> Images:
-        return fix_colour(way(), decoded(booster, small) if from_latents else small, "consistency")
+    def consistent(way, strength: float) -> Images:
+        return fix_colour(way(), decoded(booster, small) if from_latents else small, "consistency", strength)
 
-    return ways | {f"{name}, consistent": lambda way=way: consistent(way) for name, way in ways.items()}
+    strengths = {"half consistent": LATENTS_STRENGTH} if from_latents else {"consistent": 1.0}
+    return ways | {
+        f"{name}, {word}": lambda way=way, strength=strength: consistent(way, strength)
+        for name, way in ways.items()
+        for word, strength in strengths.items()
+    }
+
+
+def small_latents(booster: Booster, small: Images) -> list:
+    """The latents of the small photographs, of the encoder alone, as those of a base model."""
+    return [booster.first_stage.plain.encode(to_float(image[None])) for image in small]
 
 
 def decoded(booster: Booster, small: Images) -> Images:
     """What the latents of the small photographs decode to."""
     stage = booster.first_stage
-    return np.concatenate([to_uint8(np.asarray(stage.decode(stage.encode(to_float(image[None]))))) for image in small])
+    return np.concatenate([to_uint8(np.asarray(stage.decode(latent))) for latent in small_latents(booster, small)])
 
 
 def write_small(folder: pathlib.Path, booster: Booster, small: Images, *, from_latents: bool) -> None:

@@ -32,6 +32,7 @@ from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample
 from fmboost_jax.flow.objectives import FlowMatching, recommended_steps, sampling_objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_integers
 from fmboost_jax.models.first_stage import FirstStage, LatentStatistics
@@ -40,6 +41,9 @@ from fmboost_jax.models.parameters import Parameters, count, rounded, split
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
+
+# Of the correction towards what small latents decode to; docs/weights.md has measurements.
+LATENTS_STRENGTH = 0.5
 
 
 class Booster(Shareable):
@@ -283,6 +287,34 @@ class Booster(Shareable):
         check_finite(latents, "the latents to decode")
         size = "×".join(str(side * self.first_stage.downsampling) for side in latents.shape[1:3])
         return self._in_parts(self._decode_part, [latents], batch_size, f"an image of {size} pixels to decode")
+
+    def decode_boosted(
+        self,
+        boosted: Float[Array | np.ndarray, "b H W c"],
+        small: Float[Array | np.ndarray, "b h w c"],
+        colour_fix: str | None = "consistency",
+        *,
+        batch_size: int | None = None,
+    ) -> UInt8[np.ndarray, "b _ _ 3"]:
+        """Decode boosted latents and correct the images towards what the small latents decode to.
+
+        What a small latent decodes to is an estimate, not the truth that a small photograph is. The boost estimates the
+        same coarse image with errors of about the same size, so the correction has half its strength: the result's
+        coarse image is the mean of both.
+
+        Args:
+            boosted: what `boost` or `cascade` returned.
+            small: the latents that they were given.
+            colour_fix: a key of `fmboost_jax.images.colour.FIXES`; None for `decode` alone. Default: "consistency".
+            batch_size: images at once; default: all.
+
+        Raises:
+            InputError: an unknown fix; as for `decode`.
+        """
+        images = self.decode(boosted, batch_size=batch_size)
+        if colour_fix is None:
+            return images
+        return fix_colour(images, self.decode(small, batch_size=batch_size), colour_fix, LATENTS_STRENGTH)
 
     def upscale(
         self,

@@ -97,7 +97,7 @@ def boost_photograph(
 def boost_prompt(
     booster: Booster, name: str, base: BaseModel, prompt: str, settings: Settings, *, report: Report
 ) -> Boosted:
-    """Run a base model to its latents and boost them; `Settings.passes` and `colour_fix` are not used.
+    """Run a base model to its latents and boost them; `Settings.passes` is not used.
 
     Raises:
         InputError: an empty prompt, or settings that the base model or the booster refuses.
@@ -108,10 +108,10 @@ def boost_prompt(
     latents = base.latents([prompt], seed=settings.seed)
     report(0.6, "Boosting its latents")
     options = {"steps": settings.steps, "seed": settings.seed, "noise_step": settings.noise_step}
-    large = booster.decode(booster.boost(latents, **options))[0]
+    large = booster.decode_boosted(booster.boost(latents, **options), latents, settings.colour_fix)[0]
     small = booster.decode(latents)[0]
     described = {"prompt": prompt, "base": base.name, "base_backend": base.backend}
-    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1, colour_fix=None)), **described}
+    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1)), **described}
     return Boosted(resize_pixels(small, large.shape[:2]), large, facts)
 
 

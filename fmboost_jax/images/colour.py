@@ -56,13 +56,14 @@ NO_FIX = "none"  # choice of commands and pages for no correction
 
 
 def fix_colour(
-    images: UInt[np.ndarray, "b H W 3"], low_res: UInt[np.ndarray, "b h w 3"], fix: str
+    images: UInt[np.ndarray, "b H W 3"], low_res: UInt[np.ndarray, "b h w 3"], fix: str, strength: float = 1.0
 ) -> UInt[np.ndarray, "b H W 3"]:
     """Give boosted images the colours of their low-res inputs.
 
     Args:
         images: boosted; uint8 or uint16.
         low_res: their inputs, of the same type.
+        strength: share of the correction that is applied, 0 to 1. Default: 1.
         fix: a key of `FIXES`: "adain" for a drift of the whole image, "wavelet" for one that varies within it,
             "consistency" for all that the small image shows.
 
@@ -73,7 +74,9 @@ def fix_colour(
     result = np.empty_like(images)
     for image, low, fixed in zip(images, low_res, result, strict=True):
         for rows, inner, small in _strips(image.shape, low.shape, REACH.get(fix)):
-            strip = correct(image[rows].astype(np.float32), low[small].astype(np.float32))[inner]
+            before = image[rows].astype(np.float32)
+            strip = before[inner]
+            strip = strip + strength * (correct(before, low[small].astype(np.float32))[inner] - strip)
             top = rows.start + inner.start
             fixed[top : top + len(strip)] = np.clip(np.round(strip), 0, np.iinfo(images.dtype).max)
     return result

@@ -19,6 +19,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
+from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.value_range import to_float
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_kl import AutoencoderKL, AutoencoderKLConfig
@@ -137,6 +138,21 @@ def test_a_cascade_is_one_boost_after_the_other(booster):
     for found, expected in zip(stages, (first, second), strict=True):
         np.testing.assert_array_equal(found, expected)
     np.testing.assert_array_equal(booster.cascade(latents, [booster], **options), second)
+
+
+def test_boosted_latents_are_decoded_half_consistent_with_the_small_ones(booster):
+    small = normal(1, 4, 4, 3)
+    large = booster.boost(small, steps=1)
+    plain, given = (booster.decode(latents) for latents in (large, small))
+    fixed = fix_colour(plain, given, "consistency")
+    assert np.abs(fixed.astype(int) - plain).max() > 8
+    found = booster.decode_boosted(large, small)
+    # Whole corrections are clipped to the range of uint8, halves afterwards.
+    inside = (fixed > 0) & (fixed < 255)
+    assert np.abs(found - (plain.astype(float) + fixed) / 2)[inside].max() <= 1
+    np.testing.assert_array_equal(booster.decode_boosted(large, small, None), plain)
+    with pytest.raises(InputError, match="expected one of adain, wavelet, consistency"):
+        booster.decode_boosted(large, small, "warm")
 
 
 def test_a_cascade_over_two_autoencoders_is_refused(booster, latent_booster):

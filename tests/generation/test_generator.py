@@ -106,6 +106,11 @@ def test_web_page_boosts_a_prompt(generator, booster):
     expected = booster.boost(generator.latents(["a cat"], seed=3), steps=1, seed=3)
     np.testing.assert_array_equal(found.after, booster.decode(expected)[0])
     assert (found.settings["base_backend"], found.settings["prompt"]) == ("jax", "a cat")
+    settings = interactive.Settings(steps=1, seed=3, colour_fix="consistency")
+    found = interactive.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
+    expected = booster.decode_boosted(expected, generator.latents(["a cat"], seed=3))
+    np.testing.assert_array_equal(found.after, expected[0])
+    assert found.settings["colour_fix"] == "consistency"
     with pytest.raises(InputError, match="type a prompt first"):
         interactive.boost_prompt(booster, "small", generator, " ", settings, report=lambda *_: None)
 

@@ -1,8 +1,5 @@
 """AutoencoderTiny against diffusers, a PyTorch model of its pool branch, and real weights on real photographs."""
 
-import os
-import pathlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,12 +12,10 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.interop import load_autoencoder_tiny, state_dict
 from fmboost_jax.interop.autoencoders import load_first_stage
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig, Block
-from tests.conftest import GOLDEN, relative_error
+from tests.conftest import TAEF2, relative_error
 from tests.random_models import random_model
 from tests.torch_reference import randomised
 from tests.torch_reference.autoencoder import TinyBlock
-
-TAEF2 = pathlib.Path(os.environ.get("FMBOOST_TAEF2", GOLDEN.parent / "taef2"))
 
 # An example takes seconds; to shrink a failing one would take minutes.
 DEAR = (Phase.reuse, Phase.generate)
