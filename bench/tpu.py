@@ -2,6 +2,7 @@
 
     python -m bench.tpu measure --label after          # plans, minutes each; continues after an interruption
     python -m bench.tpu measure --label after --configs cfm1024 --kinds v5e v6e --chips 4 256
+    python -m bench.tpu measure --label fsdp --configs cfm1024 --kinds v5e --chips 4 --batch-per-chip 16 --fsdp 4
     python -m bench.tpu table                          # the table of bench/tpu.md from bench/tpu.jsonl
     python -m bench.tpu extrapolate                    # larger slices from the rows of 4 chips, without compiling
     python -m bench.tpu calibrate                      # matrix products and copies against the peaks; a minute
@@ -52,6 +53,7 @@ def main() -> None:
     parser.add_argument(
         "--batch-per-chip", type=int, default=8, help="images a chip, best a multiple of 8 (default: 8)"
     )
+    parser.add_argument("--fsdp", type=int, default=1, help="chips that share parameters and moments (default: 1)")
     arguments = parser.parse_args()
     if arguments.command == "measure":
         measure(arguments)
@@ -72,10 +74,11 @@ def measure(arguments) -> None:
         for kind in arguments.kinds:
             for chips in arguments.chips:
                 topology, batch = f"{kind}:{SIDES[CHIPS[kind].axes][chips]}", arguments.batch_per_chip
-                if (arguments.label, config, topology, batch) in present:
+                if (arguments.label, config, topology, batch, arguments.fsdp) in present:
                     continue
-                print(f"{config}, {topology}, {batch} a chip", file=sys.stderr, flush=True)
+                print(f"{config}, {topology}, {batch} a chip, fsdp {arguments.fsdp}", file=sys.stderr, flush=True)
                 words = [f"--config=configs/{config}.py", f"--topology={topology}", f"--batch-per-chip={batch}"]
+                words.append(f"--config.mesh.fsdp={arguments.fsdp}")
                 done = subprocess.run(
                     [sys.executable, "-m", "fmboost_jax.plan", *words, "--json"], check=True, stdout=subprocess.PIPE
                 )
@@ -89,21 +92,24 @@ def measure(arguments) -> None:
 def table(measured: list[dict]) -> str:
     """Format rows as Markdown; "loss" compares images a second and chip with the smallest slice of the kind."""
     lines = [
-        "| config | slice | chips | batch a chip | | HBM | step | compute | MFU | images/s | loss |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| config | slice | chips | batch a chip | fsdp | | HBM | step | compute | MFU | images/s | loss |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     smallest: dict[tuple, float] = {}
     for row in sorted(
         measured, key=lambda row: (row["name"], row["topology"][:3], row["label"] != "before", row["chips"])
     ):
-        start = f"| {row['name']} | {row['topology']} | {row['chips']} | {row['batch_per_chip']:g} | {row['label']} "
+        fsdp = row["mesh"]["fsdp"]
+        start = f"| {row['name']} | {row['topology']} | {row['chips']} | {row['batch_per_chip']:g} | {fsdp} "
+        start += f"| {row['label']} "
         memory, found = row["memory"], row["prediction"]
         share = f"| {memory['total'] / 2**30:.1f} GiB, {memory['share']:.0%} "
         if found is None:
             lines.append(f"{start}{share}| does not fit | | | | |")
             continue
         speed = found["images_per_second"] / row["chips"]
-        first = smallest.setdefault((row["name"], row["topology"][:3], row["label"], row["batch_per_chip"]), speed)
+        key = row["name"], row["topology"][:3], row["label"], row["batch_per_chip"], fsdp
+        first = smallest.setdefault(key, speed)
         lines.append(
             f"{start}{share}| {found['seconds'] * 1e3:.1f} ms | {found['compute_seconds'] * 1e3:.1f} ms "
             f"| {found['mfu']:.1%} | {found['images_per_second']:,.0f} | {1 - speed / first:.1%} |"
@@ -116,7 +122,7 @@ def extrapolate(measured: list[dict]) -> list[dict]:
 
     In data-parallel training every chip runs the same program on its images, for any number of chips.
     """
-    small = [row for row in measured if row["chips"] == 4 and row["prediction"]]
+    small = [row for row in measured if row["chips"] == 4 and row["mesh"]["fsdp"] == 1 and row["prediction"]]
     slices = {}
     for kind in {row["topology"].partition(":")[0] for row in small}:
         slices[kind] = [tpu_slice(f"{kind}:{sides}") for sides in SIDES[CHIPS[kind].axes].values()]
@@ -235,7 +241,7 @@ def rows() -> list[dict]:
 
 
 def _key(row: dict) -> tuple:
-    return row["label"], row["name"], row["topology"], row["batch_per_chip"]
+    return row["label"], row["name"], row["topology"], row["batch_per_chip"], row["mesh"]["fsdp"]
 
 
 if __name__ == "__main__":
