@@ -155,8 +155,8 @@ def from_latents(booster: Booster, small: Images, originals: Images) -> dict:
     return {
         "decoded, bilinear": lambda: enlarged(Image.Resampling.BILINEAR),
         "decoded, bicubic": lambda: enlarged(Image.Resampling.BICUBIC),
-        "decoded, bicubic, half consistent": lambda: fix_colour(
-            enlarged(Image.Resampling.BICUBIC), decoded(booster, small), "consistency", LATENTS_STRENGTH
+        "decoded, bicubic, consistent": lambda: fix_colour(
+            enlarged(Image.Resampling.BICUBIC), decoded(booster, small), "consistency"
         ),
         "LSU: latent bilinear, decoded": lambda: np.stack([decode(latent_upsampled(latent)) for latent in latents]),
         "PSU: decoded, bilinear, encoded, decoded": lambda: np.stack(
