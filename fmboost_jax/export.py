@@ -11,6 +11,7 @@ less memory for large images. With --orbax the bundle also has the averaged weig
 """
 
 import argparse
+import dataclasses
 import os
 import re
 from collections.abc import Sequence
@@ -41,6 +42,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--out", required=True, metavar="BUNDLE", help="new folder")
     parser.add_argument("--step", type=int, help="which checkpoint (default: the latest)")
     parser.add_argument("--first-stage", metavar="PATH", help="the autoencoder's folder or hub id (default: the run's)")
+    parser.add_argument(
+        "--consistency",
+        type=float,
+        default=0.0,
+        metavar="SHARE",
+        help="recommend this share, 0 to 1, of consistency of boosted latents with the small ones (default: 0)",
+    )
     parser.add_argument("--half", action="store_true", help="store the weights as float16, in half the space")
     parser.add_argument("--orbax", action="store_true", help="also write the weights as an Orbax checkpoint")
     parser.add_argument("--stablehlo", action="store_true", help="also write boost and decode as programs")
@@ -66,6 +74,7 @@ def main(argv: list[str] | None = None) -> None:
         arguments.out,
         step=arguments.step,
         first_stage=arguments.first_stage,
+        consistency=arguments.consistency,
         dtype="float16" if arguments.half else "float32",
         orbax=arguments.orbax,
         stablehlo=arguments.stablehlo,
@@ -82,6 +91,7 @@ def export(
     *,
     step: int | None = None,
     first_stage: str | None = None,
+    consistency: float = 0.0,
     dtype: str = "float32",
     orbax: bool = False,
     stablehlo: bool = False,
@@ -96,6 +106,7 @@ def export(
         out: new folder.
         step: step of the checkpoint. Default: the latest.
         first_stage: folder or hub id of the autoencoder. Default: the run's.
+        consistency: recommended share of consistency of boosted latents, see `Booster.decode_boosted`. Default: 0.
         dtype: dtype of the stored weights, "float32" or "float16". Default: "float32".
         orbax: also write the weights as an Orbax checkpoint.
         stablehlo: also write boost and decode as programs.
@@ -113,6 +124,7 @@ def export(
     if is_bundle(checkpoint):
         raise InputError(f"{checkpoint} is a bundle already; give the training run")
     parameters, config, stage = read_run(os.fspath(checkpoint), step=step, first_stage=first_stage)
+    config = dataclasses.replace(config, consistency=consistency)
     with atomic_folder(out) as folder:
         write_bundle(folder, parameters, config, dtype)
         read_bundle(folder)

@@ -67,7 +67,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     common = {"batch_size": arguments.batch_size, "seed": arguments.seed, **options}
     stages = {"intermediates": arguments.intermediates, "trajectory": arguments.trajectory}
-    colour_fix = None if arguments.colour_fix == NO_FIX else arguments.colour_fix
+    colour_fix, consistency = (None, 0.0) if arguments.colour_fix == NO_FIX else (arguments.colour_fix, None)
     with CompileClock() as clock:
         if arguments.prompt:
             # Only this way of sampling needs the base models' code.
@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
                 ),
                 base_steps=arguments.base_steps,
                 base_guidance=arguments.guidance,
-                colour_fix=colour_fix,
+                consistency=consistency,
                 **common,
                 **stages,
             )
@@ -95,7 +95,7 @@ def main(argv: list[str] | None = None) -> None:
             if len(arguments.input) > 1:
                 raise InputError("--input takes one file of latents, or photographs and folders")
             latents = read_latents(arguments.input[0], boosters[0].first_stage.spec)
-            report = boost_latents_into(boosters, latents, arguments.out, colour_fix=colour_fix, **common, **stages)
+            report = boost_latents_into(boosters, latents, arguments.out, consistency=consistency, **common, **stages)
         else:
             report = boost_folder(
                 boosters,
@@ -237,7 +237,7 @@ def _parser() -> argparse.ArgumentParser:
         choices=(*FIXES, NO_FIX),
         default="consistency",
         help="consistency: the result of a photograph, shrunk, equals it; adain, wavelet: it has its colours; none. "
-        "Latents and prompts: half of the correction towards what the small latent decodes to (default: consistency)",
+        "Latents and prompts: the booster's own share of consistency, or none (default: consistency)",
     )
     return parser
 

@@ -15,6 +15,7 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.folder import boost_folder, print_report
 from fmboost_jax.boosting.latents_file import is_latents_file, read_latents
 from fmboost_jax.errors import InputError
+from fmboost_jax.export import export
 from fmboost_jax.images.png import write_png
 from fmboost_jax.images.sixteen_bits import read_sixteen_bits
 from fmboost_jax.models.first_stage import LatentSpec
@@ -108,11 +109,14 @@ def test_comparisons_and_latents_are_written(run, small_photograph, tmp_path, ca
     assert (tmp_path / "coffee_comparison.png").exists()
     latents = np.random.default_rng(0).normal(size=(2, 8, 16, 3)).astype(np.float32)
     np.savez(tmp_path / "latents.npz", latents)
-    booster = Booster.load(str(run))
+    export(run, tmp_path / "bundle", consistency=0.5)
+    booster = Booster.load(tmp_path / "bundle")
     boosted = booster.boost(latents, steps=1, seed=[0, 1])
-    for fix, expected in (("consistency", booster.decode_boosted(boosted, latents)), ("none", booster.decode(boosted))):
+    corrected, plain = booster.decode_boosted(boosted, latents), booster.decode(boosted)
+    assert np.abs(corrected.astype(int) - plain).max() > 8
+    for fix, expected in (("consistency", corrected), ("none", plain)):
         words = ("--steps", 1, "--colour-fix", fix, "--out", tmp_path / fix)
-        sample("--checkpoint", run, "--input", tmp_path / "latents.npz", *words)
+        sample("--checkpoint", tmp_path / "bundle", "--input", tmp_path / "latents.npz", *words)
         with Image.open(tmp_path / fix / "00001.png") as image:
             assert np.abs(np.asarray(image, int) - expected[1]).max() <= 1
 

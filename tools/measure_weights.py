@@ -9,13 +9,13 @@
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. With --from-latents, all methods get only its latent. PSNR, SSIM and SSIMULACRA2 (the package
-`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency with the small photograph. With
---from-latents, "half consistent" is half of that correction, with what the small latent decodes to. Both are the
-defaults of `sample`. Sharpness is an image's gradient energy over the original's. "Fréchet" is the Fréchet distance, in
-the features of efficientnet-lite0, between 4 patches of each image and the same patches of the originals. With so few
-patches it is comparable only within one table. "Small" is the PSNR of the image, box-filtered to the small photograph's
-size, against that photograph. PIQE (Venkatanath et al. 2015; the package `pypiqe`) rates an image without the original;
-0 is best. Seconds are of one photograph on this machine, without compilation.
+`ssimulacra2`) are means over photographs. "Consistent" is --colour-fix consistency with the small photograph, or with
+--from-latents, with what its latent decodes to; "half consistent" is half of that correction. Sharpness is an image's
+gradient energy over the original's. "Fréchet" is the Fréchet distance, in the features of efficientnet-lite0, between 4
+patches of each image and the same patches of the originals. With so few patches it is comparable only within one table.
+"Small" is the PSNR of the image, box-filtered to the small photograph's size, against that photograph. PIQE
+(Venkatanath et al. 2015; the package `pypiqe`) rates an image without the original; 0 is best. Seconds are of one
+photograph on this machine, without compilation.
 """
 
 import argparse
@@ -30,7 +30,7 @@ from jaxtyping import UInt8
 from PIL import Image
 from pypiqe import piqe
 
-from fmboost_jax.boosting.booster import LATENTS_STRENGTH, Booster
+from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.data.crops import centres
 from fmboost_jax.errors import run
 from fmboost_jax.flow.coupling import pixel_space_upsample
@@ -182,7 +182,7 @@ def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: b
     def consistent(way, strength: float) -> Images:
         return fix_colour(way(), decoded(booster, small) if from_latents else small, "consistency", strength)
 
-    strengths = {"half consistent": LATENTS_STRENGTH} if from_latents else {"consistent": 1.0}
+    strengths = {"half consistent": 0.5} if from_latents else {"consistent": 1.0}
     return ways | {
         f"{name}, {word}": lambda way=way, strength=strength: consistent(way, strength)
         for name, way in ways.items()

@@ -42,9 +42,6 @@ from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
 
-# Of the correction towards what small latents decode to; docs/weights.md has measurements.
-LATENTS_STRENGTH = 0.5
-
 
 class Booster(Shareable):
     """A trained flow with its first stage. Images are returned as NumPy or PIL, latents as JAX arrays.
@@ -58,6 +55,7 @@ class Booster(Shareable):
         objective: what the network was trained for, see `fmboost_jax.flow.objectives`. Default: "flow".
         steps: default number of integration steps. Default: 4, or 1 for a network with two times.
         statistics: of the latents it was trained on, to recognise latents of another scale. Default: not known.
+        consistency: default of `decode_boosted`, 0 to 1. Default: 0.
         name: where it came from, for `repr`.
         devices: devices that share the batch, each with a copy of the weights; default: the first one.
         spatial: number of devices that share the height of one image; the other devices share the batch.
@@ -77,6 +75,7 @@ class Booster(Shareable):
         objective: str = "flow",
         steps: int | None = None,
         statistics: LatentStatistics | None = None,
+        consistency: float = 0.0,
         name: str = "",
         devices: Sequence[jax.Device] | None = None,  # pyright: ignore[reportInvalidTypeForm]: a variable in its stubs
         spatial: int = 1,
@@ -89,7 +88,7 @@ class Booster(Shareable):
         self._rounded = rounded(self.graph, self.parameters)
         self.first_stage = first_stage.to(everywhere)
         self.network_config, self.coupling, self.factor = network.config, coupling, factor
-        self.path, self.name, self.statistics = path, name, statistics
+        self.path, self.name, self.statistics, self.consistency = path, name, statistics, consistency
         self.objective = sampling_objective(objective, network.config.time_inputs)
         self.steps = recommended_steps(self.objective) if steps is None else steps
 
@@ -127,6 +126,7 @@ class Booster(Shareable):
             objective=config.objective,
             steps=config.steps,
             statistics=config.statistics,
+            consistency=config.consistency,
             name=pathlib.PurePath(directory).name,
             devices=devices,
             spatial=spatial,
@@ -292,29 +292,28 @@ class Booster(Shareable):
         self,
         boosted: Float[Array | np.ndarray, "b H W c"],
         small: Float[Array | np.ndarray, "b h w c"],
-        colour_fix: str | None = "consistency",
+        consistency: float | None = None,
         *,
         batch_size: int | None = None,
     ) -> UInt8[np.ndarray, "b _ _ 3"]:
         """Decode boosted latents and correct the images towards what the small latents decode to.
 
-        What a small latent decodes to is an estimate, not the truth that a small photograph is. The boost estimates the
-        same coarse image with errors of about the same size, so the correction has half its strength: the result's
-        coarse image is the mean of both.
+        A small photograph is the truth; what a small latent decodes to is an estimate of the coarse image, as the boost
+        is. With a share of a half the result's coarse image is the mean of both.
 
         Args:
             boosted: what `boost` or `cascade` returned.
             small: the latents that they were given.
-            colour_fix: a key of `fmboost_jax.images.colour.FIXES`; None for `decode` alone. Default: "consistency".
+            consistency: share of `fmboost_jax.images.colour.consistency` that is applied, 0 to 1; 0 is `decode` alone.
+                Default: the booster's own.
             batch_size: images at once; default: all.
 
         Raises:
-            InputError: an unknown fix; as for `decode`.
+            InputError: as for `decode`.
         """
         images = self.decode(boosted, batch_size=batch_size)
-        if colour_fix is None:
-            return images
-        return fix_colour(images, self.decode(small, batch_size=batch_size), colour_fix, LATENTS_STRENGTH)
+        share = self.consistency if consistency is None else consistency
+        return fix_colour(images, self.decode(small, batch_size=batch_size), "consistency", share) if share else images
 
     def upscale(
         self,

@@ -54,6 +54,7 @@ class BundleConfig:
             settings. Default: "flow".
         steps: recommended integration steps. Default: 4.
         statistics: of each channel of the high-res latents in the training data. Default: None, not known.
+        consistency: recommended share of consistency of boosted latents, see `Booster.decode_boosted`. Default: 0.
 
     Raises:
         InputError: an objective with another number of times than the network's, or steps that it cannot take.
@@ -71,6 +72,7 @@ class BundleConfig:
     objective: str = "flow"
     steps: int = 4
     statistics: LatentStatistics | None = None
+    consistency: float = 0.0
 
     def __post_init__(self):
         if self.statistics is not None and len(self.statistics.mean) != self.latents.channels:
@@ -78,6 +80,8 @@ class BundleConfig:
             raise InputError(f"statistics: expected those of {self.latents.channels} channels, found {found}")
         if self.steps < 1:
             raise InputError(f"steps must be 1 or more, found {self.steps}")
+        if not 0 <= self.consistency <= 1:
+            raise InputError(f"consistency must be 0 to 1, found {self.consistency}")
         sampling_objective(self.objective, self.architecture.time_inputs).check_steps(self.steps)
 
 
@@ -95,7 +99,7 @@ def write_bundle(folder: pathlib.Path, parameters: Parameters, config: BundleCon
     write_atomically(folder / WEIGHTS, save(tensors))
     description = {"format": FORMAT, **to_mapping(config)}
     # Version 0.1 refuses newer fields; those with their default value are omitted so that it can read the bundle.
-    for name in ("network", "objective", "steps", "statistics"):
+    for name in ("network", "objective", "steps", "statistics", "consistency"):
         if description[name] == _DEFAULTS[name]:
             del description[name]
     if config.source.context_mode is None:

@@ -182,7 +182,7 @@ def boost_latents_into(
     *,
     batch_size: int = 1,
     seed: int = 0,
-    colour_fix: str | None = None,
+    consistency: float | None = None,
     intermediates: bool = False,
     trajectory: bool = False,
     described: Sequence[dict] = ({},),
@@ -196,7 +196,7 @@ def boost_latents_into(
         out: folder of the results; made if needed.
         batch_size: latents at once.
         seed: image i draws its noise from seed + i.
-        colour_fix: see `Booster.decode_boosted`; the points of a trajectory are decoded alone.
+        consistency: see `Booster.decode_boosted`; the points of a trajectory are decoded alone.
         intermediates: also write `00000_stage1.png` … of a cascade.
         trajectory: also write `00000_t0.png` …, the images at the points of the time grid; of one booster.
         described: further settings to write into the files; image i has the i-th ones, or the last.
@@ -208,7 +208,10 @@ def boost_latents_into(
     """
     boosters = [boosters] if isinstance(boosters, Booster) else list(boosters)
     out = output_folder(out)
-    settings = {**run_settings(boosters, seed=seed, **options), "colour_fix": None if trajectory else colour_fix}
+    share = boosters[0].consistency if consistency is None else consistency
+    settings = run_settings(boosters, seed=seed, **options)
+    if share and not trajectory:
+        settings["consistency"] = share
     digest = hashlib.sha256(np.ascontiguousarray(latents).tobytes()).hexdigest()
     each = [
         {**settings, **described[min(index, len(described) - 1)], "seed": (seed + index) % SEEDS, "input": digest}
@@ -228,7 +231,9 @@ def boost_latents_into(
             else:
                 stages = boosters[0].cascade(part, boosters[1:], intermediates=True, seed=seeds, **options)
             for extra, stage in zip((*extras, ""), stages if extras else stages[-1:], strict=True):
-                for index, image in enumerate(boosters[0].decode_boosted(stage, part, settings["colour_fix"]), first):
+                for index, image in enumerate(
+                    boosters[0].decode_boosted(stage, part, settings.get("consistency", 0.0)), first
+                ):
                     _write(os.path.join(out, f"{index:05d}{extra}.png"), image, each[index])
             bar.update(len(part))
     return Report(len(latents), 0, [])

@@ -99,6 +99,8 @@ def boost_prompt(
 ) -> Boosted:
     """Run a base model to its latents and boost them; `Settings.passes` is not used.
 
+    With a colour fix, the result has the booster's own consistency, whatever the fix; see `Booster.decode_boosted`.
+
     Raises:
         InputError: an empty prompt, or settings that the base model or the booster refuses.
     """
@@ -108,10 +110,13 @@ def boost_prompt(
     latents = base.latents([prompt], seed=settings.seed)
     report(0.6, "Boosting its latents")
     options = {"steps": settings.steps, "seed": settings.seed, "noise_step": settings.noise_step}
-    large = booster.decode_boosted(booster.boost(latents, **options), latents, settings.colour_fix)[0]
+    consistency = 0.0 if settings.colour_fix is None else booster.consistency
+    large = booster.decode_boosted(booster.boost(latents, **options), latents, consistency)[0]
     small = booster.decode(latents)[0]
     described = {"prompt": prompt, "base": base.name, "base_backend": base.backend}
-    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1)), **described}
+    facts = {**_facts(booster, name, dataclasses.replace(settings, passes=1, colour_fix=None)), **described}
+    if consistency:
+        facts["consistency"] = consistency
     return Boosted(resize_pixels(small, large.shape[:2]), large, facts)
 
 

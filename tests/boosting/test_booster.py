@@ -140,19 +140,20 @@ def test_a_cascade_is_one_boost_after_the_other(booster):
     np.testing.assert_array_equal(booster.cascade(latents, [booster], **options), second)
 
 
-def test_boosted_latents_are_decoded_half_consistent_with_the_small_ones(booster):
+def test_boosted_latents_are_decoded_partly_consistent_with_the_small_ones(booster, monkeypatch):
     small = normal(1, 4, 4, 3)
     large = booster.boost(small, steps=1)
     plain, given = (booster.decode(latents) for latents in (large, small))
     fixed = fix_colour(plain, given, "consistency")
     assert np.abs(fixed.astype(int) - plain).max() > 8
-    found = booster.decode_boosted(large, small)
+    found = booster.decode_boosted(large, small, 0.5)
     # Whole corrections are clipped to the range of uint8, halves afterwards.
     inside = (fixed > 0) & (fixed < 255)
     assert np.abs(found - (plain.astype(float) + fixed) / 2)[inside].max() <= 1
-    np.testing.assert_array_equal(booster.decode_boosted(large, small, None), plain)
-    with pytest.raises(InputError, match="expected one of adain, wavelet, consistency"):
-        booster.decode_boosted(large, small, "warm")
+    np.testing.assert_array_equal(booster.decode_boosted(large, small), plain)
+    monkeypatch.setattr(booster, "consistency", 0.5)
+    np.testing.assert_array_equal(booster.decode_boosted(large, small), found)
+    np.testing.assert_array_equal(booster.decode_boosted(large, small, 0.0), plain)
 
 
 def test_a_cascade_over_two_autoencoders_is_refused(booster, latent_booster):

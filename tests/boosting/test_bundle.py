@@ -59,6 +59,15 @@ def test_steps_of_decoder_inversion_are_kept_and_named_only_where_there_are_any(
     assert "1 step of decoder inversion" in (tmp_path / "README.md").read_text()
 
 
+def test_the_recommended_consistency_is_kept_and_named_only_where_there_is_any(folder, tmp_path):
+    assert "consistency" not in json.loads((folder / "config.json").read_text())
+    config = dataclasses.replace(CONFIG, consistency=0.5)
+    write_bundle(tmp_path, split(random_model(UNet, UNET))[1], config)
+    assert read_bundle(tmp_path)[1] == config
+    with pytest.raises(InputError, match="consistency must be 0 to 1, found 2"):
+        dataclasses.replace(CONFIG, consistency=2.0)
+
+
 def test_statistics_of_the_latents_are_kept(folder, tmp_path):
     assert "statistics" not in json.loads((folder / "config.json").read_text())
     config = dataclasses.replace(CONFIG, statistics=LatentStatistics((0.0, 0.5, -1.0), (1.0, 2.0, 0.25)))

@@ -100,17 +100,18 @@ def test_second_call_compiles_nothing(generator):
     assert relative_error(alone[0], generator.latents(PROMPTS, steps=3, seed=3)[1]) < 1e-5
 
 
-def test_web_page_boosts_a_prompt(generator, booster):
+def test_web_page_boosts_a_prompt(generator, booster, monkeypatch):
     settings = interactive.Settings(steps=1, seed=3)
     found = interactive.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
     expected = booster.boost(generator.latents(["a cat"], seed=3), steps=1, seed=3)
     np.testing.assert_array_equal(found.after, booster.decode(expected)[0])
     assert (found.settings["base_backend"], found.settings["prompt"]) == ("jax", "a cat")
     settings = interactive.Settings(steps=1, seed=3, colour_fix="consistency")
+    monkeypatch.setattr(booster, "consistency", 0.5)
     found = interactive.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
-    expected = booster.decode_boosted(expected, generator.latents(["a cat"], seed=3))
+    expected = booster.decode_boosted(expected, generator.latents(["a cat"], seed=3), 0.5)
     np.testing.assert_array_equal(found.after, expected[0])
-    assert found.settings["colour_fix"] == "consistency"
+    assert found.settings["consistency"] == 0.5
     with pytest.raises(InputError, match="type a prompt first"):
         interactive.boost_prompt(booster, "small", generator, " ", settings, report=lambda *_: None)
 
