@@ -43,6 +43,8 @@ def _print_skipped(skipped: list[tuple[str, str]], out: pathlib.Path) -> None:
 def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
     """Return a function of high-res images, uint8, and their crop numbers; it returns raw low- and high-res latents."""
 
+    base = first_stage.plain  # encodes small images as for a base model
+
     @jax.jit
     def small_and_large(pixels: UInt8[Array, "b h w 3"]) -> tuple[Float[Array, "b l l 3"], Float[Array, "b h w 3"]]:
         high = to_float(pixels)
@@ -55,7 +57,7 @@ def make_encode(first_stage: FirstStage, recipe: Recipe) -> Encode:
     def through_latents(low: Float[Array, "b l l 3"], crop: Int[np.ndarray, "b"]) -> Float[Array, "b l l 3"]:
         if recipe.low_res_source == "pixels":
             return low
-        decoded = first_stage.decode(first_stage.plain.encode(low))
+        decoded = base.decode(base.encode(low))
         if recipe.low_res_source == "latents":
             return decoded
         return jnp.where((crop % 2 == 1)[:, None, None, None], decoded, low)
