@@ -21,6 +21,7 @@ from fmboost_jax.interop import load_first_stage, state_dict
 from fmboost_jax.metrics.comparison import compare
 from fmboost_jax.metrics.images import gradient_energy, psnr
 from fmboost_jax.models.autoencoder_tiny import AutoencoderTiny, AutoencoderTinyConfig
+from tests.commands import command
 from tests.conftest import TAEF2
 from tests.random_models import random_model
 
@@ -114,6 +115,15 @@ def test_the_booster_of_flux2_knows_its_latents(tmp_path):
         booster.boost(latents)
     with pytest.warns(UserWarning, match="standard deviation is"):
         booster.boost(1.77 * latents)
+
+
+def test_flux2_without_its_autoencoder_is_one_line_at_once(photograph, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")  # nothing answers there
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "cache"))
+    Image.fromarray(photograph).save(tmp_path / "photo.png")
+    done = command("sample", "--booster", "flux2-x2", "--input", tmp_path / "photo.png", status=2)
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: autoencoder madebyollin/taef2: no such folder, and the download from the hub failed")
 
 
 def test_a_small_latent_of_flux2_becomes_closer_than_by_bicubic_enlargement():

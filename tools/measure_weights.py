@@ -179,15 +179,12 @@ def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: b
 
     ways = {f"boosted, Euler {count}": lambda count=count: boost(count) for count in steps}
 
-    def consistent(way, strength: float) -> Images:
+    word, strength = ("half consistent", 0.5) if from_latents else ("consistent", 1.0)
+
+    def consistent(way) -> Images:
         return fix_colour(way(), decoded(booster, small) if from_latents else small, "consistency", strength)
 
-    strengths = {"half consistent": 0.5} if from_latents else {"consistent": 1.0}
-    return ways | {
-        f"{name}, {word}": lambda way=way, strength=strength: consistent(way, strength)
-        for name, way in ways.items()
-        for word, strength in strengths.items()
-    }
+    return ways | {f"{name}, {word}": lambda way=way: consistent(way) for name, way in ways.items()}
 
 
 def small_latents(booster: Booster, small: Images) -> list:

@@ -102,9 +102,7 @@ def _only_in_half_precision(base: str) -> bool:
         names = [path.name for path in pathlib.Path(base).glob("*/*.safetensors")]
     else:
         try:
-            import huggingface_hub
-
-            names = huggingface_hub.HfApi().list_repo_files(base)
+            names = repository_files(base)
         except Exception:  # offline, or no such repository: `from_pretrained` says so
             return False
     half = [".fp16" in name for name in names if name.endswith(".safetensors") and "diffusion_pytorch_model" in name]

@@ -38,13 +38,14 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
     repository = f"{owner}/{name}"
     # The client raises many types of errors; all mean that the download failed.
     try:
-        names = huggingface_hub.HfApi().list_repo_files(repository)
+        names = repository_files(repository)
     except Exception as error:
         try:
             root = huggingface_hub.snapshot_download(repository, local_files_only=True)
         except Exception:
             raise InputError(
-                f"{what} {path}: no such folder, and the download from the hub failed ({one_line(error)})"
+                f"{what} {path}: no such folder, and the download from the hub failed ({one_line(error)}); "
+                "fetch it elsewhere and give its folder"
             ) from error
         return os.path.join(root, *inner)
     wanted = _wanted(names, inner[0] if inner else None, f"{what} {path}")
@@ -52,6 +53,16 @@ def local_folder(path: str, what: str = "autoencoder") -> str:
         return os.path.join(huggingface_hub.snapshot_download(repository, allow_patterns=wanted), *inner)
     except Exception as error:
         raise InputError(f"{what} {path}: the download from the hub failed ({one_line(error)})") from error
+
+
+def repository_files(repository: str) -> list[str]:
+    """Return the names of all files of a repository on the hub, by one request.
+
+    Listing its tree instead repeats a request that fails, with a warning each time, for half a minute.
+    """
+    import huggingface_hub
+
+    return [file.rfilename for file in huggingface_hub.HfApi().model_info(repository).siblings or ()]
 
 
 def _wanted(names: list[str], folder: str | None, what: str) -> list[str]:

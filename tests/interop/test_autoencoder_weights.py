@@ -223,10 +223,10 @@ class Hub(types.SimpleNamespace):
     def __init__(self, folder, files):
         super().__init__(HfApi=lambda: self, files=files, folder=folder, fetched=[])
 
-    def list_repo_files(self, repository):
+    def model_info(self, repository):
         if not self.files:
             raise ConnectionError("no route\nto host")
-        return self.files
+        return types.SimpleNamespace(siblings=[types.SimpleNamespace(rfilename=name) for name in self.files])
 
     def snapshot_download(self, repository, allow_patterns=None, local_files_only=False):
         if not os.path.isdir(self.folder):
