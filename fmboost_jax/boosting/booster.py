@@ -38,9 +38,9 @@ from fmboost_jax.images.value_range import to_float, to_integers
 from fmboost_jax.models.first_stage import FirstStage, LatentStatistics
 from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, count, rounded, split
-from fmboost_jax.parallel.batching import map_batches
+from fmboost_jax.parallel.batching import map_on_mesh
 from fmboost_jax.parallel.mesh import make_mesh
-from fmboost_jax.parallel.sharding import batch_sharding, example_sharding
+from fmboost_jax.parallel.sharding import array_sharding
 
 
 class Booster(Shareable):
@@ -207,7 +207,7 @@ class Booster(Shareable):
             return integrate(low, keys, size, return_trajectory)
 
         inputs = latents, noise_keys(check_seeds(seed, len(latents)))
-        result = self._in_parts(boost_part, inputs, batch_size, f"latents of {size[0]}×{size[1]}")
+        result = map_on_mesh(self.mesh, boost_part, inputs, batch_size, f"latents of {size[0]}×{size[1]}")
         return jnp.moveaxis(result, 1, 0) if return_trajectory else result
 
     def cascade(
@@ -253,22 +253,13 @@ class Booster(Shareable):
         Raises:
             InputError: images of several sizes or of a size that does not fit; as for `upscale`.
         """
-        checked = check_images(images)
-        shapes = {array.shape for array in checked.arrays}
-        height, width = checked.arrays[0].shape[:2]
-        multiple = self.first_stage.image_multiple
-        if len(shapes) > 1:
-            raise InputError("encode takes images of one size; call it once for each size")
-        if height % multiple or width % multiple:
-            raise InputError(
-                f"images of {height}×{width}: this autoencoder needs sides that are multiples of {multiple}"
-            )
+        pixels = to_float(check_images(images).stacked(self.first_stage.image_multiple))
 
         def encode_part(pixels: Array) -> Array:
             return check_finite(self.first_stage.encode(pixels), "the encoder", self.first_stage.model)
 
-        pixels = to_float(np.stack(checked.arrays))
-        return self._in_parts(encode_part, [pixels], batch_size, f"an image of {height}×{width} pixels to encode")
+        example = f"an image of {pixels.shape[1]}×{pixels.shape[2]} pixels to encode"
+        return map_on_mesh(self.mesh, encode_part, [pixels], batch_size, example)
 
     def decode(
         self, latents: Float[Array | np.ndarray, "b h w c"], *, batch_size: int | None = None
@@ -286,7 +277,8 @@ class Booster(Shareable):
         latents = latents_array(latents, self.first_stage.spec)
         check_finite(latents, "the latents to decode")
         size = "×".join(str(side * self.first_stage.downsampling) for side in latents.shape[1:3])
-        return self._in_parts(self._decode_part, [latents], batch_size, f"an image of {size} pixels to decode")
+        example = f"an image of {size} pixels to decode"
+        return map_on_mesh(self.mesh, self._decode_part, [latents], batch_size, example)
 
     def decode_boosted(
         self,
@@ -397,7 +389,7 @@ class Booster(Shareable):
 
         def enlarge_part(pixels: Array, keys: Array, offsets: Array | None = None) -> np.ndarray:
             grown = upsample(pixels, size, self.coupling.pixel_filter) if self.coupling.pixel_filter else pixels
-            grown = jax.device_put(grown, self._sharding(grown.shape))
+            grown = jax.device_put(grown, array_sharding(self.mesh, grown.shape))
             low = check_finite(self.first_stage.encode(grown), "the encoder", self.first_stage.model)
             boosted = integrate(low, keys, (size[0] // stage, size[1] // stage), return_trajectory, offsets)
             if not return_trajectory:
@@ -407,7 +399,7 @@ class Booster(Shareable):
         inputs = [to_float(images), noise_keys(seeds)]
         if corners is not None:
             inputs.append((corners * self.factor // stage).astype(np.int32))
-        return self._in_parts(enlarge_part, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")
+        return map_on_mesh(self.mesh, enlarge_part, inputs, batch_size, f"an image of {size[0]}×{size[1]} pixels")
 
     @property
     def size_multiple(self) -> int:
@@ -490,27 +482,6 @@ class Booster(Shareable):
             return check_finite(result, "the flow", self.parameters)
 
         return integrate
-
-    def _in_parts(self, function: Callable, inputs: Sequence, batch_size: int | None, example: str):
-        """Call a function on parts of the inputs, split over the devices: images on `data`, heights on `spatial`."""
-
-        def on_devices(*part):
-            part = [jax.device_put(array, self._sharding(array.shape)) for array in part]
-            with jax.set_mesh(self.mesh):
-                return function(*part)
-
-        count = len(inputs[0])
-        size = count if batch_size is None else min(batch_size, count)
-        return map_batches(on_devices, inputs, size, multiple=self.mesh.shape["data"], example=example)
-
-    def _sharding(self, shape: tuple[int, ...]) -> NamedSharding:
-        spatial = self.mesh.shape["spatial"]
-        if len(shape) > 1 and shape[1] % spatial:
-            raise InputError(
-                f"{spatial} devices cannot share a height of {shape[1]}: it must be a multiple of {spatial}; give "
-                "another size or a smaller spatial"
-            )
-        return batch_sharding(self.mesh) if len(shape) > 1 else example_sharding(self.mesh)
 
     def _decode_part(self, latents: Array, dtype: np.dtype | type = np.uint8) -> UInt[np.ndarray, "b H W 3"]:
         images = check_finite(self.first_stage.decode(latents), "the decoder", self.first_stage.model)

@@ -19,6 +19,7 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.latent_formats import pipeline_latents, scaled_latents
 from fmboost_jax.boosting.lora import merge_loras
 from fmboost_jax.errors import InputError, one_line
+from fmboost_jax.interop.hub import repository_files
 
 BACKEND_HELP = "what runs the base model; auto: JAX, or PyTorch for a pipeline that JAX cannot run (default: auto)"
 _MISSING = "base models need PyTorch and diffusers: pip install 'fmboost_jax[diffusers]'"

@@ -36,6 +36,21 @@ class CheckedImages:
     arrays: list[UInt[np.ndarray, "_ _ 3"]]
     restore: Callable[[list[np.ndarray]], Any]
 
+    def stacked(self, multiple: int) -> UInt[np.ndarray, "b h w 3"]:
+        """Return the images as one array, for an autoencoder whose images have sides that are multiples of `multiple`.
+
+        Raises:
+            InputError: images of several sizes, or of a size that does not fit.
+        """
+        if len({array.shape for array in self.arrays}) > 1:
+            raise InputError("encode takes images of one size; call it once for each size")
+        height, width = self.arrays[0].shape[:2]
+        if height % multiple or width % multiple:
+            raise InputError(
+                f"images of {height}×{width}: this autoencoder needs sides that are multiples of {multiple}"
+            )
+        return np.stack(self.arrays)
+
 
 def check_images(images: Images) -> CheckedImages:
     """Check and convert images.

@@ -9,7 +9,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from fmboost_jax.errors import InputError
-from fmboost_jax.parallel.sharding import example_sharding
+from fmboost_jax.parallel.sharding import array_sharding, example_sharding
 
 
 def map_batches(
@@ -57,6 +57,30 @@ def map_batches(
         results.append(jax.tree.map(lambda array, first=first: array[: count - first], result))
         first += size
     return results[0] if len(results) == 1 else jax.tree.map(_concatenate, *results)
+
+
+def map_on_mesh(mesh: Mesh, function: Callable, arrays: Sequence, batch_size: int | None, example: str) -> Any:
+    """`map_batches` with each part sharded over the devices: examples over `data`, heights over `spatial`.
+
+    Args:
+        mesh: the devices.
+        function: see `map_batches`; called with arrays on the devices.
+        arrays: (batch, height, …) or (batch,), with the same batch.
+        batch_size: examples per part; None: all.
+        example: description of one example, for the error message.
+
+    Raises:
+        InputError: a height that the devices cannot share; as for `map_batches`.
+    """
+
+    def on_devices(*part):
+        part = [jax.device_put(array, array_sharding(mesh, array.shape)) for array in part]
+        with jax.set_mesh(mesh):
+            return function(*part)
+
+    count = len(arrays[0])
+    size = count if batch_size is None else min(batch_size, count)
+    return map_batches(on_devices, arrays, size, multiple=mesh.shape["data"], example=example)
 
 
 def data_parallel(function: Callable, parameters: Any, mesh: Mesh, batch_size: int) -> Callable[..., np.ndarray]:

@@ -32,6 +32,21 @@ def example_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
+def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """Return `batch_sharding` for (batch, height, …) arrays of a shape, `example_sharding` for (batch,) arrays.
+
+    Raises:
+        InputError: the devices of `spatial` cannot share the height.
+    """
+    spatial = mesh.shape["spatial"]
+    if len(shape) > 1 and shape[1] % spatial:
+        raise InputError(
+            f"{spatial} devices cannot share a height of {shape[1]}: it must be a multiple of {spatial}; give "
+            "another size or a smaller spatial"
+        )
+    return batch_sharding(mesh) if len(shape) > 1 else example_sharding(mesh)
+
+
 def shared(x: jax.Array) -> jax.Array:
     """Constrain a (batch, height, …) array to `batch_sharding` of the mesh in `jax.set_mesh`, inside a jitted function.
 
