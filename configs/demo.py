@@ -93,6 +93,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.finish.grid = 0.0  # the part of the error that repeats from one latent position to the next
     config.finish.detail = 0.0  # root mean square error that consistency with the small image leaves
     config.finish.adversarial = 0.0  # judgement of a patch discriminator, which is trained beside the network
+    config.finish.discriminator = "latents"  # what it sees, or "images": feature maps of efficientnet-lite0
     config.finish.discriminator_width = 64  # channels of its first convolution
     config.finish.discriminator_every = 2  # updates of the network for one of the discriminator
     config.finish.crop = 0  # side of the decoded part, latent positions; 0: all of it

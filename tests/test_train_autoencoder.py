@@ -42,7 +42,7 @@ from fmboost_jax.training.autoencoder import (
     principal_components,
 )
 from fmboost_jax.training.config import AutoencoderTrainingConfig
-from fmboost_jax.training.perceptual import BLOCKS, perceptual_distance
+from fmboost_jax.training.perceptual import BLOCKS, perceptual_distance, perceptual_maps
 from fmboost_jax.training.state import TrainState
 
 WEIGHTS = "autoencoder/diffusion_pytorch_model.safetensors"
@@ -273,7 +273,8 @@ def test_perceptual_loss_grows_with_distance_and_is_bounded():
     features = EfficientNetLite(EfficientNetConfig(), rngs=nnx.Rngs(0))
     image, other = jax.random.uniform(jax.random.key(0), (2, 2, 32, 32, 3), minval=-1, maxval=1)
     losses = [
-        float(perceptual_distance(features, image + share * (other - image), image)) for share in (0, 0.1, 0.3, 1)
+        float(perceptual_distance(*(perceptual_maps(features, x) for x in (image + share * (other - image), image))))
+        for share in (0, 0.1, 0.3, 1)
     ]
     assert losses[0] == 0
     assert losses == sorted(losses)

@@ -1,12 +1,13 @@
-"""A patch discriminator of latents with spectrally normalised convolutions.
+"""Discriminators with spectrally normalised convolutions, of latents and of images.
 
-Each output position classifies a patch of 13×13 latent positions (Isola et al. 2017, arXiv 1611.07004, section
-2.2.2). Kernels are divided by their largest singular value (Miyato et al. 2018, arXiv 1802.05957, equation 8), so that
-the logits are bounded.
+Kernels are divided by their largest singular value (Miyato et al. 2018, arXiv 1802.05957, equation 8), so that the
+logits are bounded.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -16,13 +17,12 @@ from jaxtyping import Array, Float
 from fmboost_jax.models.blocks import conv
 
 SLOPE = 0.2  # of the leaky ReLUs
-STRIDES = ((1, 1), (2, 2), (1, 1), (1, 1))
 LAYOUT = ("NHWC", "HWIO", "NHWC")
 POWER_ITERATIONS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class DiscriminatorConfig:
+class LatentDiscriminatorConfig:
     """Widths of the network.
 
     Attributes:
@@ -34,25 +34,74 @@ class DiscriminatorConfig:
     width: int = 64
 
 
-class PatchDiscriminator(nnx.Module):
-    """Four convolutions of 3×3, the second with a stride of 2; leaky ReLUs between them."""
+@dataclasses.dataclass(frozen=True)
+class ImageDiscriminatorConfig:
+    """Widths of the network.
 
-    def __init__(self, config: DiscriminatorConfig, *, rngs: nnx.Rngs):
-        self.config = config
-        widths = [config.channels, config.width, 2 * config.width, 2 * config.width, 1]
+    Attributes:
+        channels: of each map of features.
+        width: channels of the convolutions.
+    """
+
+    channels: tuple[int, ...]
+    width: int = 64
+
+
+DiscriminatorConfig: TypeAlias = LatentDiscriminatorConfig | ImageDiscriminatorConfig
+
+
+class PatchClassifier(nnx.Module):
+    """Convolutions of 3×3 whose kernels have the spectral norm 1; leaky ReLUs between them."""
+
+    def __init__(self, widths: Sequence[int], strides: Sequence[int], rngs: nnx.Rngs):
+        self.strides = tuple(strides)
         layers = itertools.pairwise(widths)
         self.layers = nnx.List(conv(before, after, dtype=jnp.float32, rngs=rngs) for before, after in layers)
 
-    def __call__(self, latent: Float[Array, "b h w c"], context: Float[Array, "b h w k"]) -> Float[Array, "b h2 w2 1"]:
+    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 1"]:
         """Return the logit of each patch: positive for patches classified as original."""
-        x = jnp.concatenate([latent, context], axis=-1)
-        for i, layer in enumerate(self.layers):
+        for i, (layer, stride) in enumerate(zip(self.layers, self.strides, strict=True)):
             weights = {name: array.get_value() for name, array in nnx.state(layer).items()}
             kernel = weights["kernel"] / spectral_norm(weights["kernel"])
             x = jax.nn.leaky_relu(x, SLOPE) if i else x
-            x = jax.lax.conv_general_dilated(x, kernel, STRIDES[i], "SAME", dimension_numbers=LAYOUT)
+            x = jax.lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=LAYOUT)
             x = x + weights["bias"]
         return x
+
+
+class LatentDiscriminator(PatchClassifier):
+    """Classifies patches of 13×13 positions of a latent and its context.
+
+    Source: Isola et al. 2017, arXiv 1611.07004, section 2.2.2.
+    """
+
+    def __init__(self, config: LatentDiscriminatorConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        super().__init__([config.channels, config.width, 2 * config.width, 2 * config.width, 1], (1, 2, 1, 1), rngs)
+
+
+class ImageDiscriminator(nnx.Module):
+    """Classifies patches of an image in feature maps of a frozen network, each map by its own convolutions.
+
+    Source: Sauer et al. 2021, "Projected GANs Converge Faster", arXiv 2111.01007, section 3.2, without the random
+    projections between the maps.
+    """
+
+    def __init__(self, config: ImageDiscriminatorConfig, *, rngs: nnx.Rngs):
+        self.config = config
+        widths = [[channels, config.width, config.width, 1] for channels in config.channels]
+        self.maps = nnx.List(PatchClassifier(each, (1, 2, 1), rngs) for each in widths)
+
+    def __call__(self, maps: Sequence[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _ _ 1"]]:
+        """Return the logits of each map: positive for patches classified as original."""
+        return [classify(features) for classify, features in zip(self.maps, maps, strict=True)]
+
+
+def make_discriminator(config: DiscriminatorConfig, *, rngs: nnx.Rngs) -> LatentDiscriminator | ImageDiscriminator:
+    """Return the discriminator of a config, with fresh weights."""
+    if isinstance(config, ImageDiscriminatorConfig):
+        return ImageDiscriminator(config, rngs=rngs)
+    return LatentDiscriminator(config, rngs=rngs)
 
 
 def spectral_norm(kernel: Float[Array, "*inputs outputs"]) -> Float[Array, ""]:

@@ -27,7 +27,7 @@ from fmboost_jax.training.config import AutoencoderLossConfig, AutoencoderTraini
 from fmboost_jax.training.evaluation import SCORES
 from fmboost_jax.training.finish import root_mean_square
 from fmboost_jax.training.optimizer import clip_by_global_norm, guarded
-from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
+from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance, perceptual_maps
 from fmboost_jax.training.state import TrainState
 
 LIFT = 4.0  # bias of components in deviations, for the ReLU
@@ -179,7 +179,8 @@ def make_train_step(
             if config.loss.rmse:
                 total += config.loss.rmse * root_mean_square(decoded - image)
             if features is not None:
-                total += config.loss.perceptual * perceptual_distance(features, decoded[:quarter], image[:quarter])
+                maps = (perceptual_maps(features, images[:quarter]) for images in (decoded, image))
+                total += config.loss.perceptual * perceptual_distance(*maps)
             return total
 
         loss = distance(decoded, image) + config.loss.moments * moments_loss(latent, config.loss.deviation)

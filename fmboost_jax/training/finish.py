@@ -11,6 +11,7 @@ Source: the second phase of RFMSR, arXiv 2607.12753; the perceptual distance is
 
 import dataclasses
 from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -21,14 +22,24 @@ from fmboost_jax.configuration import require, require_at_least
 from fmboost_jax.flow.objectives import Network, Objective
 from fmboost_jax.images.resize import shrink, upsample
 from fmboost_jax.images.value_range import to_float
-from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator
+from fmboost_jax.models.discriminator import DiscriminatorConfig, ImageDiscriminatorConfig, LatentDiscriminatorConfig
 from fmboost_jax.models.first_stage import FirstStage, LatentSpec, decode_part, square
 from fmboost_jax.models.networks import NetworkConfig
 from fmboost_jax.models.parameters import Parameters, merge, split
-from fmboost_jax.training.perceptual import load_perceptual_network, perceptual_distance
+from fmboost_jax.registry import check_name
+from fmboost_jax.training.perceptual import (
+    JUDGED_CHANNELS,
+    judged_maps,
+    load_perceptual_network,
+    perceptual_distance,
+    perceptual_maps,
+)
 
 # Positions at the edges of a decoded part that are not compared: there the decoder pads what the image continues.
 MARGIN = 1
+
+# What a discriminator sees and what it returns.
+Sample: TypeAlias = Array | list[Array]
 
 # Latent positions along each axis over which `repeating` takes means.
 REPETITIONS = 4
@@ -49,7 +60,8 @@ class FinishConfig:
             `repeating`. Photographs have no such pattern.
         detail: weight of the root mean square error that remains after consistency with the small image, see
             `fmboost_jax.images.colour.consistency`.
-        adversarial: weight of a patch discriminator's loss on the latent, given the context.
+        adversarial: weight of a patch discriminator's loss.
+        discriminator: what it sees: "latents" with the context, or "images", in feature maps of efficientnet-lite0.
         discriminator_width: channels of its first convolution.
         discriminator_every: updates of the network for one of the discriminator.
         crop: side of the decoded part in latent positions, cut at random; 0 for the whole latent. The outermost
@@ -64,6 +76,7 @@ class FinishConfig:
     grid: float = 0.0
     detail: float = 0.0
     adversarial: float = 0.0
+    discriminator: str = "latents"
     discriminator_width: int = 64
     discriminator_every: int = 2
     crop: int = 0
@@ -72,6 +85,7 @@ class FinishConfig:
         weights = ("velocity", "latent", "pixels", "perceptual", "consistency", "grid", "detail", "adversarial")
         counts = {"discriminator_width": 1, "discriminator_every": 1, "crop": 0}
         require_at_least("finish.", self, **dict.fromkeys(weights, 0), **counts)
+        check_name("finish.discriminator", self.discriminator, ("latents", "images"))
         needed = f"0 or more than {2 * MARGIN}"
         require("finish.", self, "crop", needed, self.crop == 0 or self.crop > 2 * MARGIN)
         require("finish.", self, "velocity", "more than 0 where no other weight is", self.velocity > 0 or self.active)
@@ -84,12 +98,21 @@ class FinishConfig:
     @property
     def decodes(self) -> bool:
         """Whether a term needs the decoder."""
-        return any((self.pixels, self.perceptual, self.consistency, self.grid, self.detail))
+        return any((self.pixels, self.perceptual, self.consistency, self.grid, self.detail, self.judges_images))
 
-    def discriminator(self, network: NetworkConfig) -> DiscriminatorConfig | None:
+    @property
+    def judges_images(self) -> bool:
+        """Whether there is a discriminator of images."""
+        return self.adversarial > 0 and self.discriminator == "images"
+
+    def discriminator_config(self, network: NetworkConfig) -> DiscriminatorConfig | None:
         """Return the config of the discriminator beside a network; None where no weight needs one."""
+        if not self.adversarial:
+            return None
+        if self.judges_images:
+            return ImageDiscriminatorConfig(JUDGED_CHANNELS, self.discriminator_width)
         channels = network.state_channels + network.context_channels
-        return DiscriminatorConfig(channels, self.discriminator_width) if self.adversarial else None
+        return LatentDiscriminatorConfig(channels, self.discriminator_width)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -154,9 +177,8 @@ class Finish:
         config, terms = self.config, {}
         if config.latent:
             terms["latent"] = config.latent * jnp.mean(jnp.square(result - x1))
-        if judge is not None:
-            terms["adversarial"] = config.adversarial * judge.generator_loss(result)
-            terms["discriminator"] = judge.hinge_loss(result, x1)
+        if judge is not None and not config.judges_images:
+            terms |= judge.terms(config.adversarial, *(judge.with_context(latent) for latent in (result, x1)))
         if not config.decodes:
             return terms
         corner = self._corner(key, x1)
@@ -169,12 +191,16 @@ class Finish:
             decoded, target = (x[:, edge:-edge, edge:-edge] for x in (decoded, target))
         if config.pixels:
             terms["pixels"] = config.pixels * root_mean_square(decoded - target)
-        if config.perceptual:
+        if config.perceptual or config.judges_images:
             # Feature maps of stride 2 and 4 see each position of the latent's grid at one phase alone. Without a random
             # shift, the network learns patterns with the grid's period that the maps do not show.
             shift = jax.random.randint(jax.random.fold_in(key, 1), (2,), 0, self.spec.downsampling)
-            shifted = (jnp.roll(x, shift, (1, 2)) for x in (decoded, target))
-            terms["perceptual"] = config.perceptual * perceptual_distance(load_perceptual_network(), *shifted)
+            shifted = [jnp.roll(x, shift, (1, 2)) for x in (decoded, target)]
+            maps = [perceptual_maps(load_perceptual_network(), x) for x in shifted]
+            if config.perceptual:
+                terms["perceptual"] = config.perceptual * perceptual_distance(*maps)
+            if judge is not None and config.judges_images:
+                terms |= judge.terms(config.adversarial, *map(judged_maps, shifted, maps))
         if config.grid:
             terms["grid"] = config.grid * root_mean_square(repeating(decoded - target, self.spec.downsampling))
         if config.consistency or config.detail:
@@ -208,33 +234,49 @@ class Judge:
     Source: the hinge losses of Lim and Ye 2017, arXiv 1705.02894, equations 5 and 6.
 
     Attributes:
-        graph: of the discriminator, see `fmboost_jax.models.parameters.split`.
+        graph: of the discriminator, see `fmboost_jax.models.parameters.split`. It maps samples, arrays or lists of
+            arrays, to logits, an array or a list of arrays.
         parameters: of the discriminator.
         context: of the batch, scaled latents.
         due: whether this update trains the discriminator; its loss is 0 otherwise.
     """
 
-    graph: nnx.GraphDef[PatchDiscriminator]
+    graph: nnx.GraphDef
     parameters: Parameters
     context: Float[Array, "b h w k"]
     due: Bool[Array, ""]
 
-    def generator_loss(self, result: Float[Array, "b h w c"]) -> Float[Array, ""]:
-        """Loss of the network: the negative mean logit of its results."""
-        return -jnp.mean(self._logits(jax.lax.stop_gradient(self.parameters), result))
+    def terms(self, weight: float, result: Sample, original: Sample) -> dict[str, Float[Array, ""]]:
+        """Return the loss of the network, times its weight, and that of the discriminator."""
+        return {
+            "adversarial": weight * self.generator_loss(result),
+            "discriminator": self.hinge_loss(result, original),
+        }
 
-    def hinge_loss(self, result: Float[Array, "b h w c"], original: Float[Array, "b h w c"]) -> Float[Array, ""]:
+    def with_context(self, latent: Float[Array, "b h w c"]) -> Float[Array, "b h w k"]:
+        """Return what a discriminator of latents sees."""
+        return jnp.concatenate([latent, self.context], axis=-1)
+
+    def generator_loss(self, result: Sample) -> Float[Array, ""]:
+        """Loss of the network: the negative mean logit of its results."""
+        return -self._mean(self._logits(jax.lax.stop_gradient(self.parameters), result))
+
+    def hinge_loss(self, result: Sample, original: Sample) -> Float[Array, ""]:
         """Loss of the discriminator: 0 where originals are above 1 and results below -1."""
 
         def loss(parameters):
             false = self._logits(parameters, jax.lax.stop_gradient(result))
-            true = self._logits(parameters, original)
-            return jnp.mean(jax.nn.relu(1 - true)) + jnp.mean(jax.nn.relu(1 + false))
+            true = self._logits(parameters, jax.lax.stop_gradient(original))
+            margins = jax.tree.map(lambda t, f: jax.nn.relu(1 - t) + jax.nn.relu(1 + f), true, false)
+            return self._mean(margins)
 
         return jax.lax.cond(self.due, loss, lambda parameters: jnp.zeros(()), self.parameters)
 
-    def _logits(self, parameters: Parameters, latent: Float[Array, "b h w c"]) -> Float[Array, "b h2 w2 1"]:
-        return merge(self.graph, parameters)(latent, self.context)
+    def _logits(self, parameters: Parameters, sample: Sample) -> Sample:
+        return merge(self.graph, parameters)(sample)
+
+    def _mean(self, values: Sample) -> Float[Array, ""]:
+        return jnp.mean(jnp.stack([jnp.mean(array) for array in jax.tree.leaves(values)]))
 
 
 def repeating(image: Float[Array, "b H W 3"], period: int) -> Float[Array, "b h w 3"]:

@@ -1,4 +1,4 @@
-"""Perceptual distance of two images, in feature maps of a network that needs no download."""
+"""Feature maps of a network that needs no download: what a perceptual distance and a discriminator of images see."""
 
 import functools
 
@@ -10,6 +10,11 @@ from fmboost_jax.metrics.efficientnet import EfficientNetLite, load_efficientnet
 
 BLOCKS = 3  # of efficientnet-lite0
 
+Maps = list[Float[Array, "b _ _ _"]]
+
+# Channels of the maps that a discriminator of images sees, of 1/2 and 1/4 of the image's size.
+JUDGED_CHANNELS = (32 + 12, 24)
+
 
 @functools.cache
 def load_perceptual_network() -> EfficientNetLite:
@@ -18,28 +23,47 @@ def load_perceptual_network() -> EfficientNetLite:
     Raises:
         InputError: the package with its weights is not installed.
     """
-    return load_efficientnet_lite0()
+    # The first call may be in a function that is traced: what is cached must not belong to its trace.
+    with jax.ensure_compile_time_eval():
+        return load_efficientnet_lite0()
 
 
-def perceptual_distance(
-    features: EfficientNetLite, image: Float[Array, "b h w 3"], target: Float[Array, "b h w 3"]
-) -> Float[Array, ""]:
-    """Square distance of the first feature maps, each position's features scaled to length 1, summed over the maps.
-
-    That is LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, equation 1), in maps of 1/2 and 1/4 of
-    the images' size. A decoder trained with it preserves texture that pixel losses alone smooth.
+def perceptual_maps(features: EfficientNetLite, image: Float[Array, "b h w 3"]) -> Maps:
+    """Return the first feature maps of images in [-1, 1], of 1/2 and 1/4 of their size.
 
     Args:
         features: see `load_perceptual_network`.
         image: in [-1, 1].
-        target: in [-1, 1].
     """
+    return features.maps(127.5 * (image + 1), BLOCKS)
 
-    def maps(images):
-        return [_unit_length(array) for array in features.maps(127.5 * (images + 1), BLOCKS)]
 
-    pairs = zip(maps(image), maps(target), strict=True)
+def perceptual_distance(maps: Maps, targets: Maps) -> Float[Array, ""]:
+    """Square distance of two images' feature maps, each position's features scaled to length 1, summed over the maps.
+
+    That is LPIPS without learned weights (Zhang et al. 2018, arXiv 1801.03924, equation 1). A decoder trained with it
+    preserves texture that pixel losses alone smooth.
+
+    Args:
+        maps: of an image, see `perceptual_maps`.
+        targets: of the other one.
+    """
+    pairs = ((_unit_length(a), _unit_length(b)) for a, b in zip(maps, targets, strict=True))
     return jnp.sum(jnp.stack([jnp.mean(jnp.sum((a - b) ** 2, axis=-1)) for a, b in pairs]))
+
+
+def judged_maps(image: Float[Array, "b h w 3"], maps: Maps) -> Maps:
+    """Return what a discriminator of images sees: the first of its feature maps and the last.
+
+    Squares of 2×2 pixels go with the first: patterns that the frozen maps do not show are visible in them.
+
+    Args:
+        image: in [-1, 1]; height and width are even.
+        maps: of the image, see `perceptual_maps`.
+    """
+    b, h, w, c = image.shape
+    squares = image.reshape(b, h // 2, 2, w // 2, 2, c).swapaxes(2, 3).reshape(b, h // 2, w // 2, 4 * c)
+    return [jnp.concatenate([maps[0], squares], axis=-1), maps[-1]]
 
 
 def _unit_length(array: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:

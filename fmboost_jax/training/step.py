@@ -10,7 +10,7 @@ from jaxtyping import Array
 from fmboost_jax.flow.coupling import record_keys, sample_noise, source_keys
 from fmboost_jax.flow.objectives import make_objective
 from fmboost_jax.flow.paths import make_path
-from fmboost_jax.models.discriminator import PatchDiscriminator
+from fmboost_jax.models.discriminator import make_discriminator
 from fmboost_jax.models.first_stage import LatentSpec
 from fmboost_jax.models.networks import abstract_network, make_network
 from fmboost_jax.models.parameters import Parameters, abstract, fresh_keys, merge, split
@@ -25,10 +25,10 @@ def init_state(config: TrainingConfig) -> TrainState:
     """Return the state of a fresh run, all from `config.seed`; meant to be jitted with a static config."""
     key, optimizer = jax.random.key(config.seed), make_optimizer(config.optim)
     state = TrainState.create(split(make_network(config.architecture, key))[1], optimizer)
-    discriminator = config.finish.discriminator(config.architecture)
+    discriminator = config.finish.discriminator_config(config.architecture)
     if discriminator is None:
         return state
-    parameters = split(PatchDiscriminator(discriminator, rngs=fresh_keys(jax.random.fold_in(key, 1))))[1]
+    parameters = split(make_discriminator(discriminator, rngs=fresh_keys(jax.random.fold_in(key, 1))))[1]
     moments = optimizer.init(parameters)  # pyright: ignore[reportArgumentType] (optax's stubs know no dict of arrays)
     return dataclasses.replace(state, discriminator={"parameters": parameters, "optimizer": moments})
 
@@ -61,8 +61,8 @@ def make_train_step(
     optimizer, rate = make_optimizer(config.optim), learning_rate(config.optim)
     # `group`: see `Objective`. Dropout has one mask for the whole batch.
     group, dropout = getattr(objective, "group", 1), getattr(config.architecture, "dropout", 0.0)
-    coupling, discriminator = config.coupling, config.finish.discriminator(config.architecture)
-    judge_graph = None if discriminator is None else split(abstract(PatchDiscriminator, discriminator))[0]
+    coupling, discriminator = config.coupling, config.finish.discriminator_config(config.architecture)
+    judge_graph = None if discriminator is None else split(abstract(make_discriminator, discriminator))[0]
 
     def scale(latent):
         return latents.scale(latent.astype(jnp.float32))

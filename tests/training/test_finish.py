@@ -15,10 +15,11 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.flow.objectives import FlowMatching, Shortcut
 from fmboost_jax.images.value_range import to_float
 from fmboost_jax.interop.autoencoders import load_first_stage
-from fmboost_jax.models.discriminator import DiscriminatorConfig, PatchDiscriminator, spectral_norm
+from fmboost_jax.models.discriminator import LatentDiscriminatorConfig, make_discriminator, spectral_norm
 from fmboost_jax.models.parameters import split
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.training.finish import Finish, FinishConfig, Judge, repeating
+from fmboost_jax.training.perceptual import judged_maps, load_perceptual_network, perceptual_maps
 from fmboost_jax.training.program import abstract_batch
 from fmboost_jax.training.step import init_state, make_train_step
 from tests.datasets import make_recipe
@@ -190,8 +191,8 @@ def test_a_config_without_any_weight_is_refused():
 
 def judge(latent_channels=3, due=True, seed=0):
     """A discriminator of random weights with a context of zeros."""
-    config = DiscriminatorConfig(2 * latent_channels, 8)
-    graph, parameters = split(PatchDiscriminator(config, rngs=nnx.Rngs(seed)))
+    config = LatentDiscriminatorConfig(2 * latent_channels, 8)
+    graph, parameters = split(make_discriminator(config, rngs=nnx.Rngs(seed)))
     return Judge(graph, parameters, jnp.zeros((2, 8, 8, latent_channels)), jnp.asarray(due))
 
 
@@ -203,12 +204,12 @@ def test_kernels_are_divided_by_their_largest_singular_value():
     asked = judge()
     kernels = {name: array * (7.0 if name.endswith("kernel") else 1) for name, array in asked.parameters.items()}
     scaled = dataclasses.replace(asked, parameters=kernels)
-    latent = latents(3)[0]
+    latent = asked.with_context(latents(3)[0])
     assert float(scaled.generator_loss(latent)) == pytest.approx(float(asked.generator_loss(latent)), rel=1e-4)
 
 
 def test_each_adversarial_loss_trains_one_network():
-    result, original = latents(4)
+    result, original = (judge().with_context(latent) for latent in latents(4))
 
     def sizes(due, loss):
         """Norms of the gradients of a loss by the result and by the discriminator's parameters."""
@@ -221,8 +222,10 @@ def test_each_adversarial_loss_trains_one_network():
         assert sizes(due, lambda asked, x: asked.hinge_loss(x, original)) == [False, due]
 
 
-def test_a_discriminator_is_trained_every_second_update_and_saved():
-    config = tiny_config("--config.finish.adversarial=0.1", "--config.finish.velocity=0.0")
+@pytest.mark.parametrize(("kind", "kernel"), [("latents", "layers.0.kernel"), ("images", "maps.1.layers.0.kernel")])
+def test_a_discriminator_is_trained_every_second_update_and_saved(kind, kernel):
+    weights = "--config.finish.adversarial=0.1", "--config.finish.velocity=0.0"
+    config = tiny_config(*weights, f"--config.finish.discriminator={kind}")
     finish = Finish.of(config.finish, identity(), 2)
     step = jax.jit(make_train_step(config, identity().spec, finish))
     states, metrics, batch = [jax.jit(init_state, static_argnums=0)(config)], [], batch_of(1, size=2, side=8)
@@ -230,12 +233,49 @@ def test_a_discriminator_is_trained_every_second_update_and_saved():
         state, values = step(states[-1], batch, finish.parameters)
         states.append(state)
         metrics.append(values)
-    kernels = [state.discriminator["parameters"]["layers.0.kernel"] for state in states]
+    kernels = [state.discriminator["parameters"][kernel] for state in states]
     moved = [bool(np.any(before != after)) for before, after in itertools.pairwise(kernels)]
     assert moved == [True, False, True]
     assert [float(values["discriminator"]) > 0 for values in metrics] == [True, False, True]
     saved = states[-1].to_dict()
     assert set(saved["discriminator"]) == {"parameters", "optimizer"}
+
+
+def test_a_discriminator_of_images_tells_grain_from_smooth_images():
+    """It learns from two images, and its gradient lessens the grain. It sees the pixels beside the maps."""
+    smooth = jnp.tile(jnp.sin(jnp.arange(32) / 5)[None, :, None, None], (2, 1, 32, 3)) * 0.5
+    grain = 0.2 * jax.random.normal(jax.random.key(0), smooth.shape)
+
+    def sample(image):
+        return judged_maps(image, perceptual_maps(load_perceptual_network(), image))
+
+    config = FinishConfig(adversarial=1.0, discriminator="images", discriminator_width=8)
+    network = config.discriminator_config(tiny_config().architecture)
+    graph, parameters = split(make_discriminator(network, rngs=nnx.Rngs(0)))
+    asked = Judge(graph, parameters, jnp.zeros((2, 4, 4, 3)), jnp.asarray(True))
+    original, result = sample(smooth), sample(smooth + grain)
+    loss = jax.jit(jax.value_and_grad(lambda p: dataclasses.replace(asked, parameters=p).hinge_loss(result, original)))
+    first, losses = asked, []
+    for _ in range(40):
+        value, gradient = loss(asked.parameters)
+        losses.append(float(value))
+        asked = dataclasses.replace(
+            asked, parameters=jax.tree.map(lambda a, g: a - 0.1 * g, asked.parameters, gradient)
+        )
+    assert losses[-1] < 0.5 * losses[0]
+    assert asked.generator_loss(original) < asked.generator_loss(result)
+    downhill = jax.grad(lambda image: asked.generator_loss(sample(image)))(smooth + grain)
+    assert float(jnp.vdot(downhill, grain)) > 0
+    unseen = first.hinge_loss([result[0].at[..., 32:].set(0), *result[1:]], original)
+    assert float(unseen) != pytest.approx(losses[0], abs=1e-6)
+
+
+def test_the_perceptual_network_may_be_loaded_in_a_traced_function():
+    """What one trace has loaded serves the next: a process can train twice."""
+    load_perceptual_network.cache_clear()
+    for size in (16, 32):
+        maps = jax.jit(lambda image: perceptual_maps(load_perceptual_network(), image))(jnp.zeros((1, size, size, 3)))
+        assert maps[0].shape[1] == size // 2
 
 
 def test_a_map_for_one_step_is_sampled_in_one_step():
