@@ -96,6 +96,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.finish.discriminator = "latents"  # what it sees, or "images": feature maps of efficientnet-lite0
     config.finish.discriminator_width = 64  # channels of its first convolution
     config.finish.discriminator_every = 2  # updates of the network for one of the discriminator
+    config.finish.discriminator_rate = 1.0  # the discriminator's learning rate over the network's
     config.finish.crop = 0  # side of the decoded part, latent positions; 0: all of it
 
     config.optim.lr = 5e-4

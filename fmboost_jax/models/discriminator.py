@@ -89,8 +89,8 @@ class ImageDiscriminator(nnx.Module):
 
     def __init__(self, config: ImageDiscriminatorConfig, *, rngs: nnx.Rngs):
         self.config = config
-        widths = [[channels, config.width, config.width, 1] for channels in config.channels]
-        self.maps = nnx.List(PatchClassifier(each, (1, 2, 1), rngs) for each in widths)
+        widths = [[channels, *(config.width,) * 4, 1] for channels in config.channels]
+        self.maps = nnx.List(PatchClassifier(each, (1, 2, 1, 2, 1), rngs) for each in widths)
 
     def __call__(self, maps: Sequence[Float[Array, "b _ _ _"]]) -> list[Float[Array, "b _ _ 1"]]:
         """Return the logits of each map: positive for patches classified as original."""

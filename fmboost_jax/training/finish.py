@@ -33,6 +33,7 @@ from fmboost_jax.training.perceptual import (
     load_perceptual_network,
     perceptual_distance,
     perceptual_maps,
+    standardised,
 )
 
 # Positions at the edges of a decoded part that are not compared: there the decoder pads what the image continues.
@@ -64,6 +65,7 @@ class FinishConfig:
         discriminator: what it sees: "latents" with the context, or "images", in feature maps of efficientnet-lite0.
         discriminator_width: channels of its first convolution.
         discriminator_every: updates of the network for one of the discriminator.
+        discriminator_rate: learning rate of the discriminator over that of the network (arXiv 1706.08500).
         crop: side of the decoded part in latent positions, cut at random; 0 for the whole latent. The outermost
             positions of a part are decoded but not compared.
     """
@@ -79,10 +81,12 @@ class FinishConfig:
     discriminator: str = "latents"
     discriminator_width: int = 64
     discriminator_every: int = 2
+    discriminator_rate: float = 1.0
     crop: int = 0
 
     def __post_init__(self):
         weights = ("velocity", "latent", "pixels", "perceptual", "consistency", "grid", "detail", "adversarial")
+        require("finish.", self, "discriminator_rate", "more than 0", self.discriminator_rate > 0)
         counts = {"discriminator_width": 1, "discriminator_every": 1, "crop": 0}
         require_at_least("finish.", self, **dict.fromkeys(weights, 0), **counts)
         check_name("finish.discriminator", self.discriminator, ("latents", "images"))
@@ -200,7 +204,9 @@ class Finish:
             if config.perceptual:
                 terms["perceptual"] = config.perceptual * perceptual_distance(*maps)
             if judge is not None and config.judges_images:
-                terms |= judge.terms(config.adversarial, *map(judged_maps, shifted, maps))
+                result_maps, originals = map(judged_maps, shifted, maps)
+                samples = (standardised(each, originals) for each in (result_maps, originals))
+                terms |= judge.terms(config.adversarial, *samples)
         if config.grid:
             terms["grid"] = config.grid * root_mean_square(repeating(decoded - target, self.spec.downsampling))
         if config.consistency or config.detail:

@@ -79,7 +79,7 @@ class TrainState:
         return state, {"loss": loss, "gradient_norm": norm}
 
     def train_discriminator(
-        self, gradient: Any, optimizer: optax.GradientTransformationExtraArgs, due: Bool[Array, ""]
+        self, gradient: Any, optimizer: optax.GradientTransformationExtraArgs, due: Bool[Array, ""], rate: float = 1.0
     ) -> "TrainState":
         """Update the discriminator where an update is due and its gradient is finite.
 
@@ -87,9 +87,11 @@ class TrainState:
             gradient: of the discriminator's parameters.
             optimizer: as for `apply_gradient`.
             due: whether this update trains it.
+            rate: learning rate over that of the network.
         """
         before = self.discriminator["parameters"]
         act = due & jnp.isfinite(global_norm(gradient))
         updates, moments = optimizer.update(gradient, self.discriminator["optimizer"], before, finite=act)
+        updates = jax.tree.map(lambda update: rate * update, updates)
         parameters = skip_nonfinite(act, optax.apply_updates(before, updates), before)
         return dataclasses.replace(self, discriminator={"parameters": parameters, "optimizer": moments})

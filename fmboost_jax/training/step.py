@@ -130,7 +130,7 @@ def make_train_step(
         (loss, terms), (gradient, judges_gradient) = result
         new, metrics = state.apply_gradient(loss, gradient, optimizer, config.ema)
         if judging is not None:
-            new = new.train_discriminator(judges_gradient, optimizer, due)
+            new = new.train_discriminator(judges_gradient, optimizer, due, config.finish.discriminator_rate)
         return new, metrics | {"learning_rate": rate(state.step)} | terms
 
     return train_step

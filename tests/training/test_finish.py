@@ -19,7 +19,7 @@ from fmboost_jax.models.discriminator import LatentDiscriminatorConfig, make_dis
 from fmboost_jax.models.parameters import split
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.training.finish import Finish, FinishConfig, Judge, repeating
-from fmboost_jax.training.perceptual import judged_maps, load_perceptual_network, perceptual_maps
+from fmboost_jax.training.perceptual import judged_maps, load_perceptual_network, perceptual_maps, standardised
 from fmboost_jax.training.program import abstract_batch
 from fmboost_jax.training.step import init_state, make_train_step
 from tests.datasets import make_recipe
@@ -246,8 +246,11 @@ def test_a_discriminator_of_images_tells_grain_from_smooth_images():
     smooth = jnp.tile(jnp.sin(jnp.arange(32) / 5)[None, :, None, None], (2, 1, 32, 3)) * 0.5
     grain = 0.2 * jax.random.normal(jax.random.key(0), smooth.shape)
 
-    def sample(image):
+    def judged(image):
         return judged_maps(image, perceptual_maps(load_perceptual_network(), image))
+
+    def sample(image):
+        return standardised(judged(image), judged(smooth))
 
     config = FinishConfig(adversarial=1.0, discriminator="images", discriminator_width=8)
     network = config.discriminator_config(tiny_config().architecture)
@@ -256,7 +259,7 @@ def test_a_discriminator_of_images_tells_grain_from_smooth_images():
     original, result = sample(smooth), sample(smooth + grain)
     loss = jax.jit(jax.value_and_grad(lambda p: dataclasses.replace(asked, parameters=p).hinge_loss(result, original)))
     first, losses = asked, []
-    for _ in range(40):
+    for _ in range(20):
         value, gradient = loss(asked.parameters)
         losses.append(float(value))
         asked = dataclasses.replace(
