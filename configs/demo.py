@@ -4,9 +4,7 @@
     python -m fmboost_jax.train --config configs/demo.py --config.data.dir=DATA --workdir RUN
     python -m fmboost_jax.export --checkpoint RUN --out BUNDLE
 
-These made the packaged boosters `demo-x2` and `demo-x4` (`configs/demo.py:x4`) from the photographs of
-tools/fetch_photos.sh; docs/weights.md has their measurements. `make demo` runs the same with fewer photographs and
-steps.
+`make demo` runs the same on a few photographs, with fewer steps.
 
 This file explains every field. The other configs set fewer fields; the rest has the defaults of
 `fmboost_jax.training.config.TrainingConfig`.

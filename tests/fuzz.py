@@ -223,7 +223,7 @@ def _make_bundle(folder: pathlib.Path) -> None:
     from fmboost_jax.assets import packaged_folder
 
     for name in ("config.json", "unet.safetensors"):
-        shutil.copy(pathlib.Path(packaged_folder("demo-x2")) / name, folder)
+        shutil.copy(pathlib.Path(packaged_folder("photo-x2")) / name, folder)
 
 
 def _make_latents(folder: pathlib.Path) -> None:

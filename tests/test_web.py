@@ -33,7 +33,7 @@ FLAGS = [
 
 @pytest.fixture(scope="module")
 def booster():
-    return Booster.load("demo-x2")
+    return Booster.load("photo-x2")
 
 
 @pytest.fixture(scope="module")
@@ -47,10 +47,10 @@ def test_a_photograph_with_all_settings(booster, photograph):
     reports = []
     settings = interactive.Settings(passes=2, steps=1, seed=3, noise_step=100, colour_fix="adain")
     boosted = interactive.boost_photograph(
-        booster, "demo-x2", photograph, settings, max_side=64, report=lambda *words: reports.append(words)
+        booster, "photo-x2", photograph, settings, max_side=64, report=lambda *words: reports.append(words)
     )
     assert boosted.before.shape == boosted.after.shape == (192, 192, 3)
-    expected = {"checkpoint": "demo-x2 → demo-x2", "factor": 4, "steps": 1, "seed": 3, "noise_step": 100}
+    expected = {"checkpoint": "photo-x2 → photo-x2", "factor": 4, "steps": 1, "seed": 3, "noise_step": 100}
     assert {**boosted.settings, **expected, "colour_fix": "adain"} == boosted.settings
     assert [text for _, text in reports] == ["Boosting to 96×96", "Boosting to 192×192"]
     small = np.asarray(Image.open(photograph), np.float32)
@@ -85,7 +85,7 @@ def test_an_open_page_without_a_password_gives_a_warning(host, local, monkeypatc
 @pytest.fixture(scope="module")
 def address(booster):
     pytest.importorskip("gradio", reason="the page needs gradio: pip install 'fmboost_jax[web]'")
-    page = web.build_page({"demo-x2": booster}, max_side=64)
+    page = web.build_page({"photo-x2": booster}, max_side=64)
     yield web.serve(page, block=False, max_upload=0.1)
     page.close()
 
@@ -148,7 +148,7 @@ def test_a_browser_uploads_boosts_compares_and_downloads(open_tab, photograph, t
     download.value.save_as(tmp_path / "boosted.png")
     settings = read_settings(tmp_path / "boosted.png")
     assert settings["input"]["name"] == "coffee.png"
-    assert settings["checkpoint"] == "demo-x2"
+    assert settings["checkpoint"] == "photo-x2"
     other.wait_for_selector("#slider img")
     with other.expect_download() as download:
         other.click("#download")

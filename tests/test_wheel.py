@@ -68,7 +68,7 @@ def test_the_wheel_carries_configs_weights_and_types(wheel):
     for config in (ROOT / "configs").rglob("*.py"):
         assert f"fmboost_jax/configs/{config.relative_to(ROOT / 'configs').as_posix()}" in names
     assert "fmboost_jax/py.typed" in names
-    assert "fmboost_jax/assets/demo-x2/unet.safetensors" in names
+    assert "fmboost_jax/assets/photo-x2/unet.safetensors" in names
     assert not [name for name in names if name.startswith(("tests/", "configs/", "bench/"))]
 
 

@@ -1,11 +1,11 @@
 """The tables of docs/weights.md: a booster and its baselines on held-out photographs.
 
-    python tools/measure_weights.py demo-x2 SPLIT/held_out
-    python tools/measure_weights.py demo-x2 SPLIT/held_out --boosted-alone --steps 4 --controls
+    python tools/measure_weights.py photo-x2 SPLIT/held_out
+    python tools/measure_weights.py photo-x2 SPLIT/held_out --boosted-alone --steps 4 --controls
     python tools/measure_weights.py RUN SPLIT/held_out --steps 4 --limit 12
-    python tools/measure_weights.py demo-x2 SPLIT/held_out --steps 4 --grid docs/weights_x2.png --pictures 1 5 14
-    python tools/measure_weights.py demo-x2 SPLIT/held_out --from-latents --steps 1 2 4 20
-    python tools/measure_weights.py demo-x4 SPLIT/held_out --add Real-ESRGAN=FOLDER
+    python tools/measure_weights.py photo-x2 SPLIT/held_out --steps 4 --grid docs/weights_x4.png --pictures 1 5 14
+    python tools/measure_weights.py photo-x2 SPLIT/held_out --from-latents --steps 1 2 4 20
+    python tools/measure_weights.py photo-x4 SPLIT/held_out --add Real-ESRGAN=FOLDER
 
 Each photograph's largest centred square, shrunk to --size, is the original; box-filtered by the booster's factor it is
 the small photograph. With --from-latents, all methods get only its latent. PSNR, SSIM and SSIMULACRA2 (the package

@@ -120,7 +120,7 @@ def hub(monkeypatch, tmp_path):
 
 @pytest.fixture(scope="module")
 def booster():
-    return Booster.from_pretrained("demo-x2")
+    return Booster.from_pretrained("photo-x2")
 
 
 def test_save_and_load(booster, tmp_path):
