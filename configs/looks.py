@@ -2,7 +2,7 @@
 
     python -m fmboost_jax.precompute --config configs/looks.py --images TURNED --out DATA
     python -m fmboost_jax.train --config configs/looks.py --config.data.dir=DATA --workdir RUN
-    python -m fmboost_jax.export --checkpoint RUN --half --out photo-x4-looks
+    python -m fmboost_jax.export --checkpoint RUN --half --blend photo-x4 --blend-share 0.3 --out photo-x4-looks
 
 TURNED are photographs that tools/turn_photos.py has turned; the rate and the batch are for a few CPU cores.
 docs/weights.md has the second phase, in which the rate falls, and the measurements; configs/demo.py explains every

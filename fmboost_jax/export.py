@@ -17,8 +17,10 @@ import re
 from collections.abc import Sequence
 from typing import cast
 
+import jax
+
 from fmboost_jax.boosting.booster import Booster
-from fmboost_jax.boosting.bundle import is_bundle, read_bundle, write_bundle
+from fmboost_jax.boosting.bundle import BundleConfig, is_bundle, read_bundle, write_bundle
 from fmboost_jax.boosting.run import read_run
 from fmboost_jax.boosting.stablehlo import write_programs
 from fmboost_jax.configuration import add_import_option
@@ -26,8 +28,9 @@ from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import atomic_folder, refuse_addresses
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
+from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.networks import VelocityNetwork, abstract_network
-from fmboost_jax.models.parameters import count, merge, split
+from fmboost_jax.models.parameters import Parameters, count, merge, split
 from fmboost_jax.registry import check_name, import_extensions
 
 DTYPES = ("float32", "float16")
@@ -48,6 +51,15 @@ def main(argv: list[str] | None = None) -> None:
         default=0.0,
         metavar="SHARE",
         help="recommend this share, 0 to 1, of consistency of boosted latents with the small ones (default: 0)",
+    )
+    parser.add_argument(
+        "--blend",
+        metavar="BOOSTER",
+        help="mean of the weights with those of another booster of the same network, a bundle, run or packaged name: "
+        "between an accurate booster and one that was trained on from it for looks",
+    )
+    parser.add_argument(
+        "--blend-share", type=float, default=0.5, metavar="SHARE", help="of that booster, 0 to 1 (default: 0.5)"
     )
     parser.add_argument("--half", action="store_true", help="store the weights as float16, in half the space")
     parser.add_argument("--orbax", action="store_true", help="also write the weights as an Orbax checkpoint")
@@ -75,6 +87,8 @@ def main(argv: list[str] | None = None) -> None:
         step=arguments.step,
         first_stage=arguments.first_stage,
         consistency=arguments.consistency,
+        blend=arguments.blend,
+        blend_share=arguments.blend_share,
         dtype="float16" if arguments.half else "float32",
         orbax=arguments.orbax,
         stablehlo=arguments.stablehlo,
@@ -92,6 +106,8 @@ def export(
     step: int | None = None,
     first_stage: str | None = None,
     consistency: float = 0.0,
+    blend: str | os.PathLike | None = None,
+    blend_share: float = 0.5,
     dtype: str = "float32",
     orbax: bool = False,
     stablehlo: bool = False,
@@ -107,6 +123,9 @@ def export(
         step: step of the checkpoint. Default: the latest.
         first_stage: folder or hub id of the autoencoder. Default: the run's.
         consistency: recommended share of consistency of boosted latents, see `Booster.decode_boosted`. Default: 0.
+        blend: bundle, run or packaged name of another booster of the same network and latents; the weights are the mean
+            of both, see `blended`. Default: None.
+        blend_share: weight of that booster in the mean, 0 to 1. Default: 0.5.
         dtype: dtype of the stored weights, "float32" or "float16". Default: "float32".
         orbax: also write the weights as an Orbax checkpoint.
         stablehlo: also write boost and decode as programs.
@@ -118,13 +137,16 @@ def export(
         One line that describes the result.
 
     Raises:
-        InputError: an output that exists, a bundle instead of a run, no such checkpoint, an unknown dtype or method.
+        InputError: an output that exists, a bundle instead of a run, no such checkpoint, an unknown dtype or method,
+            a blend with another network or other latents.
     """
     check_name("dtype", dtype, DTYPES)
     if is_bundle(checkpoint):
         raise InputError(f"{checkpoint} is a bundle already; give the training run")
     parameters, config, stage = read_run(os.fspath(checkpoint), step=step, first_stage=first_stage)
     config = dataclasses.replace(config, consistency=consistency)
+    if blend is not None:
+        parameters = blended(parameters, config, os.fspath(blend), blend_share)
     with atomic_folder(out) as folder:
         write_bundle(folder, parameters, config, dtype)
         read_bundle(folder)
@@ -143,6 +165,33 @@ def export(
             steps = config.steps if steps is None else steps
             write_programs(folder / "stablehlo", booster, sizes, steps=steps, method=method)
     return f"{out}: step {config.step:,}, {count(parameters):,} parameters, ×{config.factor}"
+
+
+def blended(parameters: Parameters, config: BundleConfig, other: str, share: float) -> Parameters:
+    """Return the mean of a network's weights and another booster's, where one was trained on from the other.
+
+    Source: "network interpolation" of ESRGAN, Wang et al. 2018, arXiv 1809.00219, section 3.4.
+
+    Args:
+        parameters: of the network.
+        config: its bundle's.
+        other: bundle, run or packaged name of the other booster.
+        share: weight of the other booster, 0 to 1.
+
+    Raises:
+        InputError: another network, other latents, or a share outside 0 to 1.
+    """
+    if not 0 <= share <= 1:
+        raise InputError(f"blend share must be 0 to 1, found {share}")
+    folder = local_folder(other, "blend")
+    theirs, their_config = read_bundle(folder) if is_bundle(folder) else read_run(folder)[:2]
+    if their_config.architecture != config.architecture:
+        raise InputError(
+            f"blend {other}: expected the run's network, {config.architecture}; found {their_config.architecture}"
+        )
+    if their_config.latents != config.latents:
+        raise InputError(f"blend {other}: expected the run's latents, {config.latents}; found {their_config.latents}")
+    return jax.tree.map(lambda ours, other: (1 - share) * ours + share * other, parameters, theirs)
 
 
 def _size(text: str) -> tuple[int, int]:

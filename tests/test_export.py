@@ -177,6 +177,29 @@ def test_export_as_a_function(run, bundle, tmp_path):
         export(run, tmp_path / "other", dtype="bfloat16")
 
 
+def test_blended_weights_are_the_mean_with_another_boosters(run, bundle, tmp_path):
+    """The other one is a bundle or a run of the same network; any other is refused and nothing is written."""
+    whole = load_file(bundle / "unet.safetensors")
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.json").write_bytes((bundle / "config.json").read_bytes())
+    save_file({name: array + 1 for name, array in whole.items()}, other / "unet.safetensors")
+    call("export", "--checkpoint", run, "--out", tmp_path / "new", "--blend", other, "--blend-share", 0.25)
+    for name, array in load_file(tmp_path / "new" / "unet.safetensors").items():
+        np.testing.assert_allclose(array, whole[name] + 0.25, rtol=1e-5, atol=1e-6, err_msg=name)
+    export(run, tmp_path / "same", blend=run)
+    for name, array in load_file(tmp_path / "same" / "unet.safetensors").items():
+        np.testing.assert_allclose(array, whole[name], rtol=1e-6, err_msg=name)
+    options = "--checkpoint", run, "--out", tmp_path / "refused", "--blend"
+    assert "expected the run's network" in call_refused("export", *options, "photo-x4")
+    assert "0 to 1" in call_refused("export", *options, other, "--blend-share", 2)
+    config = json.loads((other / "config.json").read_text())
+    config["latents"]["scaling_factor"] = 2.0
+    (other / "config.json").write_text(json.dumps(config))
+    assert "expected the run's latents" in call_refused("export", *options, other)
+    assert not (tmp_path / "refused").exists()
+
+
 def test_missing_flatbuffers_names_the_extra(bundle, tmp_path, monkeypatch):
     from fmboost_jax.boosting import stablehlo
 
