@@ -47,7 +47,7 @@ COMMANDS = {
 EXAMPLES = """\
 first steps:
   fmboost sample photo.jpg                          boosted/photo.png, twice as large
-  fmboost sample photo.jpg --booster photo-x4        four times as large
+  fmboost sample photo.jpg --booster photo-x4       four times as large; photo-x4-looks: with more texture
   fmboost web                                       the same in a browser
 
 train your own:

@@ -129,8 +129,8 @@ def _parser() -> argparse.ArgumentParser:
         default=[DEFAULT_BOOSTER],
         nargs="+",
         metavar="DIR",
-        help="a bundle's folder or hub id, a run's workdir, or one step of its checkpoints; several are a cascade "
-        f"(default: {DEFAULT_BOOSTER}, which comes with the package)",
+        help="packaged weights (photo-x2, photo-x4, photo-x4-looks, flux2-x2), a bundle's folder or hub id, a run's "
+        f"workdir, or one step of its checkpoints; several are a cascade (default: {DEFAULT_BOOSTER})",
     )
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument(

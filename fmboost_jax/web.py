@@ -330,9 +330,9 @@ def _parser() -> argparse.ArgumentParser:
     add(
         "--booster",
         nargs="+",
-        default=[DEFAULT_BOOSTER, "photo-x4"],
+        default=[DEFAULT_BOOSTER, "photo-x4", "photo-x4-looks"],
         metavar="DIR",
-        help="bundles, runs or names of packaged weights to choose from (default: photo-x2 photo-x4)",
+        help="bundles, runs or names of packaged weights to choose from (default: photo-x2 photo-x4 photo-x4-looks)",
     )
     add("--base", metavar="FOLDER_OR_ID", help="a diffusers pipeline, to boost its latents of a prompt")
     add("--base-backend", choices=("auto", "jax", "torch"), default="auto", help=BACKEND_HELP)
