@@ -5,7 +5,7 @@
     python -m bench.accelerator --out /tmp/rehearsal.jsonl --small           # on any machine, a minute
 
 The programs are compiled side by side, then measured one after another, the most important first. Each row is written
-as soon as it is measured, so an interruption keeps all finished rows. After `--minutes` no other measurement begins;
+at once, so an interruption loses no finished row. After `--minutes` no other measurement begins;
 compilation is not bounded. A row has the median seconds, the seconds of compilation, images a second, MFU on
 chips whose peak is known, and the process's peak memory on the device so far. `--small` uses a narrow network and small
 latents, to test that every part runs.

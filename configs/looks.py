@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
     config.optim.decay_steps = 0
     config.train.init_from = "photo-x4"
     config.train.batch_size = 4
-    config.train.steps = 748
+    config.train.steps = 748  # of the first phase
     config.ema.decay = 0.99
     config.ema.copy_until = 50
     config.evaluate.every = 0

@@ -18,17 +18,18 @@ from collections.abc import Sequence
 from typing import cast
 
 import jax
+from flax import nnx
 
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.bundle import BundleConfig, is_bundle, read_bundle, write_bundle
 from fmboost_jax.boosting.run import read_run
 from fmboost_jax.boosting.stablehlo import write_programs
+from fmboost_jax.boosting.weights import read_weights
 from fmboost_jax.configuration import add_import_option
 from fmboost_jax.errors import InputError, run
 from fmboost_jax.files import atomic_folder, refuse_addresses
 from fmboost_jax.flow.solvers import METHODS
 from fmboost_jax.interop.folders import save_model
-from fmboost_jax.interop.hub import local_folder
 from fmboost_jax.models.networks import VelocityNetwork, abstract_network
 from fmboost_jax.models.parameters import Parameters, count, merge, split
 from fmboost_jax.registry import check_name, import_extensions
@@ -183,15 +184,14 @@ def blended(parameters: Parameters, config: BundleConfig, other: str, share: flo
     """
     if not 0 <= share <= 1:
         raise InputError(f"blend share must be 0 to 1, found {share}")
-    folder = local_folder(other, "blend")
-    theirs, their_config = read_bundle(folder) if is_bundle(folder) else read_run(folder)[:2]
-    if their_config.architecture != config.architecture:
+    network, stage, theirs = read_weights(other, step=None, dtype=None, first_stage=None)
+    if theirs.architecture != config.architecture:
         raise InputError(
-            f"blend {other}: expected the run's network, {config.architecture}; found {their_config.architecture}"
+            f"blend {other}: expected the run's network, {config.architecture}; found {theirs.architecture}"
         )
-    if their_config.latents != config.latents:
-        raise InputError(f"blend {other}: expected the run's latents, {config.latents}; found {their_config.latents}")
-    return jax.tree.map(lambda ours, other: (1 - share) * ours + share * other, parameters, theirs)
+    config.latents.check(stage.spec, f"blend {other}")
+    _, weights = split(cast(nnx.Module, network))
+    return jax.tree.map(lambda ours, other: (1 - share) * ours + share * other, parameters, weights)
 
 
 def _size(text: str) -> tuple[int, int]:

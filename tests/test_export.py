@@ -196,7 +196,7 @@ def test_blended_weights_are_the_mean_with_another_boosters(run, bundle, tmp_pat
     config = json.loads((other / "config.json").read_text())
     config["latents"]["scaling_factor"] = 2.0
     (other / "config.json").write_text(json.dumps(config))
-    assert "expected the run's latents" in call_refused("export", *options, other)
+    assert "its autoencoder has scaling_factor" in call_refused("export", *options, other)
     assert not (tmp_path / "refused").exists()
 
 

@@ -265,7 +265,7 @@ class Judge:
 
     def generator_loss(self, result: Sample) -> Float[Array, ""]:
         """Loss of the network: the negative mean logit of its results."""
-        return -self._mean(self._logits(jax.lax.stop_gradient(self.parameters), result))
+        return -_mean(self._logits(jax.lax.stop_gradient(self.parameters), result))
 
     def hinge_loss(self, result: Sample, original: Sample) -> Float[Array, ""]:
         """Loss of the discriminator: 0 where originals are above 1 and results below -1."""
@@ -274,15 +274,17 @@ class Judge:
             false = self._logits(parameters, jax.lax.stop_gradient(result))
             true = self._logits(parameters, jax.lax.stop_gradient(original))
             margins = jax.tree.map(lambda t, f: jax.nn.relu(1 - t) + jax.nn.relu(1 + f), true, false)
-            return self._mean(margins)
+            return _mean(margins)
 
         return jax.lax.cond(self.due, loss, lambda parameters: jnp.zeros(()), self.parameters)
 
     def _logits(self, parameters: Parameters, sample: Sample) -> Sample:
         return merge(self.graph, parameters)(sample)
 
-    def _mean(self, values: Sample) -> Float[Array, ""]:
-        return jnp.mean(jnp.stack([jnp.mean(array) for array in jax.tree.leaves(values)]))
+
+def _mean(values: Sample) -> Float[Array, ""]:
+    """Mean over arrays of each one's mean."""
+    return jnp.mean(jnp.stack([jnp.mean(array) for array in jax.tree.leaves(values)]))
 
 
 def repeating(image: Float[Array, "b H W 3"], period: int) -> Float[Array, "b h w 3"]:

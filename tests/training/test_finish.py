@@ -241,6 +241,28 @@ def test_a_discriminator_is_trained_every_second_update_and_saved(kind, kernel):
     assert set(saved["discriminator"]) == {"parameters", "optimizer"}
 
 
+def test_the_discriminators_rate_scales_its_updates_alone():
+    def updates(rate):
+        """Largest changes of a kernel of the discriminator and of the network's parameters by one update."""
+        config = tiny_config("--config.finish.adversarial=0.1", f"--config.finish.discriminator_rate={rate}")
+        finish = Finish.of(config.finish, identity(), 2)
+        before = jax.jit(init_state, static_argnums=0)(config)
+        step = jax.jit(make_train_step(config, identity().spec, finish))
+        after, _ = step(before, batch_of(1, size=2, side=8), finish.parameters)
+        pairs = (
+            (
+                after.discriminator["parameters"]["layers.0.kernel"],
+                before.discriminator["parameters"]["layers.0.kernel"],
+            ),
+            (after.parameters["conv_in.kernel"], before.parameters["conv_in.kernel"]),
+        )
+        return [float(jnp.max(jnp.abs(new - old))) for new, old in pairs]
+
+    (discriminator, network), (faster, same) = updates(1.0), updates(5.0)
+    assert faster == pytest.approx(5 * discriminator, rel=1e-2)
+    assert same == pytest.approx(network, rel=1e-3)
+
+
 def test_a_discriminator_of_images_tells_grain_from_smooth_images():
     """It learns from two images, and its gradient lessens the grain. It sees the pixels beside the maps."""
     smooth = jnp.tile(jnp.sin(jnp.arange(32) / 5)[None, :, None, None], (2, 1, 32, 3)) * 0.5
