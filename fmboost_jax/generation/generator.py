@@ -110,6 +110,8 @@ class Generator:
     ) -> UInt8[np.ndarray, "b H W 3"]:
         """Make images of prompts. A second call of the same shapes compiles nothing.
 
+        Boosted latents are decoded with the first booster's own consistency, see `Booster.decode_boosted`.
+
         Args:
             prompts: one, or several.
             boost_steps: steps of every booster; default: 4.
@@ -127,7 +129,7 @@ class Generator:
             return self.decode(low, batch_size=batch_size)
         first, *others = self.boosters
         large = first.cascade(low, others, steps=boost_steps, seed=seed, batch_size=batch_size)
-        return first.decode(large, batch_size=batch_size)
+        return first.decode_boosted(large, low, batch_size=batch_size)
 
     def decode(
         self, latents: Float[Array | np.ndarray, "b h w c"], *, batch_size: int | None = None

@@ -100,6 +100,15 @@ def test_second_call_compiles_nothing(generator):
     assert relative_error(alone[0], generator.latents(PROMPTS, steps=3, seed=3)[1]) < 1e-5
 
 
+def test_images_have_the_consistency_of_the_booster(generator, booster, monkeypatch):
+    small = generator.latents(PROMPTS, steps=3, seed=3)
+    boosted = booster.boost(small, steps=1, seed=3)
+    monkeypatch.setattr(booster, "consistency", 0.5)
+    found = generator(PROMPTS, steps=3, seed=3, boost_steps=1)
+    np.testing.assert_array_equal(found, booster.decode_boosted(boosted, small, 0.5))
+    assert np.any(found != booster.decode(boosted))
+
+
 def test_web_page_boosts_a_prompt(generator, booster, monkeypatch):
     settings = interactive.Settings(steps=1, seed=3)
     found = interactive.boost_prompt(booster, "small", generator, "a cat", settings, report=lambda *_: None)
