@@ -1,6 +1,7 @@
 """Colour correction: a result's statistics or frequencies are replaced by those of its input."""
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 from jaxtyping import Float, UInt
@@ -51,7 +52,8 @@ def consistency(image: Float[np.ndarray, "H W c"], low: Float[np.ndarray, "h w c
 FIXES: dict[str, Callable] = {"adain": adain, "wavelet": wavelet, "consistency": consistency}
 # Reach of a pixel's correction in rows of the small image and of the large one. Other fixes need all rows.
 REACH = {"wavelet": (3, 2**WAVELET_LEVELS), "consistency": (3 * ROUNDS, 0)}
-STRIP = 2**26  # values of a large image that are corrected at once, where the correction's reach allows it
+STRIP = 2**25  # values of a large image that a thread corrects at once, where the correction's reach allows it
+THREADS = 2  # more take more memory
 NO_FIX = "none"  # choice of commands and pages for no correction
 
 
@@ -72,13 +74,19 @@ def fix_colour(
     """
     correct = choose("colour fix", fix, FIXES)
     result = np.empty_like(images)
-    for image, low, fixed in zip(images, low_res, result, strict=True):
-        for rows, inner, small in _strips(image.shape, low.shape, REACH.get(fix)):
-            before = image[rows].astype(np.float32)
-            strip = before[inner]
-            strip = strip + strength * (correct(before, low[small].astype(np.float32))[inner] - strip)
-            top = rows.start + inner.start
-            fixed[top : top + len(strip)] = np.clip(np.round(strip), 0, np.iinfo(images.dtype).max)
+
+    def fix_strip(number: int, rows: slice, inner: slice, small: slice) -> None:
+        before = images[number][rows].astype(np.float32)
+        strip = before[inner]
+        strip = strip + strength * (correct(before, low_res[number][small].astype(np.float32))[inner] - strip)
+        top = rows.start + inner.start
+        result[number][top : top + len(strip)] = np.clip(np.round(strip), 0, np.iinfo(images.dtype).max)
+
+    strips = list(_strips(images.shape[1:], low_res.shape[1:], REACH.get(fix)))
+    with ThreadPoolExecutor(THREADS) as pool:
+        waiting = [pool.submit(fix_strip, number, *strip) for number in range(len(images)) for strip in strips]
+        for strip in waiting:
+            strip.result()
     return result
 
 
