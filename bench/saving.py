@@ -4,8 +4,9 @@
 
 A train step of the UNet runs alone, then with a save every few steps, as in `fmboost_jax.training.loop`. `save` returns
 when the state is copied; the files are written while the next steps run. The columns are the seconds of a step alone,
-the seconds for which `save` holds the loop up, and the seconds of a step while files are written. The last column is
-all that a save costs, over the time that the steps until the next one take alone.
+the seconds for which `save` holds the loop up, those of NumPy's copy of the same arrays (no save can be faster), and
+the seconds of a step while files are written. The last column is all that a save costs, over the time that the steps
+until the next one take alone.
 """
 
 import argparse
@@ -18,7 +19,10 @@ import time
 
 from bench.networks import Work, trainer, write_weights
 
-HEADINGS = ("a step alone, s", "held up by `save`, s", "a step while files are written, s", "steps", "cost of a save")
+HEADINGS = (
+    *("a step alone, s", "held up by `save`, s", "a copy of the arrays, s"),
+    *("a step while files are written, s", "steps", "cost of a save"),
+)
 
 
 def main() -> None:
@@ -42,6 +46,7 @@ def main() -> None:
 def measure(work: Work, folder: pathlib.Path, *, every: int, saves: int) -> str:
     """The table's only row; checkpoints go into `folder`."""
     import jax
+    import numpy as np
 
     from bench.storage import write_records
     from fmboost_jax.data.dataset import DatasetInfo
@@ -56,6 +61,7 @@ def measure(work: Work, folder: pathlib.Path, *, every: int, saves: int) -> str:
     checkpoints, numbers = Checkpoints(str(folder), keep=1), itertools.count(1)
     step()
     alone = [_timed(step) for _ in range(5)]
+    copying = [_timed(lambda: [np.array(leaf) for leaf in jax.tree.leaves(state())]) for _ in range(saves)]
     held, beside = [], []
     for save in range(saves):
         seconds = _timed(lambda: checkpoints.save(next(numbers), state(), iterator, {}))
@@ -71,12 +77,14 @@ def measure(work: Work, folder: pathlib.Path, *, every: int, saves: int) -> str:
             beside.append(during)
     checkpoints.close()
     iterator.close()
-    plain, waiting, slowed = (statistics.median(times) for times in (alone, held, itertools.chain(*beside)))
+    rows = (alone, held, copying, itertools.chain(*beside))
+    plain, waiting, copy, slowed = (statistics.median(times) for times in rows)
     steps = statistics.mean(len(times) for times in beside)
     lost = waiting + statistics.mean(sum(times) - len(times) * plain for times in beside)
     cells = [
         f"{plain:.3f}",
         f"{waiting:.3f}",
+        f"{copy:.3f}",
         f"{slowed:.3f}",
         f"{steps:.0f}",
         f"{lost:.2f} s, {lost / every / plain:.1%}",

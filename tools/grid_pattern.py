@@ -63,7 +63,7 @@ def main() -> None:
     for name, images in rows.items():
         _print_row(name, images)
     for name in (arguments.booster, *arguments.runs):
-        boosted = Booster.load(name).upscale(small, batch_size=1)
+        boosted = Booster.load(name).upscale(small, batch_size=1, colour_fix=None)
         _print_row(name, fix_colour(boosted, small, "consistency"))
 
 

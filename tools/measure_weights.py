@@ -173,7 +173,7 @@ def boosts(booster: Booster, small: Images, steps: list[int], *, from_latents: b
 
     def boost(count: int) -> Images:
         if not from_latents:
-            return booster.upscale(small, steps=count, batch_size=1)
+            return booster.upscale(small, steps=count, batch_size=1, colour_fix=None)
         latents = np.concatenate(small_latents(booster, small))
         return np.asarray(booster.decode(booster.boost(latents, steps=count, batch_size=1), batch_size=1))
 
@@ -213,7 +213,7 @@ def controls(booster: Booster, small: Images) -> dict:
     """Return boosts with other colour fixes and noise steps than the default."""
 
     def boosted(**options):
-        return booster.upscale(small, steps=4, batch_size=1, **options)
+        return booster.upscale(small, steps=4, batch_size=1, colour_fix=None, **options)
 
     fixes = {f"colour fix {kind}": lambda kind=kind: fix_colour(boosted(), small, kind) for kind in FIXES}
     steps = {f"noise step {step}": lambda step=step: boosted(noise_step=step) for step in NOISE_STEPS}
@@ -225,7 +225,8 @@ def oriented(booster: Booster, small: Images) -> Images:
     total = np.zeros(1, np.float64)
     for turns, mirrored in itertools.product(range(4), (False, True)):
         turned = np.rot90(small, turns, (1, 2))
-        large = booster.upscale(np.ascontiguousarray(turned[:, :, ::-1] if mirrored else turned), batch_size=1)
+        images = np.ascontiguousarray(turned[:, :, ::-1] if mirrored else turned)
+        large = booster.upscale(images, batch_size=1, colour_fix=None)
         total = total + np.rot90(large[:, :, ::-1] if mirrored else large, -turns, (1, 2))
     return fix_colour((total / 8).round().astype(np.uint8), small, "consistency")
 

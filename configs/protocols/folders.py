@@ -34,6 +34,7 @@ def get_config() -> ConfigDict:
     config.guidance = 7.5
     config.steps = 4  # of the flow
     config.method = "euler"
+    config.colour_fix = "none"  # of boosted photographs; "consistency" is the default of `sample` and `Booster.upscale`
 
     # --- what is measured ---
     config.metrics = ("psnr", "ssim", "fid")  # also lpips, ssimulacra2, clip, clip-iqa, patch-fid

@@ -32,7 +32,7 @@ from fmboost_jax.flow.coupling import Coupling, pixel_space_upsample
 from fmboost_jax.flow.objectives import FlowMatching, recommended_steps, sampling_objective
 from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
-from fmboost_jax.images.colour import fix_colour
+from fmboost_jax.images.colour import FIXES, fix_colour
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_integers
 from fmboost_jax.models.first_stage import FirstStage, LatentStatistics
@@ -41,6 +41,7 @@ from fmboost_jax.models.parameters import Parameters, count, rounded, split
 from fmboost_jax.parallel.batching import map_on_mesh
 from fmboost_jax.parallel.mesh import make_mesh
 from fmboost_jax.parallel.sharding import array_sharding
+from fmboost_jax.registry import check_name
 
 
 class Booster(Shareable):
@@ -321,6 +322,7 @@ class Booster(Shareable):
         noise_step: int | None = None,
         batch_size: int | None = None,
         tile: int = 256,
+        colour_fix: str | None = "consistency",
         progress: Callable[[int, int], None] | None = None,
         return_trajectory: bool = False,
     ) -> Any:
@@ -339,6 +341,8 @@ class Booster(Shareable):
             tile: side of a tile in pixels of the small image; 0 for the whole image, whose edges are repeated to a size
                 that the network takes. Images whose height is shared by devices (`spatial`), and trajectories, are
                 whole. Default: 256.
+            colour_fix: key of `fmboost_jax.images.colour.FIXES`, or None; of a trajectory, for its last point. Default:
+                "consistency": a result, shrunk, equals its image.
             progress: called with the number of finished tiles and of all tiles of a large image.
             return_trajectory: return a list with the images at all points of the time grid.
 
@@ -346,13 +350,15 @@ class Booster(Shareable):
             The same kind as `images`, `factor` times as high and wide; or a list of such.
 
         Raises:
-            InputError: an array that is not uint8 or uint16 RGB, with a hint; another factor; as for `boost`.
+            InputError: an array that is not uint8 or uint16 RGB, with a hint; an unknown colour fix; another factor;
+                as for `boost`.
         """
         if factor is not None and factor != self.factor:
             raise InputError(f"this booster was trained to enlarge ×{self.factor}; found factor {factor}")
         integrate = self._integrator(noise_step, None, steps, method, solver, stochastic, guidance, encoded=True)
         if tile < 0:
             raise InputError(f"tile must be 0 (the whole image) or more, found {tile}")
+        check_name("colour fix", colour_fix, (*FIXES, None))
         data, spatial = self.mesh.shape["data"], self.mesh.shape["spatial"]
         checked, multiple = check_images(images), self._image_multiple()
         results = enlarge_images(
@@ -367,9 +373,12 @@ class Booster(Shareable):
             tiles_at_once=max(batch_size or 1, data),
             progress=progress,
         )
-        if return_trajectory:
-            return [checked.restore(list(images)) for images in zip(*results, strict=True)]
-        return checked.restore(results)
+        *points, results = zip(*results, strict=True) if return_trajectory else (results,)
+        if colour_fix is not None:
+            pairs = zip(results, checked.arrays, strict=True)
+            results = [fix_colour(large[None], small[None], colour_fix)[0] for large, small in pairs]
+        *points, large = (checked.restore(list(images)) for images in (*points, results))
+        return [*points, large] if return_trajectory else large
 
     __call__ = upscale
 

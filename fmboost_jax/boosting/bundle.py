@@ -174,6 +174,7 @@ from fmboost_jax import Booster
 
 booster = Booster.from_pretrained("FOLDER_OR_HUB_ID")
 images = booster.upscale(photographs)                    # uint8 (b, h, w, 3)
-images = booster.decode(booster.boost(latents, steps={config.steps})) # scaled latents (b, h, w, {latents.channels})
+large = booster.boost(latents, steps={config.steps})                 # scaled latents (b, h, w, {latents.channels})
+images = booster.decode_boosted(large, latents)          # uint8
 ```
 """

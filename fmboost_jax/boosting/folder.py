@@ -20,7 +20,6 @@ from fmboost_jax.boosting.inputs import SEEDS, check_seeds
 from fmboost_jax.boosting.outputs import Input, check_outputs, find_inputs, output_folder
 from fmboost_jax.errors import NAMED_AT_MOST, InputError, one_line, printable, some
 from fmboost_jax.flow.sde import StochasticSolver
-from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.grid import grid
 from fmboost_jax.images.photos import Photo, UnusablePhoto, load_photo, with_alpha
 from fmboost_jax.images.png import read_settings, write_png
@@ -62,7 +61,7 @@ def boost_folder(
     *,
     batch_size: int = 1,
     seed: int = 0,
-    colour_fix: str | None = None,
+    colour_fix: str | None = "consistency",
     comparison: bool = False,
     intermediates: bool = False,
     trajectory: bool = False,
@@ -84,7 +83,7 @@ def boost_folder(
         out: folder of the results; made if needed.
         batch_size: photographs of one size at once.
         seed: seed of every photograph's noise.
-        colour_fix: see `fix_colour`.
+        colour_fix: see `Booster.upscale`.
         comparison: shrink each photograph by the factor, boost that, and write `NAME_comparison.png`: low-res,
             bilinear, boosted and original side by side.
         intermediates: also write `NAME_stage1.png` … of a cascade.
@@ -143,8 +142,8 @@ def boost_folder(
             else:
                 images = np.stack([loaded.photo.pixels for loaded in batch])
                 if trajectory:
-                    seeds = [seed] * len(batch)
-                    stages = boosters[0].upscale(images, seed=seeds, return_trajectory=True, **options)
+                    fixed = {"seed": [seed] * len(batch), "colour_fix": colour_fix}
+                    stages = boosters[0].upscale(images, return_trajectory=True, **fixed, **options)
                 else:
                     stages = enlarge(images)
                 _write_stages(batch, stages, extras)
@@ -414,9 +413,8 @@ def _stages(
                 bar.total = total
                 bar.update(done - bar.n)
 
-            results.append(booster.upscale(before, seed=[seed] * len(before), progress=report, **options))
-        if colour_fix:
-            results[-1] = fix_colour(results[-1], before, colour_fix)
+            seeds = [seed] * len(before)
+            results.append(booster.upscale(before, seed=seeds, colour_fix=colour_fix, progress=report, **options))
     return results
 
 

@@ -13,7 +13,6 @@ from jaxtyping import UInt8
 from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.boosting.diffusers import BaseModel
 from fmboost_jax.errors import InputError
-from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.photos import UnusablePhoto, load_photo, photo_size, with_alpha
 from fmboost_jax.images.resize import resize_pixels
 
@@ -36,7 +35,7 @@ class Settings:
     steps: int = 4
     seed: int = 0
     noise_step: int | None = None
-    colour_fix: str | None = None
+    colour_fix: str | None = "consistency"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,11 +82,8 @@ def boost_photograph(
     for number in range(settings.passes):
         height, width = (side * booster.factor for side in large.shape[:2])
         report(0.1 + 0.8 * number / settings.passes, f"Boosting to {width}×{height}")
-        before = large
         options = {"steps": settings.steps, "seed": settings.seed, "noise_step": settings.noise_step}
-        large = np.asarray(booster.upscale(before[None], **options))[0]
-        if settings.colour_fix is not None:
-            large = fix_colour(large[None], before[None], settings.colour_fix)[0]
+        large = np.asarray(booster.upscale(large[None], colour_fix=settings.colour_fix, **options))[0]
     content = hashlib.sha256(pathlib.Path(path).read_bytes()).hexdigest()
     facts = {**_facts(booster, name, settings), "input": {"name": os.path.basename(path), "sha256": content}}
     after = large if photo.alpha is None else with_alpha(large, photo.alpha)

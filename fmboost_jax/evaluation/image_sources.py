@@ -14,6 +14,7 @@ from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import FILTERS, degrade
 from fmboost_jax.evaluation.image_set import ImageSet
 from fmboost_jax.evaluation.protocol import Protocol
+from fmboost_jax.images.colour import NO_FIX
 from fmboost_jax.images.photos import UnusablePhoto
 from fmboost_jax.parallel.batching import map_batches
 from fmboost_jax.runtime.timing import CompileClock
@@ -170,10 +171,12 @@ def boosters_enlarge(boosters: list[Booster], protocol: Protocol) -> Callable:
             f"protocol has high_res {protocol.high_res}; set low_res and high_res"
         )
 
+    fix = None if protocol.colour_fix == NO_FIX else protocol.colour_fix
+
     def enlarge(images, seeds):
         for booster in boosters:
             options = {"steps": protocol.steps, "method": protocol.method, "seed": seeds.tolist()}
-            images = booster.upscale(images, tile=0, **options)
+            images = booster.upscale(images, tile=0, colour_fix=fix, **options)
         return images
 
     return enlarge

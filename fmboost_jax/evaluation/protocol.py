@@ -6,6 +6,7 @@ from fmboost_jax.configuration import require_at_least
 from fmboost_jax.errors import InputError
 from fmboost_jax.evaluation.degradations import DEGRADATIONS, FILTERS
 from fmboost_jax.flow.solvers import METHODS
+from fmboost_jax.images.colour import FIXES, NO_FIX
 from fmboost_jax.metrics.features import KINDS
 from fmboost_jax.metrics.table import METRICS
 from fmboost_jax.registry import check_name
@@ -45,6 +46,7 @@ class Protocol:
     guidance: float = 7.5
     steps: int = 4
     method: str = "euler"
+    colour_fix: str = NO_FIX
     metrics: tuple[str, ...] = ("psnr", "ssim", "fid")
     features: str = "inception"
     patches: tuple[tuple[int, int], ...] = ((512, 4),)
@@ -62,6 +64,7 @@ class Protocol:
             ("high_res_filter", (self.high_res_filter,), tuple(FILTERS)),
             ("low_res_filter", (self.low_res_filter,), tuple(FILTERS)),
             ("method", (self.method,), METHODS),
+            ("colour_fix", (self.colour_fix,), (*FIXES, NO_FIX)),
         ):
             for value in values:
                 check_name(what, value, known)

@@ -16,6 +16,7 @@ from fmboost_jax.boosting.program import jitted_flow
 from fmboost_jax.boosting.upscaling import square_for
 from fmboost_jax.errors import InputError
 from fmboost_jax.flow.coupling import Coupling, noise_augment, sample_noise_field
+from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 from fmboost_jax.interop.autoencoders import load_first_stage
@@ -68,24 +69,23 @@ def test_tiles_draw_one_field_of_noise(booster):
     """Overlapping tiles start from the same noise; the mean of two draws would have a smaller deviation."""
     grey = np.full((24, 40, 3), 128, np.uint8)
     seen = []
-    found = booster.upscale(grey, steps=1, tile=16, seed=5, progress=lambda *done: seen.append(done))
+    found = booster.upscale(grey, steps=1, tile=16, seed=5, colour_fix=None, progress=lambda *done: seen.append(done))
     assert seen == [(number, 6) for number in range(1, 7)]
     keys = jax.vmap(lambda key: jax.random.split(key, 2))(noise_keys([5]))[:, 0]
     noise = sample_noise_field(keys, jnp.zeros((1, 2), jnp.int32), (48, 80, 3))
     start = noise_augment(to_float(jnp.full((1, 48, 80, 3), 128, jnp.uint8)), COUPLING.noise_step, noise)
     assert np.abs(found.astype(int) - to_uint8(np.asarray(start))[0]).max() <= 1
-    many = still(jax.devices()[:2]).upscale(grey, steps=1, tile=16, seed=5)
+    many = still(jax.devices()[:2]).upscale(grey, steps=1, tile=16, seed=5, colour_fix=None)
     assert np.abs(many.astype(int) - found).max() <= 1
 
 
 def test_images_that_are_not_tiled(booster):
-    low = image(20, 18)
-    whole = booster.upscale(low, steps=1, tile=0)
-    assert np.abs(whole.astype(int) - booster.upscale(low, steps=1, tile=16)).max() > 9
-    for one in (booster.upscale(low, steps=1, tile=16, return_trajectory=True)[-1], booster.upscale(low, steps=1)):
-        assert one.shape == whole.shape
-    np.testing.assert_array_equal(booster.upscale(low, steps=1, tile=16, return_trajectory=True)[-1], whole)
-    shared = still(jax.devices()[:2], spatial=2).upscale(low, steps=1, tile=16)
+    low, plain = image(20, 18), {"steps": 1, "colour_fix": None}
+    whole = booster.upscale(low, tile=0, **plain)
+    assert np.abs(whole.astype(int) - booster.upscale(low, tile=16, **plain)).max() > 9
+    assert booster.upscale(low, **plain).shape == whole.shape
+    np.testing.assert_array_equal(booster.upscale(low, tile=16, return_trajectory=True, **plain)[-1], whole)
+    shared = still(jax.devices()[:2], spatial=2).upscale(low, tile=16, **plain)
     assert np.abs(shared.astype(int) - whole).max() <= 1
     with pytest.raises(InputError, match="tile must be 0"):
         booster.upscale(low, tile=-1)
@@ -97,6 +97,23 @@ def test_the_alpha_of_a_large_image_is_kept(booster):
     large = booster.upscale(Image.fromarray(np.dstack([image(20, 33), alpha])), steps=1, tile=16)
     assert (large.mode, large.size) == ("RGBA", (66, 40))
     assert (np.asarray(large)[:, 50:, 3] == 0).all()
+
+
+def test_results_agree_with_their_images(booster):
+    """Shrunk, they are the images: of any size, in tiles or whole, with 8 bits or 16, with alpha."""
+    grey = [image(*size) // 4 + 96 for size in ((20, 33), (7, 8), (13, 20), (9, 9))]
+    deep, opaque = grey[2].astype(np.uint16) * 200, np.full((9, 9), 255, np.uint8)
+    images = [*grey[:2], deep, Image.fromarray(np.dstack([grey[3], opaque]))]
+    found = booster.upscale(images, steps=1, tile=16)
+    for small, large, unit in zip(images, found, (1, 1, 200, 1), strict=True):
+        small, large = (np.asarray(x)[..., :3] / unit for x in (small, large))
+        assert np.abs(large.reshape(len(small), 2, -1, 2, 3).mean((1, 3)) - small).mean() < 1
+    plain = booster.upscale(images[0], steps=1, tile=16, colour_fix=None)
+    np.testing.assert_array_equal(found[0], fix_colour(plain[None], images[0][None], "consistency")[0])
+    adain = booster.upscale(images[0], steps=1, tile=16, colour_fix="adain")
+    np.testing.assert_array_equal(adain, fix_colour(plain[None], images[0][None], "adain")[0])
+    with pytest.raises(InputError, match="colour fix 'warm' is unknown"):
+        booster.upscale(images[0], steps=1, tile=16, colour_fix="warm")
 
 
 def test_a_folder_goes_through_tiles_of_the_given_size(booster, tmp_path):
@@ -120,7 +137,7 @@ def test_the_flow_starts_from_the_image_enlarged_as_in_training(upsampling, pixe
     plain = still(coupling=Coupling(noise_step=0, upsampling=upsampling))
     small = image(8, 16)
     expected = to_uint8(np.asarray(upsample(jnp.asarray(to_float(small[None])), (16, 32), pixel_filter)))[0]
-    np.testing.assert_array_equal(plain.upscale(small, steps=1, tile=0), expected)
+    np.testing.assert_array_equal(plain.upscale(small, steps=1, tile=0, colour_fix=None), expected)
     found = plain.decode(plain.boost(to_float(small[None]), steps=1))
     np.testing.assert_array_equal(np.asarray(found)[0], expected)
 

@@ -173,13 +173,14 @@ def test_equal_and_constant_images(originals, cache, tmp_path):
     }
 
 
-def test_photographs_are_downsampled_boosted_and_compared(originals, bundle, tmp_path):
+@pytest.mark.parametrize("fix", [None, "adain"])
+def test_photographs_are_downsampled_boosted_and_compared(originals, bundle, tmp_path, fix):
     words = ("--config", "configs/protocols/sr.py:jpeg", "--images", originals, *SMALL, "--metrics", "psnr")
-    results = evaluate(tmp_path / "out", *words, "--booster", bundle)
+    results = evaluate(tmp_path / "out", *words, "--booster", bundle, f"--config.colour_fix={fix or 'none'}")
     booster, expected = Booster.load(bundle), []
     for number, (name, image) in enumerate(read(originals).items()):
         small = degrade(image, name, size=16, kind="jpeg", resize="bicubic", seed=0)
-        boosted = booster.upscale(small[None], steps=1, seed=number, tile=0)[0]
+        boosted = booster.upscale(small[None], steps=1, seed=number, tile=0, colour_fix=fix)[0]
         expected.append(peak_signal_noise_ratio(image, boosted))
     with open(tmp_path / "out" / "images.csv", newline="") as file:
         assert [float(row["psnr"]) for row in csv.DictReader(file)] == pytest.approx(expected, rel=1e-4)
