@@ -2,7 +2,8 @@
 # # From a prompt to 1024²
 #
 # A text-to-image pipeline of diffusers samples a small latent; a booster that was trained on its autoencoder's latents
-# enlarges it. This needs `pip install ".[diffusers]"`, a base model, and such a booster; none is packaged.
+# enlarges it. This needs `pip install ".[diffusers]"`, a base model, and such a booster. `flux2-x2`, for FLUX.2, comes
+# with the package; for Stable Diffusion none does.
 
 # %%
 import os

@@ -199,7 +199,7 @@ def boost_pipeline(
     cascade: Sequence[Booster] = (),
     **options: Any,
 ) -> UInt8[np.ndarray, "b H W 3"]:
-    """Prompt → latents → boost → images.
+    """Prompt → latents → boost → images, decoded with the booster's own consistency, see `Booster.decode_boosted`.
 
     Args:
         pipe: any diffusers pipeline of images whose autoencoder is the booster's.
@@ -217,7 +217,7 @@ def boost_pipeline(
     check_pipeline(pipe, booster)
     latents = prompt_latents(pipe, prompt, steps=base_steps, seed=seed, **options)
     given = {"steps": steps, "method": method, "seed": seed, "noise_step": noise_step, "batch_size": batch_size}
-    return booster.decode(booster.cascade(latents, cascade, **given), batch_size=batch_size)
+    return booster.decode_boosted(booster.cascade(latents, cascade, **given), latents, batch_size=batch_size)
 
 
 def check_pipeline(pipe: Any, booster: Booster) -> None:

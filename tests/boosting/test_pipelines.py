@@ -152,10 +152,14 @@ def test_our_autoencoder_decodes_as_the_pipelines_does(bases, booster):
     assert np.abs(found - np.clip((expected + 1) * 127.5, 0, 255)).max() <= 1
 
 
-def test_a_cascade_behind_a_pipeline(bases, booster):
+def test_a_cascade_behind_a_pipeline(bases, booster, monkeypatch):
     pipe = load_pipeline(str(bases / "lcm"))
+    monkeypatch.setattr(booster, "consistency", 0.5)
     images = boost_pipeline(pipe, "a cat", booster, base_steps=1, steps=1, cascade=[booster])
     assert images.shape == (1, 64, 64, 3)
+    small = prompt_latents(pipe, "a cat", steps=1)
+    large = booster.cascade(small, [booster], steps=1)
+    np.testing.assert_array_equal(images, booster.decode_boosted(large, small, 0.5))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
