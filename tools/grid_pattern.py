@@ -22,7 +22,6 @@ from fmboost_jax.boosting.booster import Booster
 from fmboost_jax.data.crops import centres
 from fmboost_jax.errors import run
 from fmboost_jax.flow.coupling import PSU_FILTERS
-from fmboost_jax.images.colour import fix_colour
 from fmboost_jax.images.resize import upsample
 from fmboost_jax.images.value_range import to_float, to_uint8
 
@@ -63,8 +62,7 @@ def main() -> None:
     for name, images in rows.items():
         _print_row(name, images)
     for name in (arguments.booster, *arguments.runs):
-        boosted = Booster.load(name).upscale(small, batch_size=1, colour_fix=None)
-        _print_row(name, fix_colour(boosted, small, "consistency"))
+        _print_row(name, Booster.load(name).upscale(small, batch_size=1))
 
 
 def _print_row(name: str, images: Images) -> None:

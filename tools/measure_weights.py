@@ -3,7 +3,7 @@
     python tools/measure_weights.py photo-x2 SPLIT/held_out
     python tools/measure_weights.py photo-x2 SPLIT/held_out --boosted-alone --steps 4 --controls
     python tools/measure_weights.py RUN SPLIT/held_out --steps 4 --limit 12
-    python tools/measure_weights.py photo-x2 SPLIT/held_out --steps 4 --grid docs/weights_x4.png --pictures 1 5 14
+    python tools/measure_weights.py photo-x2 SPLIT/held_out --steps 1 --grid grid.png --pictures 1 5 14
     python tools/measure_weights.py photo-x2 SPLIT/held_out --from-latents --steps 1 2 4 20
     python tools/measure_weights.py photo-x4 SPLIT/held_out --add Real-ESRGAN=FOLDER
 

@@ -142,8 +142,10 @@ def boost_folder(
             else:
                 images = np.stack([loaded.photo.pixels for loaded in batch])
                 if trajectory:
-                    fixed = {"seed": [seed] * len(batch), "colour_fix": colour_fix}
-                    stages = boosters[0].upscale(images, return_trajectory=True, **fixed, **options)
+                    seeds = [seed] * len(batch)
+                    stages = boosters[0].upscale(
+                        images, seed=seeds, colour_fix=colour_fix, return_trajectory=True, **options
+                    )
                 else:
                     stages = enlarge(images)
                 _write_stages(batch, stages, extras)

@@ -28,7 +28,7 @@ class Settings:
         steps: Euler steps of each pass, 1 or more.
         seed: of the noise, 0 or more.
         noise_step: diffusion step of the noise augmentation, 0 to 999; None: as trained.
-        colour_fix: a key of `FIXES`; None: no correction.
+        colour_fix: a key of `FIXES`; None: no correction. Default: "consistency", see `Booster.upscale`.
     """
 
     passes: int = 1

@@ -114,7 +114,7 @@ class Generator:
 
         Args:
             prompts: one, or several.
-            boost_steps: steps of every booster; default: 4.
+            boost_steps: steps of every booster; default: each one's own.
             seed: image i draws all its noise from seed + i, or from its own number of a sequence.
             batch_size: images at once; default: all.
             options: of `latents`.

@@ -75,16 +75,19 @@ def fix_colour(
     correct = choose("colour fix", fix, FIXES)
     result = np.empty_like(images)
 
-    def fix_strip(number: int, rows: slice, inner: slice, small: slice) -> None:
-        before = images[number][rows].astype(np.float32)
+    def fix_strip(image, low, fixed, rows: slice, inner: slice, small: slice) -> None:
+        before = image[rows].astype(np.float32)
         strip = before[inner]
-        strip = strip + strength * (correct(before, low_res[number][small].astype(np.float32))[inner] - strip)
+        strip = strip + strength * (correct(before, low[small].astype(np.float32))[inner] - strip)
         top = rows.start + inner.start
-        result[number][top : top + len(strip)] = np.clip(np.round(strip), 0, np.iinfo(images.dtype).max)
+        fixed[top : top + len(strip)] = np.clip(np.round(strip), 0, np.iinfo(images.dtype).max)
 
-    strips = list(_strips(images.shape[1:], low_res.shape[1:], REACH.get(fix)))
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting = [pool.submit(fix_strip, number, *strip) for number in range(len(images)) for strip in strips]
+        waiting = [
+            pool.submit(fix_strip, image, low, fixed, *strip)
+            for image, low, fixed in zip(images, low_res, result, strict=True)
+            for strip in _strips(image.shape, low.shape, REACH.get(fix))
+        ]
         for strip in waiting:
             strip.result()
     return result
