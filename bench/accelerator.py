@@ -125,14 +125,15 @@ def parts(small: bool) -> Iterator[Part]:
         config = read_config("cfm1024.py", [*words, "--config.first_stage.dtype=bfloat16"], TrainingConfig)
         return Part(f"{name}, batch {batch}", config, mode, Solver("euler", steps))
 
-    for batch, training in ((1, 16), (4, 32)):
+    for batch, training in ((1, 32), (4, 128)):
         yield part("flow of 40 Euler steps", "sample", batch, 40)
         yield part("decoder", "decode", batch)
         yield part("training step", "train", training)
-    for batch, training in ((1, 8), (4, 4)):
+    for batch, training in ((1, 16), (4, 8)):
         yield part("flow of 4 Euler steps", "sample", batch, 4)
         yield part("flow of 20 Euler steps", "sample", batch, 20)
         yield part("training step", "train", training)
+    yield part("training step", "train", 4)
 
 
 def peers(small: bool, stack: contextlib.ExitStack) -> list[Implementation]:

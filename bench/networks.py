@@ -83,12 +83,12 @@ def sample_ours(work: Work):
 
     from fmboost_jax.flow.solvers import integrate
     from fmboost_jax.models.parameters import merge
-    from fmboost_jax.runtime.compilation import LEAST_MEMORY
+    from fmboost_jax.runtime.compilation import FLOW_OPTIONS
 
     graph, parameters = _load_ours(work)
     x, context = (jnp.asarray(array) for array in latents(work))
 
-    @functools.partial(jax.jit, compiler_options=LEAST_MEMORY)
+    @functools.partial(jax.jit, compiler_options=FLOW_OPTIONS)
     def sample(parameters, x, context):
         unet = merge(graph, parameters)
         return integrate(lambda x, t: unet(x, t, context), x, method="euler", steps=work.steps)
@@ -147,10 +147,11 @@ def _load_ours(work: Work):
 
 
 def sample_torch(work: Work, channels_last: bool = False, compiled: bool = False):
-    """The same flow in PyTorch."""
+    """The same flow in PyTorch, on a GPU with parameters in bfloat16."""
     import torch
 
-    net, device = _load_torch(work, channels_last, compiled)
+    dtype = torch.bfloat16 if torch.cuda.is_available() else torch.float32
+    net, device = _load_torch(work, channels_last, compiled, dtype)
     x0, context = (_image(array, channels_last, device) for array in latents(work))
 
     def run():
@@ -190,7 +191,8 @@ def train_torch(work: Work, channels_last: bool = False, compiled: bool = False)
     return run
 
 
-def _load_torch(work: Work, channels_last: bool, compiled: bool):
+def _load_torch(work: Work, channels_last: bool, compiled: bool, dtype=None):
+    """The network and its device; on a GPU, compiled networks run as CUDA graphs."""
     import torch
     from safetensors.torch import load_file
 
@@ -213,10 +215,11 @@ def _load_torch(work: Work, channels_last: bool, compiled: bool):
     net = UNet(types.SimpleNamespace(**{**base, **work.config, "attention_layout": "interleaved"}))
     net.load_state_dict(load_file(work.weights))
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = net.to(device)
+    net = net.to(device, dtype)
     if channels_last:
         net = net.to(memory_format=torch.channels_last)
-    return torch.compile(net) if compiled else net, device
+    mode = "reduce-overhead" if device == "cuda" else "default"
+    return torch.compile(net, mode=mode) if compiled else net, device
 
 
 def _image(array: np.ndarray, channels_last: bool, device: str):

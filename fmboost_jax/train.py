@@ -47,6 +47,8 @@ from fmboost_jax.training.tracker import check_tracker
 
 # Sections of a config that may change when a run resumes: they do not change the result.
 RUNTIME_SECTIONS = ("mesh.", "processes.", "profile.", "compilation_cache:", "train.tracker:")
+# Fields of an architecture on which its weights do not depend.
+_WITHOUT_WEIGHTS = ("dtype", "remat", "dropout")
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -240,11 +242,13 @@ def _initial_weights(config: TrainingConfig, fresh: Parameters, shardings) -> Pa
         parameters, saved, step = load_weights(folder)
         where = f"{where} step {step}"
         before = to_mapping(read_saved(TrainingConfig, saved, f"config of checkpoint {where}"))
-    network = before[before["network"]]
+    network, present = before[before["network"]], to_mapping(config)
     if config.architecture.time_inputs == 2 and network.get("time_inputs") == 1:
         network["time_inputs"] = 2
         parameters = {**fresh, **parameters}
-    _check_network(before, to_mapping(config), where)
+    if before["network"] == config.network:
+        network |= {name: present[config.network][name] for name in _WITHOUT_WEIGHTS if name in network}
+    _check_network(before, present, where)
     return place(parameters, shardings)
 
 

@@ -136,8 +136,12 @@ def test_changed_config_is_refused_by_name_unless_allowed(pairs, continued, caps
 
 @pytest.mark.parametrize("kind", ["run", "bundle"])
 def test_starts_from_other_weights_also_with_a_second_time(pairs, whole_run, tmp_path, kind):
-    """The second time's embedding starts at zero, so a shortcut model starts with the flow's velocity."""
+    """The second time's embedding starts at zero, so a shortcut model starts with the flow's velocity.
+
+    The dtype of the computation may be another one.
+    """
     options = ("--config.train.steps=1", "--config.objective=shortcut", "--config.unet.time_inputs=2")
+    options += ("--config.unet.dtype=bfloat16",)
     weights = whole_run[0]
     if kind == "bundle":
         weights = tmp_path / "bundle"

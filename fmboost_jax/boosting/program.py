@@ -13,7 +13,7 @@ from fmboost_jax.flow.sde import StochasticSolver
 from fmboost_jax.flow.solvers import Solver
 from fmboost_jax.models.networks import VelocityNetwork
 from fmboost_jax.models.parameters import Parameters, merge
-from fmboost_jax.runtime.compilation import LEAST_MEMORY
+from fmboost_jax.runtime.compilation import FLOW_OPTIONS
 
 _FLOW = FlowMatching()
 
@@ -74,5 +74,5 @@ jitted_flow = jax.jit(
     flow_from_keys,
     static_argnums=0,
     static_argnames=("size", "coupling", "solver", "objective", "guidance", "return_trajectory"),
-    compiler_options=LEAST_MEMORY,
+    compiler_options=FLOW_OPTIONS,
 )

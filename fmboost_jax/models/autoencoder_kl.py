@@ -6,6 +6,7 @@ chunks (`models/row_chunks.py`), the middle's attention in blocks of queries.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 
 import jax
@@ -131,7 +132,7 @@ class ResBlock(nnx.Module):
         self.conv2 = Conv(outputs, outputs, config, rngs)
         self.shortcut = nnx.Linear(inputs, outputs, dtype=config.dtype, rngs=rngs) if inputs != outputs else None
 
-    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n h w d"]:
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 0) -> Float[Array, "n h w d"]:
         h = _norm_silu_conv(self.norm1, self.conv1, x, strips)
         activation = _norm_silu(self.norm2, h, strips)
 
@@ -148,7 +149,7 @@ def _norm_silu(norm: GroupNorm, x: Array, strips: int):
 
 
 def _norm_silu_conv(
-    norm: GroupNorm, conv: Conv, x: Float[Array, "n h w c"], strips: int = 1
+    norm: GroupNorm, conv: Conv, x: Float[Array, "n h w c"], strips: int = 0
 ) -> Float[Array, "n h w d"]:
     activation = _norm_silu(norm, x, strips)
     return map_row_chunks(lambda chunk: conv(chunk.window(x, activation)), x, strips=strips)
@@ -164,10 +165,11 @@ class Attention(nnx.Module):
         self.norm = GroupNorm(channels, config)
         self.query, self.key, self.value, self.out = linear(), linear(), linear(), linear()
 
-    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n h w c"]:
-        count, height, width, channels = x.shape
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 0) -> Float[Array, "n h w c"]:
+        count, *_, channels = x.shape
         normalised = self.norm.fitted(x, strips)(x).astype(x.dtype)
-        positions = normalised.reshape(count // strips, strips * height * width, channels)
+        images = count // max(strips, 1)
+        positions = normalised.reshape(images, -1, channels)
         heads = (linear(positions)[:, :, None] for linear in (self.query, self.key, self.value))
         attended = attend(*heads)
         return x + self.out(attended).reshape(x.shape)
@@ -181,7 +183,7 @@ class Middle(nnx.Module):
         self.attention = Attention(channels, config, rngs) if config.mid_attention else None
         self.block2 = ResBlock(channels, channels, config, rngs)
 
-    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n h w c"]:
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 0) -> Float[Array, "n h w c"]:
         x = self.block1(x, strips)
         if self.attention:
             x = self.attention(x, strips)
@@ -211,7 +213,7 @@ class UpLevel(nnx.Module):
         self.upsample = None if last else Conv(outputs, outputs, config, rngs)
         self.width = outputs
 
-    def __call__(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n H W d"]:
+    def __call__(self, x: Float[Array, "n h w c"], strips: int = 0) -> Float[Array, "n H W d"]:
         for block in self.blocks:
             x = block(x, strips)
         return _upsample_conv(self.upsample, x, strips) if self.upsample else x
@@ -266,14 +268,16 @@ class Decoder(nnx.Module):
         strips = strips_of(x, 2 ** (len(self.levels) - 1), max(level.width for level in self.levels[-2:]))
         if strips == 1:
             return self._decode(x)
-        return jax.lax.platform_dependent(x, tpu=lambda x: self._decode_strips(x, strips), default=self._decode)
+        whole = functools.partial(self._decode, strips=1)
+        forms = {"tpu": functools.partial(self._decode_strips, strips=strips), "cuda": whole, "rocm": whole}
+        return jax.lax.platform_dependent(x, **forms, default=self._decode)
 
     def _decode_strips(self, x: Float[Array, "b h w c"], strips: int) -> Float[Array, "b H W i"]:
         batch, height, width, channels = x.shape
         image = self._decode(x.reshape(batch * strips, height // strips, width, channels), strips)
         return image.reshape(batch, strips * image.shape[1], *image.shape[2:])
 
-    def _decode(self, x: Float[Array, "n h w c"], strips: int = 1) -> Float[Array, "n H W i"]:
+    def _decode(self, x: Float[Array, "n h w c"], strips: int = 0) -> Float[Array, "n H W i"]:
         latent = x
         x = map_row_chunks(lambda chunk: self.conv_in(chunk.window(latent)), latent, strips=strips)
         x = self.middle(x, strips)

@@ -78,7 +78,8 @@ class GroupNorm(nnx.Module):
 
     The map is summed by channel first, then by group. `flax.nnx.GroupNorm` splits the channels into groups first, for
     which TPUs copy the whole map in float32 (bench/tpu.md). The variance is the mean square minus the squared mean,
-    which reads the map once.
+    which reads the map once. GPUs sum row by row first: XLA computes the sums of a whole map on a few of their
+    multiprocessors.
     """
 
     def __init__(self, channels: int, *, groups: int = GROUPS, epsilon: float = EPSILON):
@@ -105,8 +106,21 @@ class GroupNorm(nnx.Module):
 
     def statistics(self, x: Float[Array, "n h w c"], strips: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group."""
-        mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
+
+        def by_channel(x: Array) -> tuple[Array, ...]:
+            return tuple(self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
+
+        on_gpus = self._by_row if strips == 1 else by_channel
+        mean, square = jax.lax.platform_dependent(x, cuda=on_gpus, rocm=on_gpus, default=by_channel)
         return mean, jnp.maximum(square - jnp.square(mean), 0)
+
+    def _by_row(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return mean and mean square of each channel's group; the barrier keeps XLA from merging the two sums."""
+        size = x.shape[-1] // self.groups
+        rows = jnp.stack(jax.lax.optimization_barrier([jnp.mean(values, axis=2) for values in (x, jnp.square(x))]))
+        grouped = jnp.mean(rows.reshape(*rows.shape[:3], self.groups, size), axis=(2, 4))
+        mean, square = jnp.repeat(grouped, size, axis=-1)
+        return mean, square
 
     def _of_groups(self, values: Float[Array, "n c"], strips: int) -> Float[Array, "b c"]:
         """Replace every channel's value by the mean of its group in the whole image."""

@@ -10,6 +10,7 @@ where the number of rows is unknown.
 
 TPUs convolve one image slowly: they put the batch into the sublanes of a register. There each image is cut into strips
 of rows, which stay on the batch axis from layer to layer (bench/tpu.md); `window` adds the neighbours' rows to each.
+GPUs compute the same maps whole, without the copies that chunks cost.
 """
 
 import dataclasses
@@ -26,7 +27,7 @@ from jaxtyping import Array, Float
 CHUNK_POSITIONS = 2**18
 # Numbers of strips of an image, the best first; the smallest map's rows must be a multiple.
 STRIPS = (32, 16, 8)
-# Largest feature map of one image in strips: 1024² with 256 float32 channels.
+# Largest feature map of one image in strips or, on GPUs, whole: 1024² with 256 float32 channels.
 STRIPPED_BYTES = 2**30
 
 Activation = Callable[[Array], Array]
@@ -108,7 +109,7 @@ def _divisible(height: Any, width: Any) -> bool:
 
 
 def map_row_chunks(
-    function: Callable[[RowChunk | RowStrips], Array], x: Float[Array, "b h w c"], scale: int = 1, strips: int = 1
+    function: Callable[[RowChunk | RowStrips], Array], x: Float[Array, "b h w c"], scale: int = 1, strips: int = 0
 ) -> Float[Array, "b H W d"]:
     """Apply `function` to every chunk of a map and concatenate the results along the rows.
 
@@ -116,12 +117,13 @@ def map_row_chunks(
         function: maps a chunk of r rows to scale·r rows of the result, by the same rule for every chunk.
         x: the map; its shape decides the chunks.
         scale: rows of the result per row of the map.
-        strips: strips of an image on the batch axis; above 1 they are the chunks, all computed at once.
+        strips: strips of an image on the batch axis, which are the chunks, all computed at once; 1: the whole image.
+            Default: 0, chunks that are computed one after another.
     """
     if strips > 1:
         return function(RowStrips(strips))
     height, width = x.shape[1:3]
-    if not _divisible(height, width):
+    if strips == 1 or not _divisible(height, width):
         return function(RowChunk(0, height, height))
     rows = max(1, CHUNK_POSITIONS // (width * scale * scale))
     if rows + 2 >= height:

@@ -6,10 +6,16 @@ import jax
 
 from fmboost_jax.files import user_cache
 
-# For `jax.jit` of an inference program, `compiler_options`. XLA's CPU compiler otherwise orders operations for
-# concurrency. A UNet call on large maps then needs six times the memory and is not faster: its operations use all cores
-# one by one. Training programs gain nothing. Other platforms ignore the option.
-LEAST_MEMORY = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+# For `jax.jit` of a flow, `compiler_options`; each platform ignores those of the others.
+FLOW_OPTIONS = {
+    # XLA's CPU compiler otherwise orders operations for concurrency. A UNet call on large maps then needs six times the
+    # memory and is not faster: its operations use all cores one by one. Training programs gain nothing.
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    # The steps' loop and its convolutions become one CUDA graph, too; XLA's default leaves them out. The kernels of one
+    # image take microseconds, about as long as their launches.
+    "xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUSTOM_CALL,CUDNN,DYNAMIC_SLICE_FUSION,CONVOLUTION,"
+    "CONDITIONAL,WHILE",
+}
 
 
 class CompilationCache:

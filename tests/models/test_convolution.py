@@ -18,6 +18,7 @@ from fmboost_jax.models.convolution import (
     WIDE,
     convolve,
     direct,
+    interleaved_conv,
     transposed_conv,
     upsample_conv,
     upsample_first,
@@ -134,9 +135,9 @@ def test_each_platform_and_size_runs_its_form(platform, size, kernel, channels, 
 @given(
     size=st.tuples(st.integers(1, 5), st.integers(1, 5)),
     padding=st.sampled_from([((1, 1), (1, 1)), ((0, 0), (1, 1))]),
-    form=st.sampled_from([upsample_conv, transposed_conv, upsample_first]),
+    form=st.sampled_from([upsample_conv, transposed_conv, upsample_first, interleaved_conv]),
 )
-@settings(max_examples=16, deadline=None)
+@settings(max_examples=20, deadline=None)
 def test_upsample_conv_is_that_of_the_upsampled_map(size, padding, form):
     """Values and gradients; with padding (0, 0) the outermost values are neighbours only."""
     size = (size[0] + 3 * (padding[0][0] == 0), size[1])
@@ -202,6 +203,24 @@ def test_group_norm_agrees_with_flax(shape, offset, dtype):
     found = ours(x)
     assert found.dtype == jnp.float32
     np.testing.assert_allclose(found, flax(x.astype(jnp.float32)), atol=2e-4)
+
+
+@given(shape=st.tuples(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.sampled_from([32, 96])))
+@settings(max_examples=12, deadline=None)
+def test_group_norms_statistics_on_gpus_are_the_same(shape):
+    x = jnp.asarray(np.random.default_rng(0).standard_normal(shape, np.float32) + 1)
+    norm = GroupNorm(shape[-1])
+    mean, square = norm._by_row(x)
+    expected_mean, expected_variance = norm.statistics(x, 1)
+    np.testing.assert_allclose(mean, expected_mean, atol=1e-6)
+    np.testing.assert_allclose(square - mean**2, expected_variance, atol=1e-5)
+
+
+def test_gpus_alone_sum_a_map_row_by_row():
+    traced = jax.jit(lambda x: GroupNorm(32)(x)).trace(jax.ShapeDtypeStruct((1, 8, 8, 32), jnp.float32))
+    for platform in ("cpu", "tpu", "cuda"):
+        text = traced.lower(lowering_platforms=(platform,)).as_text()
+        assert ("stablehlo.optimization_barrier" in text) == (platform == "cuda")
 
 
 def test_group_norm_needs_whole_groups():
