@@ -5,8 +5,9 @@
     python -m bench precompute
 
 The peers are what a PyTorch project would use: a `DataLoader` with two worker processes over the same records, read by
-the same code; `torch.save` of the same tensors, made as durable (written aside, fsync, renamed), and `torch.load`; a
-loop that decodes the same crops of the same photographs and encodes them with diffusers' AutoencoderKL.
+the same code; `torch.save` of the same tensors, made as durable (written aside, fsync, renamed), and `torch.load`, each
+in a process that has just begun, as a restarted run is; a loop that decodes the same crops of the same photographs and
+encodes them with diffusers' AutoencoderKL.
 """
 
 import dataclasses
@@ -15,13 +16,15 @@ import itertools
 import os
 import pathlib
 import shutil
+import statistics
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 
 import numpy as np
 
-from bench.alternation import Implementation
+from bench.alternation import Child, Implementation, Result
 
 RECORDS, BATCH = 2048, 32
 LOADERS = 2  # threads of ours, processes of the peer
@@ -85,17 +88,38 @@ class _Pairs:
 def saving(weights: pathlib.Path, records: pathlib.Path) -> list[Implementation]:
     """Who saves a run's state, durably; ours first."""
     return [
-        Implementation("fmboost_jax (Orbax)", functools.partial(save_ours, weights, records)),
-        Implementation("torch.save, fsync, rename", functools.partial(save_torch, weights)),
+        Implementation("fmboost_jax (Orbax)", functools.partial(save_ours, weights, records, _folder(weights))),
+        Implementation("torch.save, fsync, rename", functools.partial(save_torch, weights, _folder(weights))),
     ]
 
 
-def restoring(weights: pathlib.Path, records: pathlib.Path) -> list[Implementation]:
-    """Who restores it; ours first."""
-    return [
-        Implementation("fmboost_jax (Orbax)", functools.partial(restore_ours, weights, records)),
-        Implementation("torch.load", functools.partial(restore_torch, weights)),
-    ]
+def restoring(weights: pathlib.Path, records: pathlib.Path, *, repeats: int) -> list[Result]:
+    """Measure who restores it, ours first; "first call" is what a process takes to begin, without the restore."""
+    folder = _folder(weights)
+    for save in (
+        functools.partial(save_ours, weights, records, folder),
+        functools.partial(save_torch, weights, folder),
+    ):
+        with Child(Implementation("saving", save)) as child:
+            child.prepare()
+            if child.failure:
+                raise RuntimeError(child.failure)
+    restore = {
+        "fmboost_jax (Orbax)": functools.partial(restore_ours, weights, records, folder),
+        "torch.load": functools.partial(restore_torch, folder),
+    }
+    rows: dict[str, list[tuple[float, ...]]] = {name: [] for name in restore}
+    for _ in range(repeats):
+        for name, prepare in restore.items():
+            with Child(Implementation(name, prepare)) as child:
+                rows[name].append((child.prepare(), child.ask("run"), child.ask("peak"), child.ask("passing")))
+    ours = next(iter(rows.values()))
+    results = []
+    for name, own in rows.items():
+        first, seconds, peak, passing = map(statistics.median, zip(*own, strict=True))
+        ratio = seconds / statistics.median(row[1] for row in ours)
+        results.append(Result(name, seconds, ratio, first, peak, passing))
+    return results
 
 
 def _four_times(tensors: dict) -> dict:
@@ -103,63 +127,68 @@ def _four_times(tensors: dict) -> dict:
     return {name: dict(tensors) for name in ("parameters", "ema", "mu", "nu")}
 
 
-def save_ours(weights: pathlib.Path, records: pathlib.Path):
+def save_ours(weights: pathlib.Path, records: pathlib.Path, folder: pathlib.Path):
     """`Checkpoints.save` with data iterator and config, and the wait until it has its name."""
-    save, _ = _ours(weights, records)
-    return save
-
-
-def restore_ours(weights: pathlib.Path, records: pathlib.Path):
-    """The state back in the devices' memory, the iterator where it stood."""
-    save, restore = _ours(weights, records)
-    save()
-    return restore
-
-
-def _ours(weights: pathlib.Path, records: pathlib.Path):
+    checkpoints, iterator = _ours(records, folder)
     import jax
     from safetensors.numpy import load_file
 
-    from fmboost_jax.data.dataset import DatasetInfo
-    from fmboost_jax.data.pipeline import batches
-    from fmboost_jax.training.checkpoints import Checkpoints
-    from fmboost_jax.training.state import TrainState
-
-    folder = _folder(weights)
     arrays = jax.tree.map(lambda leaf: jax.device_put(np.array(leaf)), _four_times(load_file(weights)))
-    moments = {name: arrays[name] for name in ("mu", "nu")}
-    state = TrainState(jax.numpy.zeros((), "int32"), arrays["parameters"], arrays["ema"], moments)
-    iterator = iter(batches(DatasetInfo.read(records), batch_size=BATCH, seed=0))
-    next(iterator)
-    checkpoints, steps = Checkpoints(str(folder), keep=1), itertools.count(1)
+    state, steps = _state(jax.numpy.zeros((), "int32"), arrays), itertools.count(1)
 
     def save():
         checkpoints.save(next(steps), state, iterator, {})
         checkpoints.wait()
 
-    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-    abstract = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), state)
-    return save, lambda: jax.block_until_ready(checkpoints.restore(checkpoints.latest, abstract, iterator))
-
-
-def save_torch(weights: pathlib.Path):
-    """Written aside, on disk, renamed."""
-    save, _ = _torch(weights)
     return save
 
 
-def restore_torch(weights: pathlib.Path):
-    """Every tensor read, none left to be mapped later."""
-    save, restore = _torch(weights)
-    save()
-    return restore
+def restore_ours(weights: pathlib.Path, records: pathlib.Path, folder: pathlib.Path):
+    """The state back in the devices' memory, the iterator where it stood."""
+    checkpoints, iterator = _ours(records, folder)
+    import jax
+    from safetensors import safe_open
+
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    with safe_open(weights, "numpy") as file:
+        shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118 - not a mapping
+    arrays = {name: jax.ShapeDtypeStruct(shape, "float32", sharding=sharding) for name, shape in shapes.items()}
+    abstract = _state(jax.ShapeDtypeStruct((), "int32", sharding=sharding), _four_times(arrays))
+    return _once(lambda: jax.block_until_ready(checkpoints.restore(checkpoints.latest, abstract, iterator)))
 
 
-def _torch(weights: pathlib.Path):
+def _ours(records: pathlib.Path, folder: pathlib.Path):
+    """Checkpoints in a folder and a data iterator, after what `fmboost_jax.train` begins with."""
+    from fmboost_jax.data.dataset import DatasetInfo
+    from fmboost_jax.data.pipeline import batches
+    from fmboost_jax.runtime.memory import keep_freed_memory
+    from fmboost_jax.training.checkpoints import Checkpoints
+
+    keep_freed_memory()
+    iterator = iter(batches(DatasetInfo.read(records), batch_size=BATCH, seed=0))
+    next(iterator)
+    return Checkpoints(str(folder), keep=1), iterator
+
+
+def _state(step, arrays: dict):
+    from fmboost_jax.training.state import TrainState
+
+    moments = {name: arrays[name] for name in ("mu", "nu")}
+    return TrainState(step, arrays["parameters"], arrays["ema"], moments)
+
+
+def _once(action: Callable[[], object]) -> Callable[[], object]:
+    """A function whose first call, which belongs to building, does nothing, and whose second call acts."""
+    calls = iter((lambda: None, action))
+    return lambda: next(calls)()
+
+
+def save_torch(weights: pathlib.Path, folder: pathlib.Path):
+    """Written aside, on disk, renamed."""
     import torch
     from safetensors.torch import load_file
 
-    path = _folder(weights) / "state.pt"
+    path = folder / "state.pt"
     tensors = load_file(weights)
     state = {name: {key: leaf.clone() for key, leaf in part.items()} for name, part in _four_times(tensors).items()}
 
@@ -170,7 +199,14 @@ def _torch(weights: pathlib.Path):
             os.fsync(file.fileno())
         path.with_suffix(".partial").replace(path)
 
-    return save, lambda: torch.load(path, weights_only=True)
+    return save
+
+
+def restore_torch(folder: pathlib.Path):
+    """Every tensor read, none left to be mapped later."""
+    import torch
+
+    return _once(lambda: torch.load(folder / "state.pt", weights_only=True))
 
 
 def _folder(beside: pathlib.Path) -> pathlib.Path:
