@@ -87,11 +87,12 @@ def test_photo_boosters_are_closer_than_bicubic(photograph, factor):
     assert psnr(to_float(boosted), truth)[0] > psnr(to_float(bicubic), truth)[0] + 0.3
 
 
-def test_the_booster_for_looks_is_sharper_than_the_accurate_one(photograph):
-    """And not far from the original: not below bilinear enlargement."""
+def test_the_booster_for_looks_is_sharper_than_the_accurate_one():
+    """And not far from the original: not below bilinear enlargement. On fur; "coffee" has little texture."""
+    photograph = skimage.data.chelsea()[20:276, 40:296]
     small = np.asarray(Image.fromarray(photograph).reduce(4))[None]
     accurate, looks = (to_float(Booster.load(name).upscale(small)) for name in ("photo-x4", "photo-x4-looks"))
-    truth, bilinear = to_float(photograph[None]), upsample(jnp.asarray(to_float(small)), 128, "bilinear")
+    truth, bilinear = to_float(photograph[None]), upsample(jnp.asarray(to_float(small)), 256, "bilinear")
     assert gradient_energy(looks)[0] > 1.05 * gradient_energy(accurate)[0]
     assert gradient_energy(looks)[0] < gradient_energy(truth)[0]
     assert psnr(looks, truth)[0] > psnr(bilinear, truth)[0]
