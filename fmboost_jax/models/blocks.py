@@ -9,12 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from fmboost_jax.models.convolution import convolve, upsample_conv
 
 GROUPS = 32
 EPSILON = 1e-5
+# Positions of the smallest map that GPUs sum row by row; tracing a second form takes time.
+LEAST_ROWS_MAP = 256
 
 
 def uniform_fan_in(fan_in: int) -> nnx.Initializer:
@@ -110,8 +113,12 @@ class GroupNorm(nnx.Module):
         def by_channel(x: Array) -> tuple[Array, ...]:
             return tuple(self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
 
-        on_gpus = self._by_row if strips == 1 else by_channel
-        mean, square = jax.lax.platform_dependent(x, cuda=on_gpus, rocm=on_gpus, default=by_channel)
+        height, width = x.shape[1:3]
+        small = not (is_symbolic_dim(height) or is_symbolic_dim(width)) and height * width < LEAST_ROWS_MAP
+        if strips > 1 or small:
+            mean, square = by_channel(x)
+        else:
+            mean, square = jax.lax.platform_dependent(x, cuda=self._by_row, rocm=self._by_row, default=by_channel)
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
     def _by_row(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
