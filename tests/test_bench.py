@@ -63,7 +63,7 @@ def test_an_accelerators_first_part_is_compared_with_peers(peer, failure):
 
 def test_an_accelerators_parts_are_measured():
     names = [part.name for part in accelerator.parts(small=True)]
-    assert len(names) == len(set(names)) == 12
+    assert len(names) == len(set(names)) == 13
 
 
 def test_peak_memory_is_that_of_each_process():

@@ -9,15 +9,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
-from jax.export import is_symbolic_dim
 from jaxtyping import Array, Float
 
 from fmboost_jax.models.convolution import convolve, upsample_conv
 
 GROUPS = 32
 EPSILON = 1e-5
-# Positions of the smallest map that GPUs sum row by row; tracing a second form takes time.
-LEAST_ROWS_MAP = 256
 
 
 def uniform_fan_in(fan_in: int) -> nnx.Initializer:
@@ -81,8 +78,8 @@ class GroupNorm(nnx.Module):
 
     The map is summed by channel first, then by group. `flax.nnx.GroupNorm` splits the channels into groups first, for
     which TPUs copy the whole map in float32 (bench/tpu.md). The variance is the mean square minus the squared mean,
-    which reads the map once. GPUs sum row by row first: XLA computes the sums of a whole map on a few of their
-    multiprocessors.
+    which reads the map once. Where the process has a GPU, the map is summed row by row first: XLA computes the sums
+    of a whole map on a few of its multiprocessors.
     """
 
     def __init__(self, channels: int, *, groups: int = GROUPS, epsilon: float = EPSILON):
@@ -109,16 +106,11 @@ class GroupNorm(nnx.Module):
 
     def statistics(self, x: Float[Array, "n h w c"], strips: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group."""
-
-        def by_channel(x: Array) -> tuple[Array, ...]:
-            return tuple(self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
-
-        height, width = x.shape[1:3]
-        small = not (is_symbolic_dim(height) or is_symbolic_dim(width)) and height * width < LEAST_ROWS_MAP
-        if strips > 1 or small:
-            mean, square = by_channel(x)
+        # Not by `jax.lax.platform_dependent`: a choice at lowering doubles the tracing, and CPUs then round otherwise.
+        if jax.default_backend() == "gpu" and strips == 1:
+            mean, square = self._by_row(x)
         else:
-            mean, square = jax.lax.platform_dependent(x, cuda=self._by_row, rocm=self._by_row, default=by_channel)
+            mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
     def _by_row(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
