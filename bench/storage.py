@@ -113,6 +113,8 @@ def restoring(weights: pathlib.Path, records: pathlib.Path, *, repeats: int) -> 
         for name, prepare in restore.items():
             with Child(Implementation(name, prepare)) as child:
                 rows[name].append((child.prepare(), child.ask("run"), child.ask("peak"), child.ask("passing")))
+                if child.failure:
+                    raise RuntimeError(child.failure)
     ours = next(iter(rows.values()))
     results = []
     for name, own in rows.items():
