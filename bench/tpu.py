@@ -25,7 +25,7 @@ from jax.sharding import SingleDeviceSharding
 
 from fmboost_jax.errors import run
 from fmboost_jax.models.blocks import EPSILON, GROUPS, conv
-from fmboost_jax.models.convolution import upsample_nearest
+from fmboost_jax.models.convolution import direct, upsample_nearest
 from fmboost_jax.models.unet import ResBlock, UNetConfig
 from fmboost_jax.planning.collectives import link_seconds
 from fmboost_jax.planning.costs import operations, total_cycles
@@ -153,6 +153,9 @@ def blocks(kinds: list[str]) -> None:
             ("the same with flax.nnx.GroupNorm", residual_block(256, norm=_grouped_norm), 128, (large,)),
             ("upsampling, 256 channels, 64² → 128²", upsampling(256), 64, (large,)),
             ("the same in two operations", upsampling(256, fused=False), 64, (large,)),
+            ("way up: upsampling of 256 channels, 64² → 128², and a block with a skip", way_up(256), 64, (large,)),
+            ("the same with JAX's gradient of the upsampling's kernel", way_up(256, gradient=False), 64, (large,)),
+            ("the same with the norm's sums over the concatenation", way_up(256, parts=False), 64, (large,)),
         ):
             for batch in batches:
                 numbers = [cycles(layer, batch, side, device, gradient) for gradient in (False, True)]
@@ -184,6 +187,39 @@ def upsampling(channels: int, fused: bool = True):
         return conv(channels, channels, upsample=fused, dtype="bfloat16", rngs=nnx.Rngs(0))
 
     return channels, make, lambda layer, x: layer(x if fused else upsample_nearest(x))
+
+
+def way_up(channels: int, gradient: bool = True, parts: bool = True):
+    """Residual block, upsampling, and a block that takes a skip beside it.
+
+    Args:
+        channels: channels of the input; half of them at the end.
+        gradient: whether the upsampling's kernel has the network's gradient, not JAX's.
+        parts: whether the maps are summed before they are concatenated, as in the network.
+    """
+    half, config = channels // 2, UNetConfig(dtype="bfloat16")
+
+    def make():
+        rngs = nnx.Rngs(0)
+        up = conv(channels, channels, upsample=True, dtype="bfloat16", rngs=rngs)
+        if not gradient:
+            up.conv_general_dilated = _transposed_conv
+        sides = (channels, channels), (half, half), (channels + half, half)
+        return nnx.List([up, *(ResBlock(*side, 512, config, rngs=rngs) for side in sides)])
+
+    def apply(layers, x):
+        up, before, skipped, after = layers
+        embedding = jnp.ones((x.shape[0], 512))
+        skip = skipped(upsample_nearest(x[..., :half]), embedding)
+        x = up(before(x, embedding))
+        return after(x, embedding, beside=skip) if parts else after(jnp.concatenate([x, skip], -1), embedding)
+
+    return channels, make, apply
+
+
+def _transposed_conv(x, kernel, strides, padding, **options):
+    padding = [(2 * before, 2 * after) for before, after in padding]
+    return direct(x, jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)]), strides, padding, lhs_dilation=(2, 2))
 
 
 def cycles(layer, batch: int, side: int, device: jax.Device, gradient: bool) -> int:

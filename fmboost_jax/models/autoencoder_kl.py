@@ -7,7 +7,7 @@ chunks (`models/row_chunks.py`), the middle's attention in blocks of queries.
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -115,8 +115,11 @@ class GroupNorm(blocks.GroupNorm):
     def __init__(self, channels: int, config: AutoencoderKLConfig):
         super().__init__(channels, groups=config.norm_groups, epsilon=NORM_EPS)
 
-    def statistics(self, x: Float[Array, "n h w c"], strips: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-        """Return mean and variance of each channel's group."""
+    def statistics(
+        self, maps: Sequence[Float[Array, "n h w _"]], strips: int
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
+        x = jnp.concatenate(maps, axis=-1)
         mean = self._of_groups(jnp.mean(x, axis=(1, 2)), strips)
         centred = x - blocks.of_strips(mean, strips)
         return mean, self._of_groups(jnp.mean(jnp.square(centred), axis=(1, 2)), strips)

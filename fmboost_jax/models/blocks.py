@@ -3,7 +3,7 @@
 Arrays are NHWC; parameters float32; `dtype` is that of convolutions and matrix products.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -89,28 +89,45 @@ class GroupNorm(nnx.Module):
         self.bias = nnx.Param(jnp.zeros(channels))
         self.groups, self.epsilon = groups, epsilon
 
-    def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-        """Normalise features of any float type; the result is float32."""
-        return self.fitted(x)(x)
+    def __call__(
+        self, x: Float[Array, "b h w c"], parts: Sequence[Float[Array, "b h w _"]] = ()
+    ) -> Float[Array, "b h w c"]:
+        """Normalise features of any float type; the result is float32.
 
-    def fitted(self, x: Float[Array, "n h w c"], strips: int = 1) -> Callable[[Array], Array]:
+        Args:
+            x: the features.
+            parts: the maps of which `x` is the concatenation, where it is one. Their channels are summed before they
+                are concatenated, together with the operation that makes them. Default: (), none.
+        """
+        return self.fitted(x, parts=parts)(x)
+
+    def fitted(
+        self, x: Float[Array, "n h w c"], strips: int = 1, parts: Sequence[Float[Array, "n h w _"]] = ()
+    ) -> Callable[[Array], Array]:
         """Return the normalisation with the statistics of `x`, a function of any rows of the map.
 
         Args:
             x: features of any float type.
             strips: strips of an image on the batch axis, see `fmboost_jax.models.row_chunks`. Default: 1.
+            parts: as for a call.
         """
-        mean, variance = (of_strips(values, strips) for values in self.statistics(x.astype(jnp.float32), strips))
+        maps = [part.astype(jnp.float32) for part in parts or (x,)]
+        mean, variance = (of_strips(values, strips) for values in self.statistics(maps, strips))
         factor, bias = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...], self.bias[...]
         return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
 
-    def statistics(self, x: Float[Array, "n h w c"], strips: int) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-        """Return mean and variance of each channel's group."""
+    def statistics(
+        self, maps: Sequence[Float[Array, "n h w _"]], strips: int
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
         # Not by `jax.lax.platform_dependent`: a choice at lowering doubles the tracing, and CPUs then round otherwise.
         if jax.default_backend() == "gpu" and strips == 1:
-            mean, square = self._by_row(x)
+            mean, square = self._by_row(jnp.concatenate(maps, axis=-1))
         else:
-            mean, square = (self._of_groups(jnp.mean(values, axis=(1, 2)), strips) for values in (x, jnp.square(x)))
+            mean, square = (
+                self._of_groups(jnp.concatenate([jnp.mean(power(x), axis=(1, 2)) for x in maps], axis=-1), strips)
+                for power in (jnp.asarray, jnp.square)
+            )
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
     def _by_row(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:

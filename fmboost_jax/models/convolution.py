@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax.export import is_symbolic_dim
 from jaxtyping import Array
 
+from fmboost_jax.models.bilinear import bilinear
 from fmboost_jax.models.convolution_cpu import (
     Kernel,
     Map,
@@ -110,12 +111,13 @@ def upsample_conv(x: Map, kernel: Kernel, strides: Sequence[int], padding: Paddi
     if kernel.shape[:2] != (3, 3) or tuple(strides) != (1, 1):
         raise ValueError(f"expected a 3×3 kernel of stride 1, found {kernel.shape[:2]} and {tuple(strides)}")
     few = not is_symbolic_dim(x.shape[0]) and x.shape[0] < TRANSPOSED_BATCH
-    on_tpus = upsample_first if few else transposed_conv
     return jax.lax.platform_dependent(
         x,
         kernel,
         cpu=lambda x, kernel: upsample_conv_differences(x, kernel, padding),
-        tpu=lambda x, kernel: on_tpus(x, kernel, padding, **options),
+        tpu=lambda x, kernel: (
+            upsample_first(x, kernel, padding, **options) if few else transposed_conv(x, kernel, padding)
+        ),
         default=lambda x, kernel: interleaved_conv(x, kernel, padding, **options),
     )
 
@@ -126,11 +128,42 @@ def upsample_first(x: Map, kernel: Kernel, padding: Padding, **options) -> Outpu
     return direct(upsample_nearest(x), kernel, (1, 1), around, **options)
 
 
-def transposed_conv(x: Map, kernel: Kernel, padding: Padding, **options) -> Output:
+def transposed_conv(x: Map, kernel: Kernel, padding: Padding) -> Output:
     """`upsample_conv` as a transposed convolution of a folded 4×4 kernel; XLA skips the zeros between the values."""
     folded = _fold(_fold(kernel.astype(jnp.float32), 0), 1).astype(kernel.dtype)
-    padding = [(2 * before, 2 * after) for before, after in padding]
-    return direct(x, folded, (1, 1), padding, **{**options, "lhs_dilation": (2, 2)})
+    return _transposed(x, folded, tuple((2 * before, 2 * after) for before, after in padding))
+
+
+def _transposed_product(x, kernel, padding):
+    return direct(x, kernel, (1, 1), padding, lhs_dilation=(2, 2))
+
+
+def _map_gradient(kernel, output, shape, padding):
+    """The gradient of the map: a convolution of stride 2."""
+    return direct(output, jnp.flip(kernel, (0, 1)).swapaxes(2, 3), (2, 2), _around(kernel.shape, padding))
+
+
+def _kernel_gradient(x, output, shape, padding):
+    """The gradient of the kernel: a convolution of the output's gradient with the map.
+
+    JAX convolves the map with the output's gradient instead, and XLA reverses one of the two in memory for that. Here
+    the result, which is small, is reversed.
+    """
+    numbers = ("CHWN", "IHWO", "HWCN")
+    turned = jax.lax.conv_general_dilated(
+        output, x, (1, 1), _around(shape, padding), rhs_dilation=(2, 2), dimension_numbers=numbers
+    )
+    return jnp.flip(turned, (0, 1))
+
+
+def _around(kernel: Sequence[int], padding: Padding) -> list[tuple[int, int]]:
+    """The padding of both gradients' convolutions."""
+    return [
+        (extent - 1 - before, extent - 1 - after) for extent, (before, after) in zip(kernel[:2], padding, strict=True)
+    ]
+
+
+_transposed = bilinear(_transposed_product, _map_gradient, _kernel_gradient)
 
 
 def interleaved_conv(x: Map, kernel: Kernel, padding: Padding, **options) -> Output:

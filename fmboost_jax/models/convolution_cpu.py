@@ -15,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
+from fmboost_jax.models.bilinear import bilinear
+
 Map = Float[Array, "b h w i"]
 Kernel = Float[Array, "kh kw i o"]
 Output = Float[Array, "b H W o"]
@@ -36,7 +38,7 @@ def canonical(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) 
     fast kernel outside of loops alone; inside, as in the parts of a batch (`optim.accumulate`), they are computed value
     by value. `jax.vmap` of a gradient is not supported.
     """
-    return _canonical(x, kernel, tuple(strides), tuple(map(tuple, padding)))
+    return _canonical(x, kernel, (tuple(strides), tuple(map(tuple, padding))))
 
 
 def _channels_last(x: Array, kernel: Array, strides: Sequence[int], padding: Padding, **dilation) -> Array:
@@ -45,24 +47,28 @@ def _channels_last(x: Array, kernel: Array, strides: Sequence[int], padding: Pad
     )
 
 
-def _map_gradient(kernel, output, size, strides, padding):
-    """The gradient of a map of this height and width, from that of the convolution's output."""
+def _product(x, kernel, options):
+    return _channels_last(x, kernel, *options)
+
+
+def _map_gradient(kernel, output, shape, options):
+    strides, padding = options
     around = [
         (extent - 1 - before, length + before - 1 - (outputs - 1) * stride)
         for length, extent, stride, outputs, (before, _) in zip(
-            size, kernel.shape[:2], strides, output.shape[1:3], padding, strict=True
+            shape[1:3], kernel.shape[:2], strides, output.shape[1:3], padding, strict=True
         )
     ]
     turned = jnp.flip(kernel, (0, 1)).swapaxes(2, 3)
     return _channels_last(output, turned, (1, 1), around, lhs_dilation=strides)
 
 
-def _kernel_gradient(x, output, size, strides, padding):
-    """The gradient of a kernel of this height and width, from that of the convolution's output."""
+def _kernel_gradient(x, output, shape, options):
+    strides, padding = options
     around = [
         (before, extent - length - before + (outputs - 1) * stride)
         for length, extent, stride, outputs, (before, _) in zip(
-            x.shape[1:3], size, strides, output.shape[1:3], padding, strict=True
+            x.shape[1:3], shape[:2], strides, output.shape[1:3], padding, strict=True
         )
     ]
     columns = _channels_last(
@@ -71,38 +77,7 @@ def _kernel_gradient(x, output, size, strides, padding):
     return columns.transpose(1, 2, 0, 3)
 
 
-def _linear_in_map(x, kernel, strides, padding):
-    return jax.custom_derivatives.linear_call(
-        lambda kernel, x: _channels_last(x, kernel, strides, padding),
-        lambda kernel, output: _map_gradient(kernel, output, x.shape[1:3], strides, padding),
-        kernel,
-        x,
-    )
-
-
-def _linear_in_kernel(x, kernel, strides, padding):
-    return jax.custom_derivatives.linear_call(
-        lambda x, kernel: _channels_last(x, kernel, strides, padding),
-        lambda x, output: _kernel_gradient(x, output, kernel.shape[:2], strides, padding),
-        x,
-        kernel,
-    )
-
-
-def _derivative(strides, padding, primals, tangents):
-    (x, kernel), (dx, dkernel) = primals, tangents
-    return _canonical(x, kernel, strides, padding), (
-        _of_map(dx, kernel, strides, padding) + _of_kernel(x, dkernel, strides, padding)
-    )
-
-
-# The same product three times, with the same derivative. The second and the third define their transposes, which makes
-# forward mode, reverse mode and their combinations (the objective `meanflow`) work.
-_canonical, _of_map, _of_kernel = (
-    jax.custom_jvp(function, nondiff_argnums=(2, 3)) for function in (_channels_last, _linear_in_map, _linear_in_kernel)
-)
-for _product in (_canonical, _of_map, _of_kernel):
-    _product.defjvp(_derivative)
+_canonical = bilinear(_product, _map_gradient, _kernel_gradient)
 
 
 def im2col(x: Map, kernel: Kernel, strides: Sequence[int], padding: Padding) -> Output:

@@ -188,10 +188,23 @@ class ResBlock(nnx.Module):
         )
 
     def __call__(
-        self, x: Float[Array, "b h w i"], embedding: Float[Array, "b e"], key: Array | None = None
+        self,
+        x: Float[Array, "b h w i"],
+        embedding: Float[Array, "b e"],
+        key: Array | None = None,
+        beside: Float[Array, "b h w j"] | None = None,
     ) -> Float[Array, "b h w o"]:
-        """Features and time embedding → features; `key` draws the dropout, None switches it off."""
-        h = self.conv1(nnx.silu(self.norm1(x).astype(self.dtype)))
+        """Features → features.
+
+        Args:
+            x: features.
+            embedding: time embedding.
+            key: draws the dropout; None switches it off. Default: None.
+            beside: features whose channels follow those of `x`. Default: None.
+        """
+        parts = (x,) if beside is None else (x, beside)
+        x = jnp.concatenate(parts, axis=-1)
+        h = self.conv1(nnx.silu(self.norm1(x, parts).astype(self.dtype)))
         bias = self.embed(nnx.silu(embedding))[:, None, None, :]
         if self.scale_shift:
             scale, shift = jnp.split(bias, 2, axis=-1)
@@ -252,14 +265,14 @@ class Level(nnx.Module):
         """FLOPs of one example without the resampling."""
         return sum(layer.flops(positions) for layer in (*self.blocks, *self.attentions))
 
-    def block(self, index: int, x, embedding, key):
+    def block(self, index: int, x, embedding, key, beside=None):
         """Residual block and attention number `index`; with `remat`, the backward pass saves only its input."""
 
-        def apply(level, x, embedding, key):
-            x = level.blocks[index](x, embedding, key)
+        def apply(level, x, embedding, key, beside):
+            x = level.blocks[index](x, embedding, key, beside)
             return level.attentions[index](x) if level.attentions else x
 
-        return (nnx.remat(apply) if self.remat else apply)(self, x, embedding, key)
+        return (nnx.remat(apply) if self.remat else apply)(self, x, embedding, key, beside)
 
 
 class Middle(nnx.Module):
@@ -379,7 +392,7 @@ class UNet(nnx.Module):
         h = self.middle(h, embedding, next(keys), next(keys))
         for level in self.up:
             for j in range(len(level.blocks)):
-                h = level.block(j, jnp.concatenate([h, skips.pop()], axis=-1), embedding, next(keys))
+                h = level.block(j, h, embedding, next(keys), beside=skips.pop())
             if level.resample is not None:
                 h = level.resample(h)
         h = self.conv_out(nnx.silu(self.norm_out(h).astype(config.dtype)))

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -52,13 +53,12 @@ def test_high_res_latents_are_the_teachers_from_the_records_noise(reflow, pairs,
 
 
 def test_continues_with_the_same_bytes(reflow, pairs, run, tmp_path):
-    booster, info = Booster.load(run), DatasetInfo.read(pairs)
+    booster, info = Booster.load(run, devices=jax.devices()), DatasetInfo.read(pairs)  # the command's devices
     teacher, boost = teach(booster, info, Solver("euler", 2), draws=2, seed=9)
+    sizes = {"records_per_shard": 4, "batch_size": 3, "batch_multiple": booster.mesh.size}
 
     def make(boost, share):
-        return reflow_pairs(
-            info, teacher, boost, booster.first_stage, tmp_path / "out", records_per_shard=4, batch_size=3, **share
-        )
+        return reflow_pairs(info, teacher, boost, booster.first_stage, tmp_path / "out", **sizes, **share)
 
     def stops_after_two(low, records):
         if records[0] >= 8:
