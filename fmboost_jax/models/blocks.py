@@ -65,6 +65,18 @@ def conv(
     )
 
 
+def bias_apart(layer: nnx.Conv, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b H W d"], Float[Array, "1 d"]]:
+    """Return what a layer of `conv` computes without its bias, and the bias; a `GroupNorm` takes it as its `shift`.
+
+    Raises:
+        ValueError: a layer without a bias.
+    """
+    if layer.bias is None:
+        raise ValueError("expected a convolution with a bias")
+    x, kernel, bias = (array.astype(layer.dtype) for array in (x, layer.kernel[...], layer.bias[...]))
+    return layer.conv_general_dilated(x, kernel, layer.strides, layer.padding), bias[None].astype(jnp.float32)
+
+
 def linear(in_features: int, out_features: int, *, zero: bool = False, dtype, rngs: nnx.Rngs) -> nnx.Linear:
     """Return a linear layer on the last axis."""
     init = nnx.initializers.zeros if zero else uniform_fan_in(in_features)
@@ -90,7 +102,10 @@ class GroupNorm(nnx.Module):
         self.groups, self.epsilon = groups, epsilon
 
     def __call__(
-        self, x: Float[Array, "b h w c"], parts: Sequence[Float[Array, "b h w _"]] = ()
+        self,
+        x: Float[Array, "b h w c"],
+        parts: Sequence[Float[Array, "b h w _"]] = (),
+        shift: Float[Array, "#b c"] | None = None,
     ) -> Float[Array, "b h w c"]:
         """Normalise features of any float type; the result is float32.
 
@@ -98,36 +113,47 @@ class GroupNorm(nnx.Module):
             x: the features.
             parts: the maps of which `x` is the concatenation, where it is one. Their channels are summed before they
                 are concatenated, together with the operation that makes them. Default: (), none.
+            shift: float32 values to add to each channel before, such as the bias of a convolution that made `x`. They
+                change the statistics alone, so that no gradient of theirs is a sum over the map. Default: None.
         """
-        return self.fitted(x, parts=parts)(x)
+        return self.fitted(x, parts=parts, shift=shift)(x)
 
     def fitted(
-        self, x: Float[Array, "n h w c"], strips: int = 1, parts: Sequence[Float[Array, "n h w _"]] = ()
+        self,
+        x: Float[Array, "n h w c"],
+        strips: int = 1,
+        parts: Sequence[Float[Array, "n h w _"]] = (),
+        shift: Float[Array, "#n c"] | None = None,
     ) -> Callable[[Array], Array]:
         """Return the normalisation with the statistics of `x`, a function of any rows of the map.
 
         Args:
             x: features of any float type.
             strips: strips of an image on the batch axis, see `fmboost_jax.models.row_chunks`. Default: 1.
-            parts: as for a call.
+            parts, shift: as for a call.
         """
         maps = [part.astype(jnp.float32) for part in parts or (x,)]
-        mean, variance = (of_strips(values, strips) for values in self.statistics(maps, strips))
+        mean, variance = self.statistics(maps, strips, shift)
+        mean, variance = of_strips(mean if shift is None else mean - shift, strips), of_strips(variance, strips)
         factor, bias = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...], self.bias[...]
         return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
 
     def statistics(
-        self, maps: Sequence[Float[Array, "n h w _"]], strips: int
+        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#n c"] | None = None
     ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
         # Not by `jax.lax.platform_dependent`: a choice at lowering doubles the tracing, and CPUs then round otherwise.
         if jax.default_backend() == "gpu" and strips == 1:
-            mean, square = self._by_row(jnp.concatenate(maps, axis=-1))
+            x = jnp.concatenate(maps, axis=-1)
+            mean, square = self._by_row(x if shift is None else x + of_strips(shift, 1))
         else:
             mean, square = (
-                self._of_groups(jnp.concatenate([jnp.mean(power(x), axis=(1, 2)) for x in maps], axis=-1), strips)
+                jnp.concatenate([jnp.mean(power(x), axis=(1, 2)) for x in maps], axis=-1)
                 for power in (jnp.asarray, jnp.square)
             )
+            if shift is not None:
+                mean, square = mean + shift, square + shift * (2 * mean + shift)
+            mean, square = (self._of_groups(values, strips) for values in (mean, square))
         return mean, jnp.maximum(square - jnp.square(mean), 0)
 
     def _by_row(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:

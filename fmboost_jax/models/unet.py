@@ -18,7 +18,7 @@ from jaxtyping import Array, Float
 from fmboost_jax.configuration import from_mapping, require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError, shown
 from fmboost_jax.models.attention import SpatialAttention
-from fmboost_jax.models.blocks import GroupNorm, conv, linear, uniform_fan_in
+from fmboost_jax.models.blocks import GroupNorm, bias_apart, conv, linear, uniform_fan_in
 from fmboost_jax.models.convolution import upsample_nearest
 from fmboost_jax.models.parameters import abstract, kernel_flops
 
@@ -204,13 +204,13 @@ class ResBlock(nnx.Module):
         """
         parts = (x,) if beside is None else (x, beside)
         x = jnp.concatenate(parts, axis=-1)
-        h = self.conv1(nnx.silu(self.norm1(x, parts).astype(self.dtype)))
-        bias = self.embed(nnx.silu(embedding))[:, None, None, :]
+        h, bias = bias_apart(self.conv1, nnx.silu(self.norm1(x, parts).astype(self.dtype)))
+        embedded = self.embed(nnx.silu(embedding))
         if self.scale_shift:
-            scale, shift = jnp.split(bias, 2, axis=-1)
-            h = self.norm2(h) * (1 + scale) + shift
+            scale, shift = jnp.split(embedded[:, None, None, :], 2, axis=-1)
+            h = self.norm2(h, shift=bias) * (1 + scale) + shift
         else:
-            h = self.norm2(h + bias)
+            h = self.norm2(h, shift=bias + embedded)
         h = self.dropout(nnx.silu(h.astype(self.dtype)), deterministic=key is None, rngs=key)
         return self.conv2(h) + (x if self.skip is None else self.skip(x)).astype(self.dtype)
 

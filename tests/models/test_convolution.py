@@ -242,6 +242,42 @@ def test_group_norm_of_parts_is_that_of_their_concatenation(split, offset):
     np.testing.assert_allclose(norm(x, parts), norm(x), atol=1e-5)
 
 
+@given(batch=st.sampled_from([1, 3]), offset=st.sampled_from([0.0, 3.0]))
+@settings(max_examples=12, deadline=None)
+def test_a_shift_is_added_before_the_norm(batch, offset):
+    """Values and gradients; a shift of each image, or the same for all."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.standard_normal((3, 5, 4, 96), np.float32) + offset)
+    shift = jnp.asarray(generator.standard_normal((batch, 96), np.float32))
+    norm = GroupNorm(96)
+    ours, plain = (
+        _value_and_gradients(form, x, shift)
+        for form in (lambda x, shift: norm(x, shift=shift), lambda x, shift: norm(x + shift[:, None, None]))
+    )
+    for found, expected in zip(ours, plain, strict=True):
+        np.testing.assert_allclose(found, expected, atol=1e-4)
+
+
+def test_the_bias_before_a_norm_has_a_gradient_without_a_sum_over_the_map():
+    block = ResBlock(32, 64, 8, UNetConfig(model_channels=32), rngs=nnx.Rngs(0))
+    graph, parameters = nnx.split(block)
+    x, embedding = jnp.ones((1, 8, 8, 32)), jnp.ones((1, 8))
+
+    def sums(**held):
+        """Sums over maps of 64 channels in the gradient, without those of the parameters held constant."""
+
+        def loss(parameters, x):
+            kept = nnx.merge(graph, parameters)
+            for layer in held:
+                getattr(kept, layer).bias[...] = jax.lax.stop_gradient(getattr(kept, layer).bias[...])
+            return kept(x, embedding).sum()
+
+        text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(parameters, x).as_text()
+        return len(re.findall(r"stablehlo.reduce\(.*?dimensions = \[(?:0, )?1, 2\] : \(tensor<1x8x8x64x", text))
+
+    assert sums() == sums(conv1=True) == sums(conv2=True) + 1
+
+
 def test_a_skip_is_summed_before_it_is_concatenated():
     """Its sums are then those of the next block on the way down, which XLA computes once."""
     block = ResBlock(64, 32, 8, UNetConfig(model_channels=32), rngs=nnx.Rngs(0))
