@@ -218,6 +218,7 @@ def way_up(channels: int, gradient: bool = True, parts: bool = True):
 
 
 def _transposed_conv(x, kernel, strides, padding, **options):
+    """`upsample_conv` for TPUs with JAX's gradient; its 4×4 kernel is padded, not folded, which costs the same."""
     padding = [(2 * before, 2 * after) for before, after in padding]
     return direct(x, jnp.pad(kernel, [(0, 1), (0, 1), (0, 0), (0, 0)]), strides, padding, lhs_dilation=(2, 2))
 

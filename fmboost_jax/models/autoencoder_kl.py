@@ -116,11 +116,12 @@ class GroupNorm(blocks.GroupNorm):
         super().__init__(channels, groups=config.norm_groups, epsilon=NORM_EPS)
 
     def statistics(
-        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#n c"] | None = None
+        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#b c"] | None = None
     ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
         x = jnp.concatenate(maps, axis=-1)
-        x = x if shift is None else x + blocks.of_strips(shift, 1)
+        if shift is not None:
+            x += blocks.of_strips(jnp.broadcast_to(shift, (x.shape[0] // strips, x.shape[-1])), strips)
         mean = self._of_groups(jnp.mean(x, axis=(1, 2)), strips)
         centred = x - blocks.of_strips(mean, strips)
         return mean, self._of_groups(jnp.mean(jnp.square(centred), axis=(1, 2)), strips)

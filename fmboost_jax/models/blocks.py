@@ -123,7 +123,7 @@ class GroupNorm(nnx.Module):
         x: Float[Array, "n h w c"],
         strips: int = 1,
         parts: Sequence[Float[Array, "n h w _"]] = (),
-        shift: Float[Array, "#n c"] | None = None,
+        shift: Float[Array, "#b c"] | None = None,
     ) -> Callable[[Array], Array]:
         """Return the normalisation with the statistics of `x`, a function of any rows of the map.
 
@@ -139,7 +139,7 @@ class GroupNorm(nnx.Module):
         return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
 
     def statistics(
-        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#n c"] | None = None
+        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#b c"] | None = None
     ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
         """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
         # Not by `jax.lax.platform_dependent`: a choice at lowering doubles the tracing, and CPUs then round otherwise.

@@ -11,6 +11,7 @@ from flax import nnx
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fmboost_jax.models import autoencoder_kl
 from fmboost_jax.models.blocks import GroupNorm
 from fmboost_jax.models.convolution import (
     LARGE_MAP,
@@ -240,6 +241,17 @@ def test_group_norm_of_parts_is_that_of_their_concatenation(split, offset):
     norm = GroupNorm(96)
     parts = (x[..., :split], x[..., split:])
     np.testing.assert_allclose(norm(x, parts), norm(x), atol=1e-5)
+
+
+@pytest.mark.parametrize("shifts", [1, 2])
+def test_a_shift_is_added_before_the_autoencoders_norm(shifts):
+    """Two images, each in three strips on the batch axis."""
+    generator = np.random.default_rng(0)
+    x = jnp.asarray(generator.standard_normal((6, 5, 4, 64), np.float32))
+    shift = jnp.asarray(generator.standard_normal((shifts, 64), np.float32))
+    norm = autoencoder_kl.GroupNorm(64, autoencoder_kl.AutoencoderKLConfig(norm_groups=32))
+    shifted = x + jnp.repeat(jnp.broadcast_to(shift, (2, 64)), 3, axis=0)[:, None, None]
+    np.testing.assert_allclose(norm.fitted(x, 3, shift=shift)(x), norm.fitted(shifted, 3)(shifted), atol=1e-5)
 
 
 @given(batch=st.sampled_from([1, 3]), offset=st.sampled_from([0.0, 3.0]))
