@@ -7,7 +7,7 @@ chunks (`models/row_chunks.py`), the middle's attention in blocks of queries.
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from jaxtyping import Array, Float
 
 from fmboost_jax.configuration import require, require_at_least, require_at_most
 from fmboost_jax.errors import InputError
-from fmboost_jax.models import blocks, convolution
+from fmboost_jax.models import convolution
 from fmboost_jax.models.attention import attend
+from fmboost_jax.models.blocks import of_groups
 from fmboost_jax.models.parameters import kernel_flops
 from fmboost_jax.models.row_chunks import RowChunk, RowStrips, map_row_chunks, strips_of
 
@@ -109,22 +110,37 @@ class Conv(nnx.Module):
         return y + self.bias[...].astype(self.dtype)
 
 
-class GroupNorm(blocks.GroupNorm):
-    """Group normalisation with the variance in two passes, which is accurate for maps with a large mean."""
+class GroupNorm(nnx.Module):
+    """Group normalisation with the variance in two passes, which is accurate for maps with a large mean.
+
+    Statistics and result are float32.
+    """
 
     def __init__(self, channels: int, config: AutoencoderKLConfig):
-        super().__init__(channels, groups=config.norm_groups, epsilon=NORM_EPS)
+        self.scale = nnx.Param(jnp.ones(channels))
+        self.bias = nnx.Param(jnp.zeros(channels))
+        self.groups = config.norm_groups
 
-    def statistics(
-        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#b c"] | None = None
-    ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-        """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
-        x = jnp.concatenate(maps, axis=-1)
-        if shift is not None:
-            x += blocks.of_strips(jnp.broadcast_to(shift, (x.shape[0] // strips, x.shape[-1])), strips)
-        mean = self._of_groups(jnp.mean(x, axis=(1, 2)), strips)
-        centred = x - blocks.of_strips(mean, strips)
-        return mean, self._of_groups(jnp.mean(jnp.square(centred), axis=(1, 2)), strips)
+    def fitted(self, x: Float[Array, "n h w c"], strips: int = 1) -> Callable[[Array], Array]:
+        """Return the normalisation with the statistics of `x`, a function of any rows of the map.
+
+        Args:
+            x: features of any float type.
+            strips: strips of an image on the batch axis, see `fmboost_jax.models.row_chunks`; 0 for row chunks,
+                which have none. Default: 1.
+        """
+        strips, x = max(strips, 1), x.astype(jnp.float32)
+        mean = self._mean(x, strips)
+        variance = self._mean(jnp.square(x - mean), strips)
+        factor, bias = jax.lax.rsqrt(variance + NORM_EPS) * self.scale[...], self.bias[...]
+        return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
+
+    def _mean(self, x: Float[Array, "n h w c"], strips: int) -> Float[Array, "n 1 1 c"]:
+        """Return the mean over each channel's group in its whole image."""
+        values = jnp.mean(x, axis=(1, 2))
+        values = jnp.mean(values.reshape(-1, strips, values.shape[-1]), axis=1) if strips > 1 else values
+        values = of_groups(values, self.groups)
+        return (jnp.repeat(values, strips, axis=0) if strips > 1 else values)[:, None, None]
 
 
 class ResBlock(nnx.Module):

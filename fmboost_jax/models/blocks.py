@@ -3,7 +3,7 @@
 Arrays are NHWC; parameters float32; `dtype` is that of convolutions and matrix products.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -116,61 +116,41 @@ class GroupNorm(nnx.Module):
             shift: float32 values to add to each channel before, such as the bias of a convolution that made `x`. They
                 change the statistics alone, so that no gradient of theirs is a sum over the map. Default: None.
         """
-        return self.fitted(x, parts=parts, shift=shift)(x)
-
-    def fitted(
-        self,
-        x: Float[Array, "n h w c"],
-        strips: int = 1,
-        parts: Sequence[Float[Array, "n h w _"]] = (),
-        shift: Float[Array, "#b c"] | None = None,
-    ) -> Callable[[Array], Array]:
-        """Return the normalisation with the statistics of `x`, a function of any rows of the map.
-
-        Args:
-            x: features of any float type.
-            strips: strips of an image on the batch axis, see `fmboost_jax.models.row_chunks`. Default: 1.
-            parts, shift: as for a call.
-        """
         maps = [part.astype(jnp.float32) for part in parts or (x,)]
-        mean, variance = self.statistics(maps, strips, shift)
-        mean, variance = of_strips(mean if shift is None else mean - shift, strips), of_strips(variance, strips)
-        factor, bias = jax.lax.rsqrt(variance + self.epsilon) * self.scale[...], self.bias[...]
-        return lambda rows: (rows.astype(jnp.float32) - mean) * factor + bias
-
-    def statistics(
-        self, maps: Sequence[Float[Array, "n h w _"]], strips: int, shift: Float[Array, "#b c"] | None = None
-    ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-        """Return mean and variance of each channel's group; the channels are those of all maps, in order."""
         # Not by `jax.lax.platform_dependent`: a choice at lowering doubles the tracing, and CPUs then round otherwise.
-        if jax.default_backend() == "gpu" and strips == 1:
-            x = jnp.concatenate(maps, axis=-1)
-            mean, square = self._by_row(x if shift is None else x + of_strips(shift, 1))
-        else:
-            mean, square = (
-                jnp.concatenate([jnp.mean(power(x), axis=(1, 2)) for x in maps], axis=-1)
-                for power in (jnp.asarray, jnp.square)
-            )
-            if shift is not None:
-                mean, square = mean + shift, square + shift * (2 * mean + shift)
-            mean, square = (self._of_groups(values, strips) for values in (mean, square))
-        return mean, jnp.maximum(square - jnp.square(mean), 0)
+        moments = self._moments_by_row if jax.default_backend() == "gpu" else self._moments
+        mean, square = moments(maps, shift)
+        variance = jnp.maximum(square - jnp.square(mean), 0)
+        mean = mean if shift is None else mean - shift
+        factor = jax.lax.rsqrt(variance + self.epsilon)[:, None, None] * self.scale[...]
+        return (x.astype(jnp.float32) - mean[:, None, None]) * factor + self.bias[...]
 
-    def _by_row(self, x: Float[Array, "b h w c"]) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
-        """Return mean and mean square of each channel's group; the barrier keeps XLA from merging the two sums."""
+    def _moments(
+        self, maps: Sequence[Float[Array, "b h w _"]], shift: Float[Array, "#b c"] | None
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return mean and mean square of each channel's group; the channels are those of all maps, in order."""
+        mean, square = (
+            jnp.concatenate([jnp.mean(power(x), axis=(1, 2)) for x in maps], axis=-1)
+            for power in (jnp.asarray, jnp.square)
+        )
+        if shift is not None:
+            mean, square = mean + shift, square + shift * (2 * mean + shift)
+        return of_groups(mean, self.groups), of_groups(square, self.groups)
+
+    def _moments_by_row(
+        self, maps: Sequence[Float[Array, "b h w _"]], shift: Float[Array, "#b c"] | None
+    ) -> tuple[Float[Array, "b c"], Float[Array, "b c"]]:
+        """Return the same, summed row by row; the barrier keeps XLA from merging the two sums."""
+        x = jnp.concatenate(maps, axis=-1)
+        x = x if shift is None else x + shift[:, None, None]
         size = x.shape[-1] // self.groups
         rows = jnp.stack(jax.lax.optimization_barrier([jnp.mean(values, axis=2) for values in (x, jnp.square(x))]))
         grouped = jnp.mean(rows.reshape(*rows.shape[:3], self.groups, size), axis=(2, 4))
         mean, square = jnp.repeat(grouped, size, axis=-1)
         return mean, square
 
-    def _of_groups(self, values: Float[Array, "n c"], strips: int) -> Float[Array, "b c"]:
-        """Replace every channel's value by the mean of its group in the whole image."""
-        values = jnp.mean(values.reshape(-1, strips, values.shape[-1]), axis=1) if strips > 1 else values
-        grouped = values.reshape(values.shape[0], self.groups, -1)
-        return jnp.broadcast_to(jnp.mean(grouped, axis=-1, keepdims=True), grouped.shape).reshape(values.shape)
 
-
-def of_strips(values: Float[Array, "b c"], strips: int) -> Float[Array, "n 1 1 c"]:
-    """Values of images → values of their strips."""
-    return (jnp.repeat(values, strips, axis=0) if strips > 1 else values)[:, None, None]
+def of_groups(values: Float[Array, "b c"], groups: int) -> Float[Array, "b c"]:
+    """Replace each channel's value by the mean of its group."""
+    grouped = values.reshape(values.shape[0], groups, -1)
+    return jnp.broadcast_to(jnp.mean(grouped, axis=-1, keepdims=True), grouped.shape).reshape(values.shape)
