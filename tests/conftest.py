@@ -13,11 +13,8 @@ from collections.abc import Callable
 os.environ.setdefault("JAX_PLATFORMS", "cpu")  # libtpu, installed to plan with, would look for TPUs
 # LLVM's optimisations take half of a compilation, MLIR's fusion emitters half of the rest; small networks gain nothing
 # by them. XLA's own passes all run. A program is one LLVM module: 32 for several threads take a third longer.
-COMPILER_FLAGS = " ".join(
-    (
-        *("--xla_backend_optimization_level=0", "--xla_cpu_use_fusion_emitters=false"),
-        "--xla_cpu_parallel_codegen_split_count=1",
-    )
+COMPILER_FLAGS = (
+    "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
 )
 os.environ["XLA_FLAGS"] = " ".join(
     (os.environ.get("XLA_FLAGS", ""), "--xla_force_host_platform_device_count=8", COMPILER_FLAGS)
